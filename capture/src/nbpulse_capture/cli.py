@@ -1,0 +1,270 @@
+"""`nbpulse-capture join | status | leave | what-is-recorded`: what a student types, at most once a term."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sqlite3
+import sys
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from nbpulse_capture import __version__
+from nbpulse_capture.execution import format_time
+from nbpulse_capture.membership import (
+    Membership,
+    MembershipFile,
+    forget_membership,
+    get_outbox_file,
+    write_membership,
+)
+from nbpulse_capture.messages import get_text
+from nbpulse_capture.outbox import Outbox
+from nbpulse_capture.sender import describe_problem
+from nbpulse_capture.wire import UnreachableError, Wire
+
+
+class RefusedError(Exception):
+    """Something the student has to be told; carries the code and the facts of its text."""
+
+    def __init__(self, code: str, **facts: object) -> None:
+        super().__init__(code)
+        self.text = get_text(code, **facts)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when it did what it says, 1 with one line on stderr when not."""
+    try:
+        arguments = _build_parser().parse_args(argv)
+        return int(arguments.action(arguments))
+    except RefusedError as refusal:
+        sys.stderr.write(refusal.text + "\n")
+        return 1
+    except (OSError, sqlite3.Error) as error:
+        sys.stderr.write(get_text("NB-7006", reason=error) + "\n")
+        return 1
+    except (EOFError, KeyboardInterrupt):
+        return 1
+    except SystemExit as stop:  # argparse has said what is wrong; a notebook's magic must not end the kernel
+        return int(stop.code or 0)
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nbpulse-capture",
+        description="Tells your class which cells you run. / 授業にセルの実行を知らせます。",
+        epilog="examples:\n  nbpulse-capture join http://10.0.0.5:8888 ABCD-EFGH --name 花子\n"
+        "  nbpulse-capture status --json\n  nbpulse-capture leave",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    join = commands.add_parser("join", help="join a class / 授業に参加する")
+    join.add_argument("url", nargs="?", metavar="ADDRESS")
+    join.add_argument("code", nargs="?", metavar="CODE")
+    join.add_argument("--name", help="your name as your teacher knows it / 名前")
+    join.add_argument("--student-number", help="学籍番号")
+    join.add_argument("--resume-code", help="the code another computer showed when it joined / 再参加コード")
+    join.set_defaults(action=join_class)
+    status = commands.add_parser("status", help="joined to what, what waits, what went wrong / 状態を見る")
+    status.add_argument("--json", action="store_true")
+    status.set_defaults(action=show_status)
+    leave = commands.add_parser("leave", help="stop recording and erase what is here / 退出する")
+    leave.set_defaults(action=leave_class)
+    recorded = commands.add_parser("what-is-recorded", help="the last events as sent / 記録された内容を見る")
+    recorded.add_argument("--last", type=int, default=20, metavar="N")
+    recorded.set_defaults(action=show_recorded)
+    return parser
+
+
+def join_class(arguments: argparse.Namespace) -> int:
+    """POST /api/v1/join, keep the token, say what is recorded. Asks for what is missing."""
+    asks = sys.stdin is not None and sys.stdin.isatty()
+    url = _clean_url(_ask(arguments.url, "ask_url", asks=True))
+    code = _ask(arguments.code, "ask_code", asks=True)
+    name = _ask(arguments.name, "ask_name", asks=True)
+    number = arguments.student_number
+    if number is None and asks and arguments.name is None:
+        number = input(get_text("ask_number")).strip()
+    asked = {"join_code": code, "display_name": name}
+    asked |= {"student_number": number} if number else {}
+    asked |= {"resume_code": arguments.resume_code} if arguments.resume_code else {}
+    membership = _request_membership(url, asked)
+    write_membership(membership)
+    course = membership.course_title or membership.course_id
+    lines = [get_text("joined", course=course, name=name)]
+    if membership.resume_code:
+        lines.append(get_text("resume_code", code=membership.resume_code))
+    lines += [get_text("notice"), get_text("already_running")]
+    _say("\n".join(lines))
+    return 0
+
+
+def _request_membership(url: str, asked: dict[str, str]) -> Membership:
+    wire = Wire(url)
+    try:
+        answer = wire.post("/api/v1/join", asked)
+    except UnreachableError as error:
+        raise RefusedError("NB-7003", url=url, reason=error) from error
+    finally:
+        wire.close()
+    content = answer.content
+    if not isinstance(content, dict):
+        raise RefusedError("NB-7005", url=url)
+    if answer.status not in {200, 201}:
+        if "code" not in content and "title" not in content:
+            raise RefusedError("NB-7005", url=url)
+        raise RefusedError("NB-7004", reason=describe_problem(content))
+    if not isinstance(content.get("token"), str):
+        raise RefusedError("NB-7005", url=url)
+    names = ("token", "user_id", "course_id", "course_title", "username", "resume_code")
+    return Membership(
+        url=url,
+        display_name=asked["display_name"],
+        joined_at=format_time(),
+        **{name: str(content.get(name) or "") for name in names},
+    )
+
+
+def show_status(arguments: argparse.Namespace) -> int:
+    """Joined to what, how many wait, what went wrong. Exit 1: somebody has to act."""
+    status = describe_status()
+    if arguments.json:
+        _say(json.dumps(status, ensure_ascii=False))
+    elif not status["joined"]:
+        _say(get_text("NB-7001"))
+    else:
+        _say(format_status(status))
+    return 0 if status["joined"] and not status["refused"] else 1
+
+
+def describe_status() -> dict[str, Any]:
+    """Everything `status --json` prints."""
+    membership = MembershipFile().read()
+    notes: dict[str, Any] = {}
+    counts = {"waiting": 0, "set_aside": 0}
+    set_aside: list[dict[str, Any]] = []
+    if membership is not None and get_outbox_file().exists():
+        outbox = Outbox(get_outbox_file())
+        try:
+            notes = outbox.read_notes()
+            counts = outbox.count_events(membership.account)
+            set_aside = [
+                {"event_id": event["event_id"], "event_type": event["event_type"], "reason": reason}
+                for state, event, reason in outbox.read_last_events(1000)
+                if state == "set_aside"
+            ][-20:]
+        finally:
+            outbox.close()
+    return {
+        "joined": membership is not None,
+        "url": membership.url if membership else None,
+        "course_id": membership.course_id if membership else None,
+        "course_title": membership.course_title if membership else None,
+        "display_name": membership.display_name if membership else None,
+        **counts,
+        "dropped": notes.get("dropped", 0) + _get_recorder_facts()[1],
+        "last_success_at": notes.get("last_success_at"),
+        "last_error": notes.get("last_error"),
+        "refused": notes.get("refused"),
+        "refused_events": set_aside,
+        "faults": _get_recorder_facts()[0],
+    }
+
+
+def format_status(status: dict[str, Any]) -> str:
+    """The same for people."""
+    course = status["course_title"] or status["course_id"] or "-"
+    error = status["last_error"]
+    lines = [
+        get_text("status_joined", course=course, name=status["display_name"] or "-", url=status["url"]),
+        get_text(
+            "status_counts",
+            waiting=status["waiting"],
+            set_aside=status["set_aside"],
+            dropped=status["dropped"],
+        ),
+        get_text(
+            "status_times",
+            last_success=status["last_success_at"] or get_text("never"),
+            last_error=f"{error['at']} {error['what']}" if error else get_text("none"),
+        ),
+    ]
+    if status["refused"]:
+        lines.append(get_text("NB-7011"))
+    if status["set_aside"]:
+        lines.append(get_text("NB-7013"))
+        lines += [f"  {e['event_type']} {e['event_id']}: {e['reason']}" for e in status["refused_events"]]
+    return "\n".join(lines + [f"  {fault}" for fault in status["faults"]])
+
+
+def leave_class(_arguments: argparse.Namespace) -> int:
+    """Forget the token, erase this account's events. Running kernels stop recording at their next run."""
+    membership = MembershipFile().read()
+    if membership is None:
+        raise RefusedError("NB-7001")
+    forget_membership()
+    waiting_count = 0
+    if get_outbox_file().exists():
+        outbox = Outbox(get_outbox_file())
+        try:
+            waiting_count = outbox.erase_account(membership.account)
+        finally:
+            outbox.close()
+    _say(get_text("left", course=membership.course_title or membership.course_id, waiting=waiting_count))
+    return 0
+
+
+def show_recorded(arguments: argparse.Namespace) -> int:
+    """The last events, one JSON object a line, exactly as sent; `#` lines say what became of each."""
+    events: list[tuple[str, dict[str, Any], str | None]] = []
+    if get_outbox_file().exists():
+        outbox = Outbox(get_outbox_file())
+        try:
+            events = outbox.read_last_events(arguments.last)
+        finally:
+            outbox.close()
+    if not events:
+        _say(get_text("recorded_none"))
+    for state, event, reason in events:
+        _say(f"# {state} {reason or ''}".rstrip())
+        _say(json.dumps(event, ensure_ascii=False))
+    return 0
+
+
+def _get_recorder_facts() -> tuple[list[str], int]:
+    """Our own faults and the events lost for want of memory, when asked from inside a kernel."""
+    module = sys.modules.get("nbpulse_capture.kernel")
+    recorder = module.get_recorder() if module else None
+    if recorder is None:
+        return [], 0
+    faults = [*recorder.faults, *([recorder.sender.fault] if recorder.sender.fault else [])]
+    return faults, recorder.dropped_count
+
+
+def _ask(given: str | None, question: str, *, asks: bool) -> str:
+    answer = (given or (input(get_text(question)) if asks else "")).strip()
+    if not answer:
+        raise RefusedError("NB-7007")
+    return answer
+
+
+def _clean_url(text: str) -> str:
+    """The server's root, whatever part of the board's address was copied."""
+    parts = urlsplit(text if "://" in text else f"http://{text}")
+    try:
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise RefusedError("NB-7002", url=text)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _say(text: str) -> None:
+    try:
+        sys.stdout.write(text + "\n")
+    except UnicodeEncodeError:  # a console that has no Japanese
+        encoding = sys.stdout.encoding or "ascii"
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")

@@ -1,0 +1,181 @@
+"""One run of a cell, put into the words of the wire: describe_start(), describe_execution().
+
+The collection level is "metadata only": no source and no output. A traceback therefore names files, lines
+and functions but quotes no line of code, and paths are cut to their last two parts. Everything is bounded:
+an endless recursion with thousands of frames costs and sends no more than twenty.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import PurePath
+from typing import Any, Protocol
+
+MESSAGE_CAP_CHARS = 2_000
+TRACEBACK_CAP_CHARS = 6_000
+FRAMES_EACH_END = 10
+
+CellNamer = Callable[[str], int | None]
+
+
+class ExecutionResult(Protocol):
+    """What IPython hands to `post_run_cell`; only what is read here."""
+
+    execution_count: int | None
+    error_before_exec: BaseException | None
+    error_in_exec: BaseException | None
+    info: Any
+
+
+@dataclass(slots=True)
+class Run:
+    """A run that has started and not ended."""
+
+    kernel_id: uuid.UUID
+    msg_id: str
+    common: dict[str, Any]
+    started_at_s: float = 0.0
+    depth: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended."""
+
+    status: str
+    error: dict[str, str] = field(default_factory=dict)
+
+
+def make_event_id(kernel_id: uuid.UUID, msg_id: str, phase: str) -> str:
+    """The same run gets the same id from whoever observes it: uuid5(kernel_id, msg_id, phase)."""
+    return str(uuid.uuid5(kernel_id, f"{msg_id}:{phase}"))
+
+
+def format_time(moment: datetime | None = None) -> str:
+    """UTC with milliseconds, as the wire wants it."""
+    return (moment or datetime.now(UTC)).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+def describe_event(event_type: str, common: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """The envelope; a random id unless `common` brings one."""
+    return {
+        "schema_version": 1,
+        "event_id": common.get("event_id") or str(uuid.uuid4()),
+        "event_type": event_type,
+        "occurred_at": format_time(),
+        **common,
+        "data": dict(data),
+    }
+
+
+def describe_start(run: Run) -> dict[str, Any]:
+    """The event `cell_execution_start`."""
+    event_id = make_event_id(run.kernel_id, run.msg_id, "start")
+    return describe_event("cell_execution_start", run.common | {"event_id": event_id}, {})
+
+
+def describe_execution(
+    run: Run,
+    result: ExecutionResult | None,
+    *,
+    duration_ms: float,
+    propagating: BaseException | None = None,
+    display_error: BaseException | None = None,
+    name_cell: CellNamer = lambda _: None,
+) -> dict[str, Any]:
+    """
+    The event `cell_execution`.
+
+    `result` is None when IPython had none to give: the run was cancelled, by `propagating` or an interrupt.
+    """
+    outcome = judge_result(result, propagating, display_error, name_cell)
+    data: dict[str, Any] = {
+        "status": outcome.status,
+        "execution_duration_ms": round(duration_ms, 3),
+        "has_error": outcome.status == "error",
+        **outcome.error,
+    }
+    if result is not None and result.execution_count is not None:
+        data["execution_count"] = result.execution_count
+    event_id = make_event_id(run.kernel_id, run.msg_id, "end")
+    return describe_event("cell_execution", run.common | {"event_id": event_id}, data)
+
+
+def judge_result(
+    result: ExecutionResult | None,
+    propagating: BaseException | None,
+    display_error: BaseException | None,
+    name_cell: CellNamer,
+) -> Outcome:
+    """ok, error or interrupted, and what is to be said of the error."""
+    if result is None:
+        if isinstance(propagating, Exception):
+            return Outcome("error", describe_error(propagating, "runtime", name_cell))
+        return Outcome("interrupted")
+    if result.error_before_exec is not None:
+        return Outcome("error", describe_error(result.error_before_exec, "compile", name_cell))
+    error = result.error_in_exec or display_error
+    if error is None:
+        return Outcome("ok")
+    if isinstance(error, KeyboardInterrupt | asyncio.CancelledError):
+        return Outcome("interrupted")
+    return Outcome("error", describe_error(error, "runtime", name_cell))
+
+
+def describe_error(error: BaseException, phase: str, name_cell: CellNamer) -> dict[str, str]:
+    """Name, message, traceback without source, and whether Python had begun to run the cell."""
+    try:
+        message = f"{error.msg} (line {error.lineno})" if isinstance(error, SyntaxError) else str(error)
+    except BaseException:  # noqa: BLE001 - a student's own __str__ may do anything
+        message = "(the error's own text could not be made)"
+    described = {
+        "error_name": clean_text(type(error).__name__, 200),
+        "error_message": clean_text(message, MESSAGE_CAP_CHARS),
+        "phase": phase,
+    }
+    if trace := clean_text("\n".join(describe_frames(error, name_cell)), TRACEBACK_CAP_CHARS):
+        described["traceback"] = trace
+    return described
+
+
+def describe_frames(error: BaseException, name_cell: CellNamer) -> list[str]:
+    """One line a frame, the outermost and innermost ten; IPython's own frames are left out."""
+
+    def walk() -> Any:
+        step = error.__traceback__
+        while step is not None:
+            file = step.tb_frame.f_code.co_filename
+            if "IPython" not in file:
+                yield file, step.tb_lineno, step.tb_frame.f_code.co_name
+            step = step.tb_next
+
+    frames = walk()
+    first = list(islice(frames, FRAMES_EACH_END))
+    last: deque[Any] = deque(maxlen=FRAMES_EACH_END)
+    rest_count = 0
+    for frame in frames:
+        last.append(frame)
+        rest_count += 1
+    lines = [_describe_frame(frame, name_cell) for frame in first]
+    if rest_count > FRAMES_EACH_END:
+        lines.append(f"({rest_count - FRAMES_EACH_END} more)")
+    return lines + [_describe_frame(frame, name_cell) for frame in last]
+
+
+def _describe_frame(frame: tuple[str, int, str], name_cell: CellNamer) -> str:
+    file, line, function = frame
+    count = name_cell(file)
+    where = f"Cell In[{count}]" if count is not None else "/".join(PurePath(file).parts[-2:])
+    return f"{where}, line {line}, in {function}"
+
+
+def clean_text(text: str, cap_chars: int) -> str:
+    """Text that any JSON reader and database takes: no NUL, no lone surrogate, at most `cap_chars`."""
+    text = text if len(text) <= cap_chars else text[: cap_chars - 1] + "…"
+    return text.replace("\x00", "�").encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,116 @@
+"""Which class this computer's student has joined, and where the files of capture lie.
+
+Nothing is recorded before somebody has joined. The token is kept in a file that only its owner may read,
+and never leaves it except in the Authorization header of a request to the class's own server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Membership:
+    """One student's place in one course, and the token that speaks for the student."""
+
+    url: str
+    token: str
+    user_id: str = ""
+    course_id: str = ""
+    course_title: str = ""
+    display_name: str = ""
+    username: str = ""
+    resume_code: str = ""
+    joined_at: str = ""
+
+    @cached_property
+    def account(self) -> str:
+        """Names this place in the outbox, so that one student's waiting events never go out as another's."""
+        who = f"{self.user_id} {self.course_id}" if self.user_id else self.token
+        return hashlib.sha256(f"{self.url} {who}".encode()).hexdigest()[:16]
+
+
+def get_config_dir() -> Path:
+    """Where the token is kept."""
+    if given := os.environ.get("NBPULSE_CAPTURE_CONFIG"):
+        return Path(given)
+    if sys.platform == "win32":
+        return Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming") / "nbpulse-capture"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "nbpulse-capture"
+
+
+def get_data_dir() -> Path:
+    """Where the outbox lies."""
+    if given := os.environ.get("NBPULSE_CAPTURE_DIR"):
+        return Path(given)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "nbpulse-capture"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "nbpulse-capture"
+
+
+def get_outbox_file() -> Path:
+    """One outbox for all kernels of one user of this machine."""
+    return get_data_dir() / "outbox.sqlite3"
+
+
+def make_private_dir(path: Path) -> None:
+    """Make a directory that only its owner can enter (where the file system knows modes)."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def write_membership(membership: Membership) -> Path:
+    """Remember the place in the class; the file appears whole or not at all, readable by its owner only."""
+    make_private_dir(get_config_dir())
+    path = get_config_dir() / "membership.json"
+    draft = path.with_name(f"membership.{os.getpid()}.tmp")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(asdict(membership), file, ensure_ascii=False, indent=1)
+    draft.replace(path)
+    return path
+
+
+def forget_membership() -> None:
+    """Remove the token from this computer."""
+    (get_config_dir() / "membership.json").unlink(missing_ok=True)
+
+
+class MembershipFile:
+    """The membership as it is now: a running kernel notices a join or a leave at its next run."""
+
+    def __init__(self) -> None:
+        self._path = get_config_dir() / "membership.json"
+        self._stamp: tuple[int, int] | None = None
+        self._membership: Membership | None = None
+        url, token = os.environ.get("NBPULSE_CAPTURE_URL"), os.environ.get("NBPULSE_CAPTURE_TOKEN")
+        self._given = Membership(url=url.rstrip("/"), token=token) if url and token else None
+
+    def read(self) -> Membership | None:
+        """The current membership, or None. Costs one `stat` while nothing changes (about 2 us)."""
+        if self._given is not None:
+            return self._given
+        try:
+            found = self._path.stat()
+        except OSError:
+            self._stamp = self._membership = None
+            return None
+        stamp = (found.st_mtime_ns, found.st_size)
+        if stamp != self._stamp:
+            self._membership = _load(self._path)
+            self._stamp = stamp
+        return self._membership
+
+
+def _load(path: Path) -> Membership | None:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        known = {field.name for field in fields(Membership)}
+        return Membership(**{name: str(value) for name, value in values.items() if name in known})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None  # a file damaged by hand counts as "not joined", which `status` says

@@ -1,0 +1,34 @@
+"""Every text a student can meet in the terminal or in `%nbpulse`; messages.json holds both languages.
+
+Errors have a stable code NB-70xx, say what happened and what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import locale
+import os
+from functools import cache
+from importlib import resources
+
+
+@cache
+def load_texts() -> dict[str, dict[str, str]]:
+    """Every text by key, then by language."""
+    raw = resources.files("nbpulse_capture").joinpath("messages.json").read_text(encoding="utf-8")
+    texts: dict[str, dict[str, str]] = json.loads(raw)
+    return texts
+
+
+def get_language() -> str:
+    """`ja` or `en`, by LC_ALL, LC_MESSAGES, LANG, else the system's own setting."""
+    for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
+        if value := os.environ.get(name):
+            return "ja" if value.lower().startswith("ja") else "en"
+    return "ja" if (locale.getlocale()[0] or "").lower().startswith("ja") else "en"
+
+
+def get_text(key: str, **facts: object) -> str:
+    """The text in the student's language; an error's text begins with its code."""
+    text = load_texts()[key][get_language()].format(**facts)
+    return f"{key}: {text}" if key.startswith("NB-") else text

@@ -1,0 +1,292 @@
+"""The thread that carries events from the outbox to the server: Sender.send_batch().
+
+Promises: an event leaves the outbox only on the server's word; the same ids are sent until then. No answer,
+429, 503 and any answer that is not our server's: keep, back off with full jitter and honour Retry-After.
+401 and 403: stop until the student joins again. Other refusals: set aside with the reason, without harming
+the neighbours.
+
+Pace: the first event of a quiet time goes at once, and so do the next few; a storm of runs is sent in at
+most four batches a second, which is as fast as the teacher's board moves. `presence` is sent every 20 s and
+never stored: it means "now" or nothing.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nbpulse_capture.execution import format_time
+from nbpulse_capture.membership import Membership, MembershipFile
+from nbpulse_capture.notebook import NotebookShelf
+from nbpulse_capture.outbox import Outbox, Row, Verdict
+from nbpulse_capture.wire import Answer, UnreachableError, Wire
+
+LINGER_S = 0.015
+BATCH_LIMIT = 100
+BATCH_CAP_BYTES = 800_000
+PRESENCE_EVERY_S = 20.0
+SENDS_AT_ONCE, SENDS_PER_S = 8.0, 4.0
+BACKOFF_FIRST_S, BACKOFF_CAP_S, BACKOFF_CAP_EARLY_S, EARLY_S = 0.5, 300.0, 5.0, 120.0
+
+Event = dict[str, Any]
+Spilled = tuple[Event, str, str | None]
+
+
+class Sender(threading.Thread):
+    """One per kernel; several share the outbox by leases."""
+
+    def __init__(
+        self,
+        outbox_file: Path,
+        membership_file: MembershipFile,
+        *,
+        describe_presence: Callable[[], Event | None] = lambda: None,
+        spill: deque[Spilled] | None = None,
+        settle_s: float = 0.0,
+    ) -> None:
+        super().__init__(name="nbpulse-capture", daemon=True)
+        self._outbox_file = outbox_file
+        self._membership_file = membership_file
+        self._describe_presence = describe_presence
+        self._spill: deque[Spilled] = deque() if spill is None else spill
+        self._settle_s = settle_s
+        self._wakeup = threading.Event()
+        self._stop_at: float | None = None
+        self._wire: Wire | None = None
+        self._outbox: Outbox | None = None
+        self._shelf = NotebookShelf()
+        self._backoff = Backoff()
+        self._tokens, self._tokens_at = SENDS_AT_ONCE, time.monotonic()
+        self._presence_at = float("-inf")
+        self._refused_account: str | None = None
+        self.fault = ""
+
+    def wake(self) -> None:
+        """There is something to send."""
+        if not self._wakeup.is_set():
+            self._wakeup.set()
+
+    def stop(self, within_s: float) -> None:
+        """Send what waits, for at most `within_s`, then end."""
+        self._stop_at = time.monotonic() + within_s
+        self._wakeup.set()
+        if self.is_alive():
+            self.join(within_s + 0.2)
+
+    def run(self) -> None:
+        """Until stop(): at each event and each tick, send. Our own faults are noted, never printed."""
+        if self._stop_at is None and self._wakeup.wait(self._settle_s):  # the kernel first finishes starting
+            self._linger()
+        while True:
+            in_haste = self._wakeup.is_set()
+            self._wakeup.clear()
+            try:
+                more = self._take_turn(in_haste=in_haste)
+            except Exception as error:  # noqa: BLE001 - a thread that dies of a full disk would send nothing again
+                self.fault, more = f"{type(error).__name__}: {error}", False
+                self._backoff.fail(time.monotonic(), None)
+            if self._stop_at is not None and (not more or time.monotonic() >= self._stop_at):
+                break
+            if more:
+                continue
+            if self._wakeup.wait(self._backoff.get_wait_s(time.monotonic()) or PRESENCE_EVERY_S / 4):
+                self._linger()
+        if self._wire:
+            self._wire.close()
+        if self._outbox:
+            self._outbox.close()
+
+    def _linger(self) -> None:
+        """Let a short run end before we take the interpreter's lock: its start and end then go together."""
+        if self._stop_at is None:
+            time.sleep(LINGER_S)
+
+    def _take_turn(self, *, in_haste: bool) -> bool:
+        """True when there may be more to send at once."""
+        membership = self._membership_file.read()
+        now = time.monotonic()
+        if membership is None or membership.token == self._refused_account:
+            return False
+        if not self._backoff.is_over(now, in_haste=in_haste):
+            return False
+        if self._outbox is None:
+            self._outbox = Outbox(self._outbox_file)
+        self._outbox.trim()
+        self._store_spill(self._outbox)
+        self._outbox.checkpoint()
+        return self.send_batch(self._outbox, membership)
+
+    def send_batch(self, outbox: Outbox, membership: Membership) -> bool:
+        """Send one batch if anything waits; True when it went well and there may be more."""
+        rows = outbox.take_batch(membership.account, BATCH_LIMIT)
+        rows = self._keep_to_size(outbox, rows)
+        presence = self._take_presence()
+        if not rows and presence is None:
+            return False
+        rows = [self._look_up_place(row) for row in rows]
+        self._wait_for_token()
+        events = [row.event for row in rows] + ([presence] if presence else [])
+        try:
+            answer = self._get_wire(membership.url).post("/api/v1/events", events, token=membership.token)
+        except UnreachableError as error:
+            self._keep(outbox, rows, f"NB-7010 {error}", None)
+            return False
+        return self._act_on(outbox, membership, rows, answer) and bool(rows)
+
+    def _act_on(self, outbox: Outbox, membership: Membership, rows: list[Row], answer: Answer) -> bool:
+        """The one place that says what each answer means for the events that were sent."""
+        verdicts = read_verdicts(answer)
+        if answer.status in {202, 422} and verdicts is not None:
+            if forgotten := outbox.settle(rows, verdicts, last_success_at=format_time(), refused=None):
+                outbox.release(forgotten)
+            self._backoff.succeed()
+            return True
+        told = f"HTTP {answer.status} {describe_problem(answer.content)}"
+        if answer.status in {401, 403}:
+            self._refused_account = membership.token
+            self._keep(outbox, rows, f"NB-7011 {told}", None, refused=f"NB-7011 {told}")
+            return False
+        if answer.status in {400, 413, 415, 422}:
+            return self._isolate(outbox, membership, rows, told)
+        self._keep(outbox, rows, f"NB-7012 {told}", answer.retry_after_s)
+        return False
+
+    def _isolate(self, outbox: Outbox, membership: Membership, rows: list[Row], told: str) -> bool:
+        """The whole batch was refused: halve it until the one that cannot be taken stands alone."""
+        if len(rows) <= 1:
+            verdicts = [Verdict(row.event["event_id"], "rejected", told) for row in rows]
+            outbox.settle(rows, verdicts, last_error=note_error(f"NB-7013 {told}"))
+            return True
+        middle = len(rows) // 2
+        for half in (rows[:middle], rows[middle:]):
+            self._wait_for_token()
+            try:
+                events = [row.event for row in half]
+                answer = self._get_wire(membership.url).post("/api/v1/events", events, token=membership.token)
+            except UnreachableError as error:
+                self._keep(outbox, half, f"NB-7010 {error}", None)
+                continue
+            self._act_on(outbox, membership, half, answer)
+        return not self._backoff.failed_count
+
+    def _keep(self, outbox: Outbox, rows: list[Row], what: str, retry_after_s: float | None, **notes: object) -> None:
+        self._backoff.fail(time.monotonic(), retry_after_s)
+        outbox.release(rows, last_error=note_error(what), **notes)
+
+    def _look_up_place(self, row: Row) -> Row:
+        """Add the cell's place in the saved notebook, once, before the first sending."""
+        if row.notebook_file is None:
+            return row
+        notebook = self._shelf.read(row.notebook_file)
+        event = row.event | {"notebook_id": notebook.notebook_id}
+        cell_id = event.get("cell_id")
+        if cell_id is not None:
+            event["cell_index"] = notebook.cell_index.get(cell_id)
+            event["cell_type"] = notebook.cell_type.get(cell_id, event.get("cell_type"))
+        return Row(row.sequence, event, None)
+
+    def _keep_to_size(self, outbox: Outbox, rows: list[Row]) -> list[Row]:
+        """A body over the server's limit helps nobody: what is too much waits for the next batch."""
+        total_bytes, kept = 0, 0
+        for row in rows:
+            total_bytes += sum(len(str(v)) for v in row.event["data"].values()) * 2 + 600
+            if kept and total_bytes > BATCH_CAP_BYTES:
+                break
+            kept += 1
+        if rows[kept:]:
+            outbox.release(rows[kept:])
+        return rows[:kept]
+
+    def _store_spill(self, outbox: Outbox) -> None:
+        while self._spill:
+            event, account, notebook_file = self._spill[0]
+            outbox.put(event, account, notebook_file)
+            self._spill.popleft()
+
+    def _take_presence(self) -> Event | None:
+        now = time.monotonic()
+        if now - self._presence_at < PRESENCE_EVERY_S - 0.5 or self._stop_at is not None:
+            return None
+        self._presence_at = now
+        return self._describe_presence()
+
+    def _wait_for_token(self) -> None:
+        now = time.monotonic()
+        self._tokens = min(SENDS_AT_ONCE, self._tokens + (now - self._tokens_at) * SENDS_PER_S) - 1.0
+        self._tokens_at = now
+        if self._tokens < 0 and self._stop_at is None:
+            time.sleep(-self._tokens / SENDS_PER_S)
+
+    def _get_wire(self, url: str) -> Wire:
+        if self._wire is None or self._wire.url != url:
+            if self._wire:
+                self._wire.close()
+            self._wire = Wire(url)
+        return self._wire
+
+
+class Backoff:
+    """Full jitter, doubling from 0.5 s to 5 s in the first two minutes of an outage, then to 5 min."""
+
+    def __init__(self, draw: Callable[[float, float], float] = random.uniform) -> None:
+        self._draw = draw
+        self.failed_count = 0
+        self._since = self._last_at = self._until = float("-inf")
+        self._told_to_wait = False
+
+    def succeed(self) -> None:
+        """Forget the outage."""
+        self.failed_count, self._until, self._told_to_wait = 0, float("-inf"), False
+
+    def fail(self, now: float, retry_after_s: float | None) -> None:
+        """Wait as long as the server says, or a random part of the doubled time."""
+        if self.failed_count == 0:
+            self._since = now
+        cap_s = BACKOFF_CAP_EARLY_S if now - self._since < EARLY_S else BACKOFF_CAP_S
+        longest_s = min(cap_s, BACKOFF_FIRST_S * 2 ** min(self.failed_count, 20))
+        wait_s = retry_after_s if retry_after_s is not None else max(0.2, self._draw(0.0, longest_s))
+        self.failed_count += 1
+        self._told_to_wait = retry_after_s is not None
+        self._last_at, self._until = now, now + min(wait_s, BACKOFF_CAP_S)
+
+    def get_wait_s(self, now: float) -> float:
+        """Seconds until the next try; 0 when nothing has failed."""
+        return max(0.05, self._until - now) if self.failed_count else 0.0
+
+    def is_over(self, now: float, *, in_haste: bool) -> bool:
+        """A new run may cut a long wait short (the lid was opened), but not what the server asked."""
+        if now >= self._until:
+            return True
+        return in_haste and not self._told_to_wait and now - self._last_at > BACKOFF_CAP_EARLY_S
+
+
+def read_verdicts(answer: Answer) -> list[Verdict] | None:
+    """The per-event results, or None when this is not an answer of our server."""
+    results = answer.content.get("results") if isinstance(answer.content, dict) else None
+    if not isinstance(results, list):
+        return None
+    try:
+        return [
+            Verdict(str(r["event_id"]), str(r["status"]), f"{r.get('code') or ''} {r.get('reason') or ''}".strip())
+            for r in results
+            if r["status"] in {"accepted", "duplicate", "rejected"}
+        ]
+    except (KeyError, TypeError, AttributeError):
+        return None
+
+
+def note_error(what: str) -> dict[str, str]:
+    """The last error, for `status`."""
+    return {"at": format_time(), "what": what}
+
+
+def describe_problem(content: object) -> str:
+    """The server's code and sentence, if it is our server that answers."""
+    if not isinstance(content, dict):
+        return "(not an answer of an nbpulse server)"
+    return " ".join(str(content[name]) for name in ("code", "title", "detail") if content.get(name))[:500]

@@ -1,0 +1,101 @@
+"""HTTP to the class's server: one kept-alive connection, JSON in and out.
+
+`http.client` is imported at the first request, in the sender's thread, so that starting a kernel does not
+pay it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from http.client import HTTPConnection
+
+GZIP_ABOVE_BYTES = 8_000
+
+
+class UnreachableError(Exception):
+    """No answer came: nobody knows whether the request arrived."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the server said; `content` is None when it was not JSON."""
+
+    status: int
+    content: Any
+    retry_after_s: float | None = None
+
+
+class Wire:
+    """One server. A request that finds the kept connection closed is made once more on a new one."""
+
+    def __init__(self, url: str, *, timeout_s: float = 10.0) -> None:
+        self.url = url
+        self._timeout_s = timeout_s
+        self._kept: HTTPConnection | None = None
+
+    def post(self, path: str, content: object, *, token: str | None = None) -> Answer:
+        """Raises UnreachableError when there is no answer."""
+        from http.client import HTTPException
+
+        body = json.dumps(content, separators=(",", ":")).encode()
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if len(body) > GZIP_ABOVE_BYTES:
+            import gzip
+
+            body = gzip.compress(body, 5)
+            headers["Content-Encoding"] = "gzip"
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        try:
+            if self._kept is not None:
+                try:
+                    return self._exchange(path, body, headers)
+                except (HTTPException, ConnectionError):
+                    self.close()
+            return self._exchange(path, body, headers)
+        except (HTTPException, OSError, ValueError) as error:
+            self.close()
+            raise UnreachableError(f"{type(error).__name__}: {error}") from error
+
+    def _exchange(self, path: str, body: bytes, headers: dict[str, str]) -> Answer:
+        if self._kept is None:
+            self._kept = self._connect()
+        base = urlsplit(self.url).path.rstrip("/")
+        self._kept.request("POST", base + path, body, headers)
+        response = self._kept.getresponse()
+        raw = response.read(4_000_000)
+        if response.will_close or not response.isclosed():
+            self.close()
+        try:
+            parsed = json.loads(raw)
+        except ValueError:
+            parsed = None
+        return Answer(response.status, parsed, _parse_seconds(response.getheader("Retry-After")))
+
+    def _connect(self) -> HTTPConnection:
+        from http.client import HTTPConnection, HTTPSConnection
+
+        parts = urlsplit(self.url)
+        if not parts.hostname:
+            raise ValueError(f"no host in {self.url!r}")
+        kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+        return kind(parts.hostname, parts.port, timeout=self._timeout_s)
+
+    def close(self) -> None:
+        """Close the connection; the next request opens a new one."""
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
+
+
+def _parse_seconds(text: str | None) -> float | None:
+    """Retry-After in seconds; the form with a date is not what our server sends and counts as absent."""
+    try:
+        return max(0.0, float(text)) if text else None
+    except ValueError:
+        return None

@@ -1,0 +1,145 @@
+"""A server that plays the API, and a Python of its own into which the built wheel has been installed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from student_jupyter import install_capture
+
+Event = dict[str, Any]
+Play = Callable[[BaseHTTPRequestHandler, list[Event]], bool]
+
+
+class FakeApi:
+    """Accepts events as contract §1 says, unless `plays` holds something else to do for the next requests."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.batches: list[list[Event]] = []
+        self.arrived_at_s: dict[str, float] = {}
+        self.stored: dict[str, Event] = {}
+        self.presence: list[Event] = []
+        self.tokens: list[str] = []
+        self.joins: list[dict[str, str]] = []
+        self.plays: list[Play] = []
+        self.request_count = 0
+        api = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                api.handle(self)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            allow_reuse_address = True
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                pass  # a client that was killed
+
+        self._server = Server(("127.0.0.1", port), Handler)
+        self.port = self._server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(5)
+
+    def handle(self, request: BaseHTTPRequestHandler) -> None:
+        body = request.rfile.read(int(request.headers["Content-Length"]))
+        if request.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        content = json.loads(body)
+        if request.path == "/api/v1/join":
+            self.joins.append(content)
+            if content["join_code"] == "WRONG":
+                problem = {"title": "no such join code", "status": 404, "code": "NB-1202"}
+                reply(request, 404, problem)
+                return
+            given = {"token": "tok-1", "user_id": "u-1", "course_id": "c-1", "username": "cs-1"}
+            reply(request, 201, given | {"resume_code": "R-77", "course_title": "情報基礎"})
+            return
+        self.request_count += 1
+        self.tokens.append(request.headers.get("Authorization", ""))
+        if self.plays:
+            if self.plays.pop(0)(request, content):
+                return
+        else:
+            self.batches.append(content)
+        reply(request, 202, {"results": [self.store(event) for event in content]})
+
+    def store(self, event: Event) -> dict[str, Any]:
+        event_id = event["event_id"]
+        if event["event_type"] == "presence":
+            self.presence.append(event)
+            return {"event_id": event_id, "status": "accepted"}
+        self.arrived_at_s.setdefault(event_id, time.time())
+        if event_id in self.stored:
+            return {"event_id": event_id, "status": "duplicate"}
+        self.stored[event_id] = event
+        return {"event_id": event_id, "status": "accepted"}
+
+    def of_type(self, *event_types: str) -> list[Event]:
+        found = [e for e in self.stored.values() if e["event_type"] in event_types]
+        return sorted(found, key=lambda e: int(e["sequence"]))
+
+    def wait_for(self, count: int, *event_types: str, timeout_s: float = 20.0) -> list[Event]:
+        wait_until(lambda: len(self.of_type(*event_types)) >= count, timeout_s)
+        return self.of_type(*event_types)
+
+
+def reply(request: BaseHTTPRequestHandler, status: int, content: object, **headers: str) -> None:
+    raw = content.encode() if isinstance(content, str) else json.dumps(content).encode()
+    request.send_response(status)
+    request.send_header("Content-Type", "application/json")
+    request.send_header("Content-Length", str(len(raw)))
+    for name, value in headers.items():
+        request.send_header(name.replace("_", "-"), value)
+    request.end_headers()
+    request.wfile.write(raw)
+
+
+def wait_until(is_true: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not is_true():
+        assert time.monotonic() < end, "it did not become true in time"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def api() -> Iterator[FakeApi]:
+    server = FakeApi()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Directories of a student nobody else uses; English texts."""
+    for name in ("NBPULSE_CAPTURE_URL", "NBPULSE_CAPTURE_TOKEN", "JPY_SESSION_NAME", "JPY_PARENT_PID", "LC_ALL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NBPULSE_CAPTURE_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("NBPULSE_CAPTURE_CONFIG", str(tmp_path / "config"))
+    monkeypatch.setenv("LANG", "en_US.UTF-8")
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def installed_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of a venv that has the built wheel by pip, and Jupyter from the venv of the tests."""
+    return install_capture(tmp_path_factory.mktemp("student-venv"))

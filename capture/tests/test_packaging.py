@@ -1,0 +1,47 @@
+"""One pip install is all, one pip uninstall leaves nothing, and nothing is needed that Jupyter does not bring."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import nbpulse_capture
+from student_jupyter import install_capture
+
+SOURCES = sorted(Path(nbpulse_capture.__file__).parent.glob("*.py"))
+JUPYTERS = {"IPython", "ipykernel", "nbpulse_capture"}
+POSIX_ONLY = {"fcntl", "grp", "posix", "pwd", "resource", "termios", "tty"}
+
+
+def find_imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_only_the_standard_library_and_jupyter_are_imported() -> None:
+    imported = set().union(*map(find_imports, SOURCES))
+    assert "sqlite3" in imported
+    assert imported <= set(sys.stdlib_module_names) | JUPYTERS
+    assert not imported & POSIX_ONLY
+
+
+def test_pip_install_enables_and_pip_uninstall_leaves_nothing(tmp_path: Path) -> None:
+    python = install_capture(tmp_path)
+    root = tmp_path / "venv"
+    config = root / "etc" / "ipython" / "ipython_kernel_config.json"
+    assert json.loads(config.read_text()) == {"IPKernelApp": {"extra_extensions": ["nbpulse_capture.kernel"]}}
+    with zipfile.ZipFile(next((tmp_path / "dist").glob("*.whl"))) as wheel:
+        metadata = next(name for name in wheel.namelist() if name.endswith("METADATA"))
+        assert "Requires-Dist" not in wheel.read(metadata).decode()
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "uninstall", "-y", "nbpulse-capture"]
+    subprocess.run(pip, check=True, capture_output=True, timeout=60)
+    assert [path for path in root.rglob("*") if "nbpulse" in path.name or path == config] == []

@@ -1,0 +1,271 @@
+"""The operator's errands: a new link, tokens, dead letters, the end of a demo class."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from nbpulse.crypto import EncryptedField
+from nbpulse.directory import hold_directory, read_running
+from nbpulse.embedded import EmbeddedPostgres
+from nbpulse.errors import NotFound, StartupError
+from nbpulse.preparation import DEMO_SHORT_NAME, ensure_course
+from nbpulse.records import merging
+from nbpulse.records.courses import Courses
+from nbpulse.records.dead_letters import DeadLetter, DeadLetters
+from nbpulse.records.owner import find_user_id, open_owner
+from nbpulse.records.people import People
+from nbpulse.settings import Settings
+from nbpulse.terminal import answer, get_text, say
+
+
+@asynccontextmanager
+async def _open_people(settings: Settings) -> AsyncIterator[tuple[Any, EncryptedField]]:
+    if not settings.database_url:
+        raise StartupError("NB-3052", setting="NBPULSE_DATABASE_URL")
+    async with open_owner(settings.database_url) as pool:
+        yield pool, EncryptedField(settings.read_encryption_keys())
+
+
+async def create_link(settings: Settings) -> tuple[str, dict[str, str]]:
+    """A sign-in code for the teacher, and the course it leads to; both made where there is none yet."""
+    async with _open_people(settings) as (pool, seal):
+        course, teacher_id = await ensure_course(pool, seal)
+        code = await People(pool, seal).create_link(teacher_id)
+    return code, {"course_id": str(course.id), "course_title": course.title, "join_code": course.join_code}
+
+
+def merge_people(settings: Settings, keep: str, drop: str) -> int:
+    """
+    Make the user `drop` part of `keep` (usernames or ids); how many events changed hands.
+
+    Raises NotFound (NB-3023), InvalidInput (NB-1021, NB-1022).
+    """
+
+    async def merge() -> int:
+        async with _open_people(settings) as (pool, seal):
+            keep_id, drop_id = [await _find_user(pool, name) for name in (keep, drop)]
+            return await merging.merge_users(pool, seal, keep_id=keep_id, drop_id=drop_id)
+
+    return asyncio.run(merge())
+
+
+async def _find_user(pool: Any, name: str) -> UUID:
+    with contextlib.suppress(ValueError):
+        return UUID(name)
+    found = await find_user_id(pool, name)
+    if found is None:
+        raise NotFound("NB-3023", thing="user", id=name, command="nbpulse token list")
+    return found
+
+
+# --- tokens -----------------------------------------------------------------------------------------------------------
+
+
+def show_tokens(settings: Settings, *, as_json: bool) -> None:
+    """Every token that works, without its secret."""
+
+    async def read() -> list[Any]:
+        async with _open_people(settings) as (pool, seal):
+            return list(await People(pool, seal).list_tokens())
+
+    rows = asyncio.run(read())
+    if as_json:
+        answer(msgspec.json.encode(rows).decode())
+        return
+    show_table(
+        get_text("tokens_none"),
+        ["ID", "kind", "user", "course", "created", "last used", "expires"],
+        [
+            [
+                str(row.id),
+                row.kind,
+                row.username,
+                row.course_title or "",
+                format_time(row.created_at),
+                format_time(row.last_used_at),
+                format_time(row.expires_at),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def revoke_token(settings: Settings, token_id: str) -> None:
+    """Raises NotFound (NB-3023) when no working token has that id."""
+
+    async def revoke() -> bool:
+        async with _open_people(settings) as (pool, seal):
+            return await People(pool, seal).revoke_token(_parse_id(token_id, "token", "nbpulse token list"))
+
+    if not asyncio.run(revoke()):
+        raise NotFound("NB-3023", thing="token", id=token_id, command="nbpulse token list")
+
+
+# --- dead letters -----------------------------------------------------------------------------------------------------
+
+
+def show_letters(settings: Settings, *, as_json: bool) -> None:
+    """Events that could not be processed, the oldest first."""
+    letters = asyncio.run(_list_letters(settings))
+    if as_json:
+        answer(msgspec.json.encode(letters).decode())
+        return
+    show_table(
+        get_text("letters_none"),
+        ["ID", "since", "code", "reason", "tries", "stream"],
+        [
+            [str(one.id), format_time(one.first_seen_at), one.code, one.reason, str(one.deliveries), one.stream]
+            for one in letters
+        ],
+    )
+
+
+async def _list_letters(settings: Settings) -> list[DeadLetter]:
+    async with _open_people(settings) as (pool, seal):
+        return await DeadLetters(pool, seal).list_letters(limit=1000)
+
+
+def show_letter(settings: Settings, letter_id: str) -> None:
+    """One event in full, with whatever its student wrote. Raises NotFound (NB-3023)."""
+
+    async def read() -> bytes:
+        async with _open_people(settings) as (pool, seal):
+            return await DeadLetters(pool, seal).read_payload(_parse_letter(letter_id))
+
+    with _name_letter(letter_id):
+        payload = asyncio.run(read()).decode("utf-8", "backslashreplace")
+    try:
+        answer(json.dumps(json.loads(payload), ensure_ascii=False, indent=2))
+    except ValueError:  # that is why it lies here
+        answer(payload)
+
+
+def replay_letters(settings: Settings, letter_id: str) -> int:
+    """Back into the stream, one or `all`; how many. Raises NotFound (NB-3023), Unavailable (NB-2001)."""
+
+    async def replay() -> int:
+        from nbpulse.resources import open_resources
+
+        chosen = await _choose_letters(settings, letter_id)
+        async with (
+            open_resources(settings, login="nbpulse_worker", pool_size=1) as resources,
+            _open_people(settings) as (pool, seal),
+        ):
+            for one in chosen:
+                await DeadLetters(pool, seal).replay(one, resources.stream.append_payloads)
+        return len(chosen)
+
+    with _name_letter(letter_id):
+        return asyncio.run(replay())
+
+
+def drop_letters(settings: Settings, letter_id: str) -> int:
+    """Deleted for good, one or `all`; how many. Raises NotFound (NB-3023)."""
+
+    async def drop() -> int:
+        chosen = await _choose_letters(settings, letter_id)
+        async with _open_people(settings) as (pool, seal):
+            for one in chosen:
+                await DeadLetters(pool, seal).drop(one)
+        return len(chosen)
+
+    with _name_letter(letter_id):
+        return asyncio.run(drop())
+
+
+async def _choose_letters(settings: Settings, letter_id: str) -> list[UUID]:
+    if letter_id == "all":
+        return [one.id for one in await _list_letters(settings)]
+    return [_parse_letter(letter_id)]
+
+
+def _parse_letter(text: str) -> UUID:
+    return _parse_id(text, "dead letter", "nbpulse dead-letters list")
+
+
+def _parse_id(text: str, thing: str, command: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError as error:
+        raise NotFound("NB-3023", thing=thing, id=text, command=command) from error
+
+
+@contextmanager
+def _name_letter(letter_id: str) -> Iterator[None]:
+    try:
+        yield
+    except NotFound as error:
+        raise NotFound("NB-3023", thing="dead letter", id=letter_id, command="nbpulse dead-letters list") from error
+
+
+# --- the demo's end ---------------------------------------------------------------------------------------------------
+
+
+def remove_demo(data_dir: Path, settings: Settings) -> None:
+    """
+    The demo course and all in it, removed from the running nbpulse's database, else from the one that lies there.
+
+    Raises StartupError (NB-3025) while the simulated class is still at work.
+    """
+    running = read_running(data_dir)
+    if running is not None and (pid := running["pids"].get("demo")):
+        raise StartupError("NB-3025", pid=pid)
+    if settings.database_url:
+        count = asyncio.run(_delete_demo(settings.database_url, settings))
+    else:
+        with hold_directory(data_dir), _start_postgresql(data_dir) as database_url:
+            count = asyncio.run(_delete_demo(database_url, settings))
+    say(get_text("demo_removed", count=count) if count is not None else get_text("demo_none"))
+
+
+@contextmanager
+def _start_postgresql(data_dir: Path) -> Iterator[str]:
+    if not (data_dir / "postgresql").exists():
+        raise StartupError("NB-3019", path=data_dir)
+    server = EmbeddedPostgres(data_dir)
+    server.start()
+    try:
+        yield server.url
+    finally:
+        server.stop()
+
+
+async def _delete_demo(database_url: str, settings: Settings) -> int | None:
+    async with open_owner(database_url) as pool:
+        courses = Courses(pool, EncryptedField(settings.read_encryption_keys()))
+        course = await courses.find_course(DEMO_SHORT_NAME)
+        return await courses.delete_course(course.id) if course else None
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def show_table(none: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout; a sentence on stderr where there is nothing to show."""
+    if not rows:
+        say(none)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    with contextlib.suppress(BrokenPipeError):
+        Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200, markup=False).print(table)
+
+
+def format_time(moment: datetime | None) -> str:
+    """Local time to the minute."""
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M") if moment else "-"

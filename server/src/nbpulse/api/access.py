@@ -1,0 +1,239 @@
+"""The one place that says who may do what.
+
+Every route has its rule here, by method and path; the application refuses to start with a route that has none, or a
+rule without a route. A cached yes lives at most 30 s; only while the database is away does an old one let events in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from enum import Enum, auto
+from typing import Final
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from starlette.requests import HTTPConnection, Request
+
+from nbpulse.errors import AccessDenied, NotFound, Unavailable
+from nbpulse.records.people import People, Person
+
+COOKIE: Final = "nbpulse_session"
+YES_LIFE_S: Final = 30.0
+_REFRESH_AFTER_S: Final = 20.0
+_LOOKUP_LIMIT_S: Final = 2.0
+# A student whose token was good a quarter of an hour ago may deliver while the database is away: see `find_learner`.
+_GRACE_S: Final = 900.0
+_PEOPLE_KEPT: Final = 20_000
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class Rule(Enum):
+    """Who may use a route."""
+
+    ANYONE = auto()
+    LOCAL = auto()
+    """Callers on this machine, not through a proxy."""
+    SIGNED_IN = auto()
+    DELIVERER = auto()
+    """A token with the scope events:write."""
+    STUDENT = auto()
+    """A token with the scope inbox:read."""
+    STAFF = auto()
+    """An instructor or assistant of the course in the path."""
+    FIRST_MESSAGE = auto()
+    """Staff of the course, proved by the WebSocket's first message (sockets.py)."""
+
+
+RULES: Final[dict[str, Rule]] = {
+    "GET /": Rule.ANYONE,
+    "GET /courses/{course_id}": Rule.ANYONE,
+    "GET /web/{path:path}": Rule.ANYONE,
+    "GET /health": Rule.ANYONE,
+    "GET /health/live": Rule.ANYONE,
+    "GET /health/ready": Rule.ANYONE,
+    "GET /metrics": Rule.LOCAL,
+    "GET /api/v1/openapi.json": Rule.ANYONE,
+    "GET /api/v1/errors": Rule.ANYONE,
+    "POST /api/v1/join": Rule.ANYONE,
+    "POST /api/v1/sign-in": Rule.ANYONE,
+    "POST /api/v1/sign-out": Rule.SIGNED_IN,
+    "POST /api/v1/events": Rule.DELIVERER,
+    "GET /api/v1/me": Rule.SIGNED_IN,
+    "GET /api/v1/me/inbox": Rule.STUDENT,
+    "GET /api/v1/courses/{course_id}/live": Rule.STAFF,
+    "GET /api/v1/courses/{course_id}/series": Rule.STAFF,
+    "POST /api/v1/courses/{course_id}/tickets": Rule.STAFF,
+    "POST /api/v1/courses/{course_id}/rehearsals": Rule.STAFF,
+    "DELETE /api/v1/courses/{course_id}": Rule.STAFF,
+    "WS /api/v1/courses/{course_id}/ws": Rule.FIRST_MESSAGE,
+}
+
+
+def check_rules(routes: Iterable[str]) -> None:
+    """Raises RuntimeError when a route has no rule, or a rule no route: then nothing may start."""
+    found = set(routes)
+    if wrong := found ^ RULES.keys():
+        raise RuntimeError(f"routes and access rules differ: {', '.join(sorted(wrong))}")
+
+
+class Gate:
+    """Knows who is asking, and lets them in by the route's rule."""
+
+    def __init__(self, people: People, public_url: str | None) -> None:
+        self._people = people
+        self._public_origin = _find_origin(public_url) if public_url else None
+        self._known: OrderedDict[str, tuple[Person, float]] = OrderedDict()
+        self._lookups: dict[str, asyncio.Task[Person | None]] = {}
+
+    async def admit(self, request: Request, rule: Rule) -> Person | None:
+        """
+        Let the request through by `rule`, as whom (None: nobody in particular).
+
+        Raises AccessDenied (NB-1101 nobody, NB-1103 not you, NB-1107 from another site), NotFound (NB-1202: a course
+        that is none of theirs), Unavailable.
+        """
+        if rule is Rule.ANYONE:
+            self._check_origin(request, is_required=False)
+            return None
+        if rule is Rule.LOCAL:
+            _check_local(request)
+            return None
+        token, is_cookie = _read_token(request)
+        if token and is_cookie:
+            self._check_origin(request, is_required=True)
+        person = await self.find_person(token)
+        if rule is Rule.DELIVERER or rule is Rule.STUDENT:
+            _check_scope(person, "events:write" if rule is Rule.DELIVERER else "inbox:read")
+        elif rule is Rule.STAFF:
+            check_staff(person, request.path_params.get("course_id"))
+        return person
+
+    async def find_learner(self, authorization: str | None) -> Person:
+        """
+        Who delivers events, from the Authorization header's value.
+
+        While the database is away a yes of the last 15 min stands: accepted events must not wait for PostgreSQL.
+        Raises as `admit`.
+        """
+        person = await self.find_person(_read_bearer(authorization), grace_s=_GRACE_S)
+        _check_scope(person, "events:write")
+        return person
+
+    async def find_person(self, token: str | None, *, grace_s: float = 0.0) -> Person:
+        """Whom the token stands for. Raises AccessDenied (NB-1101), Unavailable."""
+        if not token:
+            raise AccessDenied("NB-1101")
+        person, found_at = self._known.get(token, (None, 0.0))
+        age_s = time.monotonic() - found_at
+        if person is not None and age_s < _REFRESH_AFTER_S:
+            return person
+        lookup = self._lookups.get(token)
+        if lookup is None:
+            lookup = self._lookups[token] = asyncio.create_task(self._look_up(token))
+            lookup.add_done_callback(lambda done: self._forget_lookup(token, done))
+        if person is not None and age_s < YES_LIFE_S:
+            return person
+        try:
+            async with asyncio.timeout(_LOOKUP_LIMIT_S):
+                fresh = await asyncio.shield(lookup)
+        except (Unavailable, TimeoutError) as error:
+            if person is not None and age_s < YES_LIFE_S + grace_s:
+                return person
+            raise Unavailable("NB-2003") from error
+        if fresh is None:
+            raise AccessDenied("NB-1101")
+        return fresh
+
+    def forget(self, person: Person) -> None:
+        """Somebody signed out: no cached yes of theirs is left in this process."""
+        for token in [token for token, (known, _) in self._known.items() if known.token_id == person.token_id]:
+            del self._known[token]
+
+    async def find_staff(self, token_id: UUID, course_id: UUID) -> Person:
+        """Whom a token proved earlier stands for now, as staff of the course. Raises as `admit`."""
+        person = await self._people.find_person_by_id(token_id)
+        if person is None:
+            raise AccessDenied("NB-1101")
+        check_staff(person, course_id)
+        return person
+
+    def is_own_origin(self, connection: HTTPConnection) -> bool:
+        """Whether the Origin header names this server, as it is addressed or by its public URL."""
+        origin = connection.headers.get("origin", "")
+        scheme = "https" if connection.url.scheme in ("https", "wss") else "http"
+        own = _find_origin(f"{scheme}://{connection.headers.get('host', '')}")
+        return _find_origin(origin) in {own, self._public_origin} - {None}
+
+    def _check_origin(self, request: Request, *, is_required: bool) -> None:
+        """What a browser does by itself with our cookie, or to plant one, must come from our own pages."""
+        if request.method in _SAFE_METHODS:
+            return
+        if (is_required or "origin" in request.headers) and not self.is_own_origin(request):
+            raise AccessDenied("NB-1107")
+
+    async def _look_up(self, token: str) -> Person | None:
+        person = await self._people.find_person(token)
+        if person is None:
+            self._known.pop(token, None)
+        else:
+            self._known[token] = (person, time.monotonic())
+            self._known.move_to_end(token)
+            if len(self._known) > _PEOPLE_KEPT:
+                self._known.popitem(last=False)
+        return person
+
+    def _forget_lookup(self, token: str, done: asyncio.Task[Person | None]) -> None:
+        self._lookups.pop(token, None)
+        if not done.cancelled():
+            done.exception()  # whoever waits has it; a refresh in the background simply comes again
+
+
+def check_staff(person: Person, course_id: object) -> None:
+    """Raises AccessDenied (NB-1103) for the course's students, NotFound (NB-1202) for strangers."""
+    try:
+        course = course_id if isinstance(course_id, UUID) else UUID(str(course_id))
+    except ValueError as error:
+        raise NotFound("NB-1202") from error
+    if person.is_staff(course):
+        return
+    if course in person.roles:
+        raise AccessDenied("NB-1103")
+    raise NotFound("NB-1202")
+
+
+def _check_scope(person: Person, scope: str) -> None:
+    # A student's token is made for one course; without one there is nowhere to put an event.
+    if scope not in person.scopes or person.course_id is None:
+        raise AccessDenied("NB-1103")
+
+
+def _check_local(request: Request) -> None:
+    is_forwarded = any(name in request.headers for name in ("forwarded", "x-forwarded-for", "x-real-ip"))
+    host = request.client.host if request.client else ""
+    if is_forwarded or not (host.startswith("127.") or host in ("::1", "::ffff:127.0.0.1")):
+        raise AccessDenied("NB-1103")
+
+
+def _read_token(request: Request) -> tuple[str | None, bool]:
+    """The token and whether it came as a cookie; a header given on purpose goes first."""
+    if (authorization := request.headers.get("authorization")) is not None:
+        return _read_bearer(authorization), False
+    return request.cookies.get(COOKIE), True
+
+
+def _read_bearer(authorization: str | None) -> str | None:
+    scheme, _, token = (authorization or "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
+def _find_origin(url: str) -> tuple[str, str, int] | None:
+    """Scheme, host and port of an address; None when it has none."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:
+        return None
+    return (parts.scheme, parts.hostname, port) if parts.hostname and port else None

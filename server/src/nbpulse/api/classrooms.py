@@ -1,0 +1,112 @@
+"""A class as its staff see it, and what a student hears back."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from nbpulse.api.context import get_context, get_person, parse_id
+from nbpulse.api.joining import answer
+from nbpulse.cache import TICKET_LIFE_S, Ticket
+from nbpulse.classroom import HelpRequest
+from nbpulse.errors import AccessDenied
+from nbpulse.records.people import Person
+from nbpulse.timeseries import Window
+
+router = APIRouter(prefix="/api/v1")
+
+
+@router.get("/courses/{course_id}/live")
+async def show_live(request: Request, course_id: str, notebook: str | None = None) -> Response:
+    """The whole board of one notebook (default: the one with most active students); frames go on from its `seq`."""
+    notebook_id = parse_id(notebook) if notebook else None
+    view = await get_context(request).hub.open_view(parse_id(course_id), notebook_id)
+    return Response(view.encode_snapshot(), 200, {"Cache-Control": "no-store"}, "application/json")
+
+
+@router.post("/courses/{course_id}/tickets", status_code=201)
+async def create_ticket(request: Request, course_id: str) -> Response:
+    """A one-use ticket for the course's WebSocket."""
+    ticket = Ticket(get_person(request).token_id, parse_id(course_id))
+    secret = await get_context(request).cache.create_ticket(ticket)
+    return answer({"ticket": secret, "expires_in_s": TICKET_LIFE_S}, 201)
+
+
+@router.get("/me/inbox")
+async def read_inbox(
+    request: Request,
+    after: Annotated[int, Query(ge=0, le=2**62)] = 0,
+    wait_s: Annotated[float, Query(ge=0, le=30)] = 25,
+) -> Response:
+    """
+    What the student has not heard yet: whether their raised hand is seen as open. Answers at once when that differs
+    from what they knew (`after`), else when it changes or the wait is over.
+    """
+    context, person = get_context(request), get_person(request)
+    deadline = time.monotonic() + wait_s
+    help_request = await context.classes.load_help(person.user_id, _course_of(person))
+    while (left_s := deadline - time.monotonic()) > 0 and _count_help(help_request) <= after:
+        if context.is_stopping or await request.is_disconnected():
+            break
+        # In short spans: a server that stops or a client that left is noticed soon.
+        state = await context.hub.wait_for_state(_course_of(person), person.user_id, min(left_s, 1.0))
+        if state is not None:
+            help_request = state.help
+    return answer(_describe_inbox(help_request, after))
+
+
+@router.get("/courses/{course_id}/series")
+async def show_series(
+    request: Request,
+    course_id: str,
+    metric: Literal["activity", "error_rate"],
+    window_minutes: Annotated[int | None, Query(ge=1, le=10_080)] = None,
+) -> Response:
+    """
+    The specification's two windows over this course's students: durations and counts per student (1 h by 10 min, with
+    the class's p50 and p95), errors and executions per notebook (24 h by 1 h).
+    """
+    context = get_context(request)
+    students = await context.classes.list_students(parse_id(course_id))
+    window = _make_window(metric, window_minutes)
+    body: dict[str, Any] = {"metric": metric, "start": window.start, "end": window.end}
+    body["bucket_s"] = window.bucket.total_seconds()
+    if metric == "activity":
+        body["buckets"] = await context.series.query_activity(window, students)
+        body["percentiles"] = await context.series.query_percentiles(window, students)
+    else:
+        body["buckets"] = await context.series.query_error_rate(window, students)
+    return answer(body)
+
+
+def _make_window(metric: str, window_minutes: int | None) -> Window:
+    """The window that ends now, its buckets whole: the specification's size, an hour where it spans over a day."""
+    minutes = window_minutes or (60 if metric == "activity" else 1440)
+    bucket = timedelta(minutes=10) if metric == "activity" and minutes <= 1440 else timedelta(hours=1)
+    end = datetime.now(UTC)
+    return Window(end - timedelta(minutes=minutes), end, bucket)
+
+
+def _course_of(person: Person) -> UUID:
+    if person.course_id is None:
+        raise AccessDenied("NB-1103")
+    return person.course_id
+
+
+def _count_help(help_request: HelpRequest) -> int:
+    """A number that rises whenever the hand goes up or down."""
+    return max(help_request.opened_ms, help_request.closed_ms)
+
+
+def _describe_inbox(help_request: HelpRequest, after: int) -> dict[str, Any]:
+    known = help_request.opened_ms > 0
+    return {
+        "messages": [],
+        "help": {"open": help_request.is_open, "since": help_request.opened_ms} if known else None,
+        "after": max(after, _count_help(help_request)),
+    }

@@ -1,0 +1,104 @@
+"""What every route is given: the process's stores, the gate, and who is asking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID
+
+import msgspec
+from starlette.requests import HTTPConnection
+
+from nbpulse.api.access import Gate
+from nbpulse.api.ingest import Ingest, Stream
+from nbpulse.cache import Cache
+from nbpulse.errors import NotFound
+from nbpulse.hub import LiveHub
+from nbpulse.records.people import People, Person
+from nbpulse.records.views import ClassReader
+from nbpulse.timeseries import TimeSeriesStore
+
+
+@dataclass(frozen=True)
+class ApiOptions:
+    """How one API process is reached and served. `public_url`: the address people use when a proxy stands in front."""
+
+    public_url: str | None = None
+
+
+class Parts(Protocol):
+    """What the API needs of a process's resources (resources.py)."""
+
+    @property
+    def stream(self) -> Stream: ...
+    @property
+    def cache(self) -> Cache: ...
+    @property
+    def people(self) -> People: ...
+    @property
+    def classes(self) -> ClassReader: ...
+    @property
+    def hub(self) -> LiveHub: ...
+    @property
+    def series(self) -> TimeSeriesStore: ...
+    @property
+    def promise(self) -> str: ...
+
+
+@dataclass
+class Context:
+    """One running API."""
+
+    options: ApiOptions
+    cache: Cache
+    people: People
+    classes: ClassReader
+    hub: LiveHub
+    series: TimeSeriesStore
+    promise: str
+    gate: Gate
+    ingest: Ingest
+    is_stopping: bool = False
+
+
+def make_context(parts: Parts, options: ApiOptions) -> Context:
+    """The context of an API on `parts`."""
+    gate = Gate(parts.people, options.public_url)
+    return Context(
+        options=options,
+        cache=parts.cache,
+        people=parts.people,
+        classes=parts.classes,
+        hub=parts.hub,
+        series=parts.series,
+        promise=parts.promise,
+        gate=gate,
+        ingest=Ingest(gate, parts.stream, parts.cache),
+    )
+
+
+def get_context(connection: HTTPConnection) -> Context:
+    """The context of the API that serves this connection."""
+    context: Context = connection.app.state.context
+    return context
+
+
+def get_person(connection: HTTPConnection) -> Person:
+    """Who is asking, as the route's rule has found out."""
+    person: Person = connection.state.person
+    return person
+
+
+def parse_id(text: str) -> UUID:
+    """An id of a path or query. Raises NotFound (NB-1201): what is no id names nothing."""
+    try:
+        return UUID(text)
+    except ValueError as error:
+        raise NotFound("NB-1201") from error
+
+
+def describe_body(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """The request body of a route for OpenAPI."""
+    schema = msgspec.json.schema(kind)
+    definition = schema["$defs"][kind.__name__]
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": definition}}}}

@@ -1,0 +1,121 @@
+"""Joining a class, signing in and out, and who one is."""
+
+from __future__ import annotations
+
+import unicodedata
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import msgspec
+import structlog
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from nbpulse.api.access import COOKIE
+from nbpulse.api.bodies import SMALL_BODY_BYTES_MAX, decode_body, read_body
+from nbpulse.api.context import describe_body, get_context, get_person
+from nbpulse.errors import InvalidInput, Unavailable
+from nbpulse.records.people import SESSION_LIFE
+
+router = APIRouter(prefix="/api/v1")
+_log = structlog.get_logger(__name__)
+_encode = msgspec.json.Encoder().encode
+
+
+class JoinRequest(msgspec.Struct):
+    """What a student sends to join."""
+
+    join_code: Annotated[str, msgspec.Meta(min_length=1, max_length=40)]
+    display_name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    student_number: Annotated[str, msgspec.Meta(max_length=64)] | None = None
+    resume_code: Annotated[str, msgspec.Meta(max_length=40)] | None = None
+
+
+class SignInRequest(msgspec.Struct):
+    """What the page sends that a sign-in link opened."""
+
+    code: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+
+
+@router.post("/join", status_code=201, openapi_extra=describe_body(JoinRequest))
+async def join(request: Request) -> Response:
+    """Enrol a student by the class's join code; the token is shown once."""
+    wanted = decode_body(await _read_small_body(request), JoinRequest)
+    context = get_context(request)
+    joined = await context.people.join(
+        wanted.join_code,
+        _clean_text(wanted.display_name, "display_name") or "",
+        _clean_text(wanted.student_number, "student_number"),
+        _clean_text(wanted.resume_code, "resume_code"),
+    )
+    try:
+        await context.cache.announce_roster(joined.course_id)
+    except Unavailable as error:
+        _log.warning("joining.not_announced", code=error.code)  # boards look at the roster every 2 s anyway
+    return answer({**msgspec.structs.asdict(joined), "server_time": datetime.now(UTC)}, 201)
+
+
+@router.post("/sign-in", openapi_extra=describe_body(SignInRequest))
+async def sign_in(request: Request) -> Response:
+    """Exchange a link's one-use code for a session cookie."""
+    context = get_context(request)
+    code = decode_body(await _read_small_body(request), SignInRequest).code
+    user_id, token = await context.people.use_link(code)
+    person = await context.gate.find_person(token)
+    _, courses = await context.people.describe_person(person)
+    response = answer({"user_id": user_id, "courses": courses})
+    response.set_cookie(
+        COOKIE,
+        token,
+        max_age=int(SESSION_LIFE.total_seconds()),
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https" or (context.options.public_url or "").startswith("https:"),
+    )
+    return response
+
+
+@router.post("/sign-out", status_code=204)
+async def sign_out(request: Request) -> Response:
+    """End the session the request came with."""
+    context, person = get_context(request), get_person(request)
+    if person.kind == "session":
+        await context.people.revoke_token(person.token_id)
+        context.gate.forget(person)
+    response = Response(status_code=204)
+    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    return response
+
+
+@router.get("/me")
+async def show_me(request: Request) -> Response:
+    """Who the token or cookie stands for, and in which courses."""
+    person = get_person(request)
+    name, courses = await get_context(request).people.describe_person(person)
+    return answer({"user_id": person.user_id, "display_name": name, "courses": courses})
+
+
+def answer(body: Any, status: int = 200) -> Response:
+    """A JSON answer nobody may keep."""
+    return Response(_encode(body), status, {"Cache-Control": "no-store"}, "application/json")
+
+
+async def _read_small_body(request: Request) -> bytes:
+    return await read_body(
+        request.receive,
+        content_type=request.headers.get("content-type", ""),
+        content_encoding=request.headers.get("content-encoding", ""),
+        limit=SMALL_BODY_BYTES_MAX,
+    )
+
+
+def _clean_text(text: str | None, field: str) -> str | None:
+    """One line in one spelling (NFC), None where nothing is left. Raises InvalidInput (NB-1007)."""
+    if text is None:
+        return None
+    text = unicodedata.normalize("NFC", text).strip()
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):
+        raise InvalidInput("NB-1007", detail=f"{field}: no control characters")
+    if not text and field == "display_name":
+        raise InvalidInput("NB-1007", detail=f"{field}: at least 1 character")
+    return text or None

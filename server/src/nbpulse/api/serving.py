@@ -1,0 +1,82 @@
+"""Runs the application under uvicorn until it is told to stop."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import uvicorn
+
+from nbpulse.api.app import Application
+from nbpulse.network import list_listening, listen
+
+DRAIN_S: Final = 10
+_FRAME_BYTES_MAX: Final = 65_536
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, telling the application first that it stops: long polls end, readiness goes."""
+
+    def __init__(self, config: uvicorn.Config, application: Application) -> None:
+        super().__init__(config)
+        self._application = application
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal came: SIGTERM or SIGINT."""
+        if self.started:
+            self._application.context.is_stopping = True
+        super().handle_exit(sig, frame)
+
+
+def serve(
+    application: Application,
+    *,
+    host: str,
+    port: int,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+) -> None:
+    """
+    Serve on `host` and on loopback until SIGTERM or SIGINT, then finish what is under way (10 s at most; boards are
+    closed with 1012).
+
+    Raises StartupError: it cannot listen (NB-3010, NB-3017), or what `open_resources` raised; SystemExit 0 after a
+    signal.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn raises the signal again when it has drained: that is the end, and no failure.
+        signal.signal(number, _exit_cleanly)
+    sockets = [listen(address, port) for address in list_listening(host)]
+    config = uvicorn.Config(
+        application,
+        http="httptools",
+        ws="websockets-sansio",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        ws_max_size=_FRAME_BYTES_MAX,
+        # Frames are small and encoded once for all; compressing would be done for each viewer again.
+        ws_per_message_deflate=False,
+        ws_ping_interval=15,
+        ws_ping_timeout=15,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=DRAIN_S,
+        # The address people use is a setting; no header of theirs decides it.
+        proxy_headers=False,
+        ssl_certfile=tls_cert,
+        ssl_keyfile=tls_key,
+    )
+    server = _Server(config, application)
+    server.run(sockets)
+    if application.failure is not None:
+        raise application.failure
+    sys.exit(0 if server.started else 1)
+
+
+def _exit_cleanly(_number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(0)

@@ -1,0 +1,286 @@
+"""WS /api/v1/courses/{course_id}/ws: a board's line to its class.
+
+Promises: nobody hears a frame before the first message has proved who they are and that they are staff, and nobody
+more than a minute after they stopped being so; each viewer keeps a place in the view's ring, so a slow one costs
+nothing and is closed (1013) when it is 5 s or 256 kB behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+import structlog
+from fastapi import APIRouter
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from nbpulse import metrics
+from nbpulse.api.context import Context, get_context, parse_id
+from nbpulse.errors import AccessDenied, NbpulseError, NotFound, Unavailable
+from nbpulse.hub.view import View
+from nbpulse.records.people import Person
+
+NOT_SIGNED_IN: Final = 4401
+NO_RIGHT: Final = 4403
+TOO_SLOW: Final = 1013
+TRY_LATER: Final = 1012
+FIRST_MESSAGE_S: Final = 5.0
+PING_S: Final = 20.0
+RECHECK_S: Final = 55.0
+BEHIND_S: Final = 5.0
+BEHIND_BYTES: Final = 256_000
+
+router = APIRouter()
+_log = structlog.get_logger(__name__)
+
+
+class ClientMessage(msgspec.Struct):
+    """What a board says."""
+
+    t: str
+    ticket: str | None = None
+    token: str | None = None
+    epoch: str | None = None
+    after_seq: int = 0
+    notebook: str | None = None
+    id: str | None = None
+
+
+_decode = msgspec.json.Decoder(ClientMessage).decode
+
+
+class _Closed(Exception):
+    """The connection is to be closed with a code."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        super().__init__(str(code))
+
+
+@router.websocket("/api/v1/courses/{course_id}/ws")
+async def watch_classroom(websocket: WebSocket, course_id: str) -> None:
+    """Serve one board until it leaves."""
+    context = get_context(websocket)
+    if "origin" in websocket.headers and not context.gate.is_own_origin(websocket):
+        await websocket.close(NO_RIGHT)
+        return
+    await websocket.accept()
+    try:
+        course = parse_id(course_id)
+        hello = await _read_hello(websocket)
+        person = await _prove(context, hello, course)
+        notebook_id = parse_id(hello.notebook) if hello.notebook else None
+        board = _Board(websocket, context, person, course, await context.hub.open_view(course, notebook_id))
+        board.follows_default = notebook_id is None
+        await board.serve(hello)
+    except WebSocketDisconnect:
+        return
+    except (_Closed, NbpulseError) as end:
+        await _close(websocket, _find_close_code(end))
+
+
+def _find_close_code(end: Exception) -> int:
+    if isinstance(end, _Closed):
+        return end.code
+    if isinstance(end, AccessDenied):
+        return NOT_SIGNED_IN if end.code == "NB-1101" else NO_RIGHT
+    return NO_RIGHT if isinstance(end, NotFound) else TRY_LATER
+
+
+async def _close(websocket: WebSocket, code: int) -> None:
+    try:
+        async with asyncio.timeout(1):
+            await websocket.close(code)
+    except (RuntimeError, WebSocketDisconnect, TimeoutError):
+        return  # it is gone already
+
+
+async def _read_hello(websocket: WebSocket) -> ClientMessage:
+    try:
+        async with asyncio.timeout(FIRST_MESSAGE_S):
+            message = await _read_message(websocket)
+    except TimeoutError as error:
+        raise _Closed(NOT_SIGNED_IN) from error
+    if message.t != "hello":
+        raise _Closed(NOT_SIGNED_IN)
+    return message
+
+
+async def _read_message(websocket: WebSocket) -> ClientMessage:
+    try:
+        return _decode(await websocket.receive_text())
+    except (msgspec.DecodeError, RecursionError, KeyError) as error:
+        raise _Closed(1003) from error  # no text, or none that we speak
+
+
+async def _prove(context: Context, hello: ClientMessage, course_id: UUID) -> Person:
+    """Who says hello, as staff of the course."""
+    if hello.ticket:
+        ticket = await context.cache.use_ticket(hello.ticket)
+        if ticket is None or ticket.course_id != course_id:
+            raise _Closed(NOT_SIGNED_IN)
+        return await context.gate.find_staff(ticket.token_id, course_id)
+    person = await context.gate.find_person(hello.token)
+    return await context.gate.find_staff(person.token_id, course_id)
+
+
+class _Board:
+    """One board's connection: what it shows, and how far it has heard."""
+
+    def __init__(self, websocket: WebSocket, context: Context, person: Person, course_id: UUID, view: View) -> None:
+        self.follows_default = True
+        self._websocket = websocket
+        self._context = context
+        self._person = person
+        self._course_id = course_id
+        self._view = view
+        self._wake = asyncio.Event()
+        self._heard_seq: int | None = None  # None: it reads a snapshot and says "resume" after it
+        self._turn = 0  # rises with each jump of `_heard_seq`
+        self._id = secrets.token_hex(8)
+        self._is_announced = False
+
+    async def serve(self, hello: ClientMessage) -> None:
+        """Send frames and read messages until either side ends. Raises _Closed, WebSocketDisconnect."""
+        metrics.live_viewers.inc()
+        self._view.viewers.add(self._wake)
+        try:
+            await self._send({"t": "hello", "epoch": self._view.epoch, "seq": self._view.seq})
+            if hello.epoch is None:
+                self._place(self._view.seq)  # it has no snapshot to go on from: from now on
+            elif hello.epoch == self._view.epoch:
+                await self._resume(hello)
+            await self._run()
+        finally:
+            self._view.viewers.discard(self._wake)
+            metrics.live_viewers.dec()
+            await self._forget()
+
+    async def _run(self) -> None:
+        """All four loops; the first to end, ends all, with its reason."""
+        loops = (self._write(), self._read(), self._watch_pace(), self._renew())
+        tasks = [asyncio.create_task(loop) for loop in loops]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _write(self) -> None:
+        while True:
+            self._wake.clear()
+            if self._view.is_gone:
+                await self._show(None if self.follows_default else self._view.notebook_id)
+            elif self.follows_default and self._view.is_left:
+                await self._show(None)
+            if not await self._send_next():
+                await self._wake.wait()
+
+    async def _send_next(self) -> bool:
+        """Send what the viewer has not heard; False when there was nothing."""
+        view, turn = self._view, self._turn
+        if self._heard_seq is None:
+            return False
+        frames = view.frames_after(self._heard_seq)
+        if frames is None:
+            await self._ask_for_snapshot()
+            return False
+        for frame in frames:
+            await self._websocket.send_text(frame.text)
+            if turn != self._turn:
+                return True  # meanwhile it resumed elsewhere
+            self._heard_seq = frame.seq
+        return bool(frames)
+
+    async def _read(self) -> None:
+        while True:
+            message = await _read_message(self._websocket)
+            if message.t == "resume":
+                await self._resume(message)
+            elif message.t == "notebook":
+                self.follows_default = message.id is None
+                await self._show(parse_id(message.id) if message.id else None)
+
+    async def _watch_pace(self) -> None:
+        """Close who does not keep up."""
+        while True:
+            await asyncio.sleep(1)
+            behind = self._view.frames_after(self._heard_seq) if self._heard_seq is not None else None
+            if behind and (
+                time.monotonic() - behind[0].made_at > BEHIND_S
+                or sum(len(frame.text) for frame in behind) > BEHIND_BYTES
+            ):
+                raise _Closed(TOO_SLOW)
+
+    async def _renew(self) -> None:
+        """Pings, the entry in the list of connections, and whether the viewer may still look."""
+        checked_at = time.monotonic()
+        while True:
+            await self._announce()
+            await asyncio.sleep(PING_S)
+            await self._send({"t": "ping", "at": round(time.time() * 1000)})
+            if time.monotonic() - checked_at + PING_S > RECHECK_S:
+                try:
+                    await self._context.gate.find_staff(self._person.token_id, self._course_id)
+                except Unavailable as error:
+                    _log.warning("sockets.not_rechecked", code=error.code)  # asked again at the next ping
+                else:
+                    checked_at = time.monotonic()
+
+    async def _resume(self, message: ClientMessage) -> None:
+        if message.epoch and message.epoch != self._view.epoch:
+            # The snapshot was read of the class's notebook, which may be another by now.
+            view = self._context.hub.find_view(self._course_id, message.epoch)
+            if view is not None:
+                self._move(view)
+        if message.epoch == self._view.epoch and self._view.frames_after(message.after_seq) is not None:
+            self._place(message.after_seq)
+        else:
+            await self._ask_for_snapshot()
+
+    async def _show(self, notebook_id: UUID | None) -> None:
+        """Another notebook: the board reads its snapshot and resumes from there."""
+        view = await self._context.hub.open_view(self._course_id, notebook_id)
+        if view is not self._view:
+            self._move(view)
+            await self._ask_for_snapshot()
+
+    def _move(self, view: View) -> None:
+        self._view.viewers.discard(self._wake)
+        self._view = view
+        self._place(None)
+        view.viewers.add(self._wake)
+
+    def _place(self, seq: int | None) -> None:
+        self._heard_seq = seq
+        self._turn += 1
+        self._wake.set()
+
+    async def _ask_for_snapshot(self) -> None:
+        self._place(None)
+        await self._send({"t": "resync"})
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        await self._websocket.send_text(msgspec.json.encode(message).decode())
+
+    async def _announce(self) -> None:
+        try:
+            await self._context.cache.note_connection(self._id, self._person.user_id)
+            if not self._is_announced:
+                await self._context.cache.sweep_connections()
+            self._is_announced = True
+        except Unavailable as error:
+            _log.debug("sockets.not_announced", code=error.code)
+
+    async def _forget(self) -> None:
+        try:
+            await self._context.cache.forget_connection(self._id)
+        except Unavailable as error:
+            _log.debug("sockets.not_forgotten", code=error.code)  # swept later

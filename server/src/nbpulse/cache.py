@@ -1,0 +1,140 @@
+"""What may be lost without harm: who was heard of, one-use WebSocket tickets, the list of open connections.
+
+Promises: every call answers or raises Unavailable within 1 s; nothing here is the only copy of anything but a ticket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final, NamedTuple
+from uuid import UUID
+
+import msgspec
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from nbpulse.errors import Unavailable
+
+TICKET_LIFE_S: Final = 30
+PRESENCE_LIFE_S: Final = 60
+CONNECTIONS_KEY: Final = "websocket_connections"
+CONNECTION_STALE_S: Final = 90
+_DEADLINE_S: Final = 1.0
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Heard(NamedTuple):
+    """Somebody's Jupyter was heard of."""
+
+    course_id: UUID
+    user_id: UUID
+    at_ms: int
+    state: str
+
+
+class Ticket(msgspec.Struct, frozen=True):
+    """What a one-use ticket stands for: a token that was proved when it was made, and one course."""
+
+    token_id: UUID
+    course_id: UUID
+
+
+class _Connection(msgspec.Struct, frozen=True):
+    user_id: str
+    last_activity: float
+
+
+_decode_ticket = msgspec.json.Decoder(Ticket).decode
+_decode_connection = msgspec.json.Decoder(_Connection).decode
+
+
+@asynccontextmanager
+async def _deadline() -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(_DEADLINE_S):
+            yield
+    except (RedisError, OSError, TimeoutError) as error:
+        raise Unavailable("NB-2001") from error
+
+
+class Cache:
+    """The cache on Redis or Valkey. Every method raises Unavailable (NB-2001) when it does not answer."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def check(self) -> None:
+        """One round trip."""
+        async with _deadline():
+            await self._redis.exists("nbpulse:generation")
+
+    async def hear(self, heard: Sequence[Heard]) -> None:
+        """Note who was heard of, and tell the boards."""
+        async with _deadline():
+            pipe = self._redis.pipeline(transaction=False)
+            for one in heard:
+                key = _name_presence(one.course_id)
+                pipe.zadd(key, {str(one.user_id): one.at_ms}, gt=True)
+                pipe.expire(key, PRESENCE_LIFE_S * 2)
+                message = {"t": "presence", "user_id": one.user_id, "state": one.state, "at": one.at_ms}
+                pipe.publish(f"nbpulse:live:{one.course_id}", _encode(message))
+            await pipe.execute()
+
+    async def announce_roster(self, course_id: UUID) -> None:
+        """Tell the boards that somebody joined or changed."""
+        async with _deadline():
+            await self._redis.publish(f"nbpulse:live:{course_id}", _encode({"t": "roster"}))
+
+    async def read_presence(self, course_id: UUID) -> dict[str, int]:
+        """Who was heard of in the last minute: user id -> when, in ms. Older entries are removed on the way."""
+        oldest_ms = round((time.time() - PRESENCE_LIFE_S) * 1000)
+        key = _name_presence(course_id)
+        async with _deadline():
+            pipe = self._redis.pipeline(transaction=False)
+            pipe.zremrangebyscore(key, "-inf", f"({oldest_ms}")
+            pipe.zrange(key, 0, -1, withscores=True)
+            _, heard = await pipe.execute()
+        return {member.decode(): int(score) for member, score in heard}
+
+    async def create_ticket(self, ticket: Ticket) -> str:
+        """A secret that opens one WebSocket within 30 s."""
+        secret = secrets.token_urlsafe(32)
+        async with _deadline():
+            await self._redis.set(f"nbpulse:ticket:{secret}", _encode(ticket), ex=TICKET_LIFE_S)
+        return secret
+
+    async def use_ticket(self, secret: str) -> Ticket | None:
+        """What the ticket stands for; None when it was used, is too old or never was."""
+        async with _deadline():
+            stored = await self._redis.getdel(f"nbpulse:ticket:{secret[:100]}")
+        return _decode_ticket(stored) if stored else None
+
+    async def note_connection(self, connection_id: str, user_id: UUID) -> None:
+        """Enter a board's WebSocket in the specification's hash, or renew its last activity."""
+        async with _deadline():
+            entry = _encode(_Connection(str(user_id), time.time()))
+            await self._redis.hset(CONNECTIONS_KEY, connection_id, entry)
+
+    async def forget_connection(self, connection_id: str) -> None:
+        """A WebSocket is closed."""
+        async with _deadline():
+            await self._redis.hdel(CONNECTIONS_KEY, connection_id)
+
+    async def sweep_connections(self) -> int:
+        """Remove the connections of API processes that died; how many."""
+        async with _deadline():
+            entries = await self._redis.hgetall(CONNECTIONS_KEY)
+            oldest = time.time() - CONNECTION_STALE_S
+            stale = [name for name, entry in entries.items() if _decode_connection(entry).last_activity < oldest]
+            if stale:
+                await self._redis.hdel(CONNECTIONS_KEY, *stale)
+        return len(stale)
+
+
+def _name_presence(course_id: UUID) -> str:
+    return f"nbpulse:presence:{course_id}"

@@ -1,0 +1,374 @@
+"""The class as its staff see it: counters, grid, attention list; as snapshots and as what changed since."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Set
+from typing import Final
+from uuid import UUID, uuid5
+
+import msgspec
+
+from nbpulse.classroom.learners import CellState, LearnerState
+from nbpulse.classroom.rules import (
+    DEFAULT_RULES,
+    RANKS,
+    AlertRules,
+    ClassPace,
+    Finding,
+    Standing,
+    Streak,
+    find_alerts,
+    find_behind,
+    find_streak,
+)
+
+_ALERT_NAMESPACE: Final = UUID("0d2f7a58-52c5-4a7a-9f43-2c6d1c9b0e11")
+_AGING_MS: Final = 600_000
+_CELL_CHARS: Final = {"running": "2", "ok": "1"}
+STATUSES: Final = ("help", "stuck", "idle", "behind", "ok", "offline")
+
+
+class Learner(msgspec.Struct, frozen=True):
+    """Somebody on the roster, as staff see them."""
+
+    user_id: str
+    name: str
+    number: str
+    seat: str | None = None
+    team: str | None = None
+    same_as: str | None = None
+    """The user who may be the same person: joined again with the same number, without the resume code."""
+
+
+class Column(msgspec.Struct, frozen=True):
+    """One column of the grid: a cell of the course's notebook."""
+
+    id: str
+    index: int | None
+    title: str | None = None
+
+
+class Alert(msgspec.Struct, frozen=True):
+    """Somebody needs attention. The same id in every API process; `score`: the lower, the sooner."""
+
+    id: str
+    i: int
+    kind: str
+    since: int
+    cell: str | None = None
+    idx: int | None = None
+    label: str | None = None
+    n: int | None = None
+    text: str | None = None
+    score: float = 0.0
+
+
+class _Row:
+    """One learner's line of the board."""
+
+    def __init__(self, i: int, learner: Learner, column_count: int) -> None:
+        self.i = i
+        self.learner = learner
+        self.state: LearnerState | None = None
+        self.streak: Streak | None = None
+        self.cells: dict[str, CellState] = {}
+        self.squares = ["0"] * column_count
+        self.position = 0
+        self.heard_ms = 0
+        self.active_ms = 0
+        self.behind_since = 0
+        self.status = "offline"
+        self.since = 0
+        self.alerts: dict[str, Alert] = {}
+
+
+class Classroom:
+    """
+    One notebook of a course as its staff see it: fed with states, asked for snapshots and changes.
+
+    The same states in any order, with the same `now_ms`, show the same class (but for the memory of the behind rule's
+    hysteresis). Not safe for use from several threads.
+    """
+
+    def __init__(
+        self,
+        course_id: str,
+        notebook_id: str | None,
+        *,
+        rules: AlertRules = DEFAULT_RULES,
+        columns: Iterable[Column] = (),
+        learners: Iterable[Learner] = (),
+    ) -> None:
+        self.course_id = course_id
+        self.notebook_id = notebook_id
+        self.rules = rules
+        self._columns: list[Column] = []
+        self._places: dict[str, int] = {}
+        self._rows: dict[str, _Row] = {}
+        self._by_index: list[_Row] = []
+        self._counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
+        self._connected = 0
+        self._median: float | None = None
+        self._changes = _Changes()
+        self.set_roster(learners)
+        self.set_columns(columns)
+        self._changes = _Changes()
+
+    def set_roster(self, learners: Iterable[Learner]) -> None:
+        """Take in new learners and new names; a learner keeps the index `i` for this view's life."""
+        for learner in learners:
+            row = self._rows.get(learner.user_id)
+            if row is None:
+                row = _Row(len(self._by_index), learner, len(self._columns))
+                self._rows[learner.user_id] = row
+                self._by_index.append(row)
+            elif row.learner == learner:
+                continue
+            row.learner = learner
+            self._changes.students.add(row.i)
+
+    def set_columns(self, columns: Iterable[Column]) -> None:
+        """The grid's columns in their order; squares are laid anew."""
+        ordered = sorted(columns, key=lambda c: (c.index is None, c.index or 0, c.id))
+        if ordered == self._columns:
+            return
+        self._columns = ordered
+        self._places = {column.id: place for place, column in enumerate(ordered)}
+        self._changes.columns = True
+        for row in self._by_index:
+            row.squares = ["0"] * len(ordered)
+            for cell in row.cells.values():
+                self._lay_square(row, cell)
+            self._place_learner(row)
+            self._changes.students.add(row.i)
+
+    @property
+    def learner_ids(self) -> Set[str]:
+        """Everybody the view has ever been told of."""
+        return self._rows.keys()
+
+    def has_learner(self, user_id: str) -> bool:
+        """Whether the roster holds this user."""
+        return user_id in self._rows
+
+    def get_revision(self, user_id: str) -> int:
+        """The newest revision applied for this user; 0 for none."""
+        row = self._rows.get(user_id)
+        return row.state.revision if row and row.state else 0
+
+    def apply(self, state: LearnerState) -> None:
+        """Take a learner's state in; an older one than known changes nothing but cells it is newer on."""
+        row = self._rows.get(state.user_id)
+        if row is None:
+            return
+        if row.state is None or state.revision >= row.state.revision:
+            row.state = state
+            row.streak = find_streak(state.recent)
+            row.active_ms = max(row.active_ms, state.last_activity_ms)
+        for cell in state.cells:
+            known = row.cells.get(cell.cell_id)
+            if cell.notebook_id != self.notebook_id or (known and known.revision >= cell.revision):
+                continue
+            row.cells[cell.cell_id] = cell
+            self._lay_square(row, cell)
+        self._place_learner(row)
+
+    def hear(self, user_id: str, at_ms: int, presence: str | None = None) -> None:
+        """The learner's Jupyter was heard of; `presence` "active" counts as activity, as does a run."""
+        row = self._rows.get(user_id)
+        if row is not None:
+            row.heard_ms = max(row.heard_ms, at_ms)
+            if presence == "active":
+                row.active_ms = max(row.active_ms, at_ms)
+
+    def evaluate(self, now_ms: int) -> None:
+        """Apply the rules as of `now_ms`; what differs from before is in `take_changes`."""
+        connected = [row for row in self._by_index if self._is_connected(row, now_ms)]
+        started = sorted(row.position for row in connected if row.position > 0)
+        median = _find_median(started)
+        last_runs = sorted(row.state.last_run_ms if row.state else 0 for row in connected)
+        median_run_ms = last_runs[len(last_runs) // 2] if last_runs else 0
+        pace = ClassPace(now_ms, median, median_run_ms, self._find_passing_times(connected))
+        counts = dict.fromkeys(STATUSES, 0)
+        for row in self._by_index:
+            is_connected = self._is_connected(row, now_ms)
+            row.behind_since = find_behind(row.behind_since, row.position, pace, self.rules)
+            standing = Standing(row.state, row.streak, is_connected, row.active_ms, row.behind_since)
+            alerts = {one.kind: self._make_alert(row, one) for one in find_alerts(standing, pace, self.rules)}
+            self._note_alerts(row, alerts)
+            status = next((kind for kind in RANKS if kind in alerts), "ok" if is_connected else "offline")
+            since = alerts[status].since if status in alerts else row.active_ms
+            if status != row.status:
+                row.status, row.since = status, since
+                self._changes.statuses.add(row.i)
+            self._mark_stuck(row, alerts.get("stuck"))
+            counts[status] += 1
+        if (counts, len(connected), median) != (self._counts, self._connected, self._median):
+            self._counts, self._connected, self._median = counts, len(connected), median
+            self._changes.counters = True
+
+    def snapshot(self) -> dict[str, object]:
+        """The whole board as of the last `evaluate`."""
+        return {
+            "counts": self._counts,
+            "median": self._median,
+            "connected": self._connected,
+            "cells": self._describe_columns(),
+            "students": [self._describe_row(row) for row in self._by_index],
+            "alerts": sorted(
+                (alert for row in self._by_index for alert in row.alerts.values()),
+                key=lambda a: (a.score, a.id),
+            ),
+        }
+
+    def take_changes(self) -> dict[str, object]:
+        """What differs since the last call, as the body of a frame; empty when nothing does."""
+        changes, self._changes = self._changes, _Changes()
+        body: dict[str, object] = {}
+        if changes.counters:
+            body.update(counts=self._counts, median=self._median, connected=self._connected)
+        if changes.columns:
+            body["cells"] = self._describe_columns()
+        if changes.students:
+            body["students"] = [self._describe_row(self._by_index[i]) for i in sorted(changes.students)]
+        rows = self._by_index
+        told = changes.students
+        parts: dict[str, list[object]] = {
+            "c": [[i, place, int(rows[i].squares[place])] for i, place in sorted(changes.squares) if i not in told],
+            "p": [[i, rows[i].position] for i in sorted(changes.positions - told)],
+            "st": [[i, rows[i].status, rows[i].since] for i in sorted(changes.statuses - told)],
+            "a+": [alert for alert in changes.alerts.values() if alert is not None and alert.id not in changes.known],
+            "a~": [alert for alert in changes.alerts.values() if alert is not None and alert.id in changes.known],
+            "a-": [alert_id for alert_id, alert in changes.alerts.items() if alert is None],
+        }
+        body.update((name, part) for name, part in parts.items() if part)
+        return body
+
+    def _is_connected(self, row: _Row, now_ms: int) -> bool:
+        return row.heard_ms > 0 and now_ms - row.heard_ms <= self.rules.connected_ms
+
+    def _lay_square(self, row: _Row, cell: CellState) -> None:
+        place = self._places.get(cell.cell_id)
+        if place is None:
+            return
+        square = _CELL_CHARS.get(cell.last_status, "3")
+        if row.squares[place] != square:
+            row.squares[place] = square
+            self._changes.squares.add((row.i, place))
+
+    def _place_learner(self, row: _Row) -> None:
+        places = [
+            self._places[cell.cell_id] + 1
+            for cell in row.cells.values()
+            if cell.first_finished_ms is not None and cell.cell_id in self._places
+        ]
+        position = max(places, default=0)
+        if position != row.position:
+            row.position = position
+            self._changes.positions.add(row.i)
+
+    def _mark_stuck(self, row: _Row, alert: Alert | None) -> None:
+        """The square of the cell somebody is stuck on shows it, as long as it stands in error."""
+        stuck = self._places.get(alert.cell or "") if alert else None
+        for place, square in enumerate(row.squares):
+            wanted = "4" if place == stuck and square == "3" else "3" if place != stuck and square == "4" else square
+            if wanted != square:
+                row.squares[place] = wanted
+                self._changes.squares.add((row.i, place))
+
+    def _find_passing_times(self, connected: list[_Row]) -> list[int]:
+        """For each position p (1..columns) when half of those connected had reached it; 0 where they have not."""
+        reached: list[list[int]] = [[] for _ in self._columns]
+        for row in connected:
+            earliest = 0
+            firsts: dict[int, int] = {}
+            for cell in row.cells.values():
+                place = self._places.get(cell.cell_id)
+                if place is not None and cell.first_finished_ms is not None:
+                    firsts[place] = cell.first_finished_ms
+            for place in range(row.position - 1, -1, -1):
+                first = firsts.get(place)
+                if first is not None:
+                    earliest = min(earliest, first) if earliest else first
+                reached[place].append(earliest)
+        half = (len([row for row in connected if row.position > 0]) + 1) // 2
+        return [sorted(times)[half - 1] if half and len(times) >= half else 0 for times in reached]
+
+    def _make_alert(self, row: _Row, finding: Finding) -> Alert:
+        kind, cell, since = finding.kind, finding.cell_id, finding.since_ms
+        place = self._places.get(cell) if cell else None
+        return Alert(
+            id=str(uuid5(_ALERT_NAMESPACE, f"{self.course_id}:{row.learner.user_id}:{kind}:{cell}:{since}")),
+            i=row.i,
+            kind=kind,
+            since=since,
+            cell=cell,
+            idx=self._columns[place].index if place is not None else None,
+            label=finding.label,
+            n=finding.count,
+            text=finding.text,
+            score=since + RANKS[kind] * _AGING_MS,
+        )
+
+    def _note_alerts(self, row: _Row, alerts: dict[str, Alert]) -> None:
+        for kind in row.alerts.keys() | alerts.keys():
+            before, after = row.alerts.get(kind), alerts.get(kind)
+            if before == after:
+                continue
+            if before is not None and (after is None or after.id != before.id):
+                self._changes.note_alert(before.id, None, was_known=True)
+            if after is not None:
+                self._changes.note_alert(after.id, after, was_known=before is not None and before.id == after.id)
+        row.alerts = alerts
+
+    def _describe_columns(self) -> list[dict[str, object]]:
+        return [
+            {"id": column.id, "idx": place if column.index is None else column.index, "title": column.title}
+            for place, column in enumerate(self._columns)
+        ]
+
+    def _describe_row(self, row: _Row) -> dict[str, object]:
+        learner = row.learner
+        return {
+            "i": row.i,
+            "id": learner.user_id,
+            "name": learner.name,
+            "num": learner.number,
+            "seat": learner.seat,
+            "team": learner.team,
+            "same": learner.same_as,
+            "s": "".join(row.squares),
+            "pos": row.position,
+            "st": row.status,
+            "since": row.since,
+        }
+
+
+class _Changes:
+    """What happened to a Classroom since it was last asked."""
+
+    def __init__(self) -> None:
+        self.counters = False
+        self.columns = False
+        self.students: set[int] = set()
+        self.squares: set[tuple[int, int]] = set()
+        self.positions: set[int] = set()
+        self.statuses: set[int] = set()
+        self.alerts: dict[str, Alert | None] = {}
+        self.known: set[str] = set()
+
+    def note_alert(self, alert_id: str, alert: Alert | None, *, was_known: bool) -> None:
+        """Keep the last word on an alert, and whether boards had heard of it before."""
+        if alert_id not in self.alerts and was_known:
+            self.known.add(alert_id)
+        if alert is None and alert_id not in self.known:
+            self.alerts.pop(alert_id, None)
+            return
+        self.alerts[alert_id] = alert
+
+
+def _find_median(ordered: list[int]) -> float | None:
+    if not ordered:
+        return None
+    middle = len(ordered) // 2
+    return float(ordered[middle]) if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

@@ -1,0 +1,69 @@
+"""Error groups: which errors are the same mistake (fingerprint version 1), and what may be said of them openly."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Final
+
+FINGERPRINT_VERSION: Final = 1
+
+# In these the quoted name is the lesson itself ("which name is not defined?"), so it stays.
+_NAME_MATTERS = frozenset(
+    {"NameError", "UnboundLocalError", "KeyError", "AttributeError", "ModuleNotFoundError", "ImportError"}
+)
+_QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
+_IDENTIFIER = re.compile(r"[^\W\d]\w{0,39}(?:\.\w{1,40}){0,3}\Z")
+_MASKS = (
+    (re.compile(r"0x[0-9a-fA-F]+"), "<hex>"),
+    (re.compile(r"(?:[A-Za-z]:)?(?:[/\\][\w .~-]+){2,}"), "<path>"),
+    (re.compile(r"\d+(?:\.\d+)?"), "<n>"),
+)
+
+
+def normalise_message(error_name: str, message: str) -> str:
+    """`message` (at most 200 characters) with literals, numbers and paths masked: what may leave the sealed text."""
+    first_line = message.strip().split("\n", 1)[0][:1000]
+    keeps_names = error_name in _NAME_MATTERS
+
+    def mask(match: re.Match[str]) -> str:
+        text = match.group(1) if match.group(1) is not None else match.group(2)
+        return f"'{text}'" if keeps_names and _IDENTIFIER.match(text) else "<…>"
+
+    masked = _QUOTED.sub(mask, first_line)
+    if not keeps_names:
+        for pattern, word in _MASKS:
+            masked = pattern.sub(word, masked)
+    return masked[:200]
+
+
+def label_error(data: dict[str, object]) -> str:
+    """A few words for the list, as `NameError df`: the class, and the name that matters where there is one."""
+    name = str(data.get("error_name") or "Error")[:60]
+    if name not in _NAME_MATTERS:
+        return name
+    quoted = [one or other for one, other in _QUOTED.findall(str(data.get("error_message") or "")[:1000])]
+    names = [text for text in quoted if _IDENTIFIER.match(text)]
+    if not names:
+        return name
+    # "'DataFrame' object has no attribute 'colums'": there the last name is the mistake, elsewhere the first.
+    return f"{name} {names[-1] if name == 'AttributeError' else names[0]}"
+
+
+_FAILING_LINE = re.compile(r"-+>\s*\d*\s*(.*)")
+
+
+def fingerprint_error(notebook_id: str, cell_id: str, data: dict[str, object]) -> str:
+    """
+    The group of an error, version 1: notebook, cell, class, normalised message; 16 hex digits.
+
+    A message that says nothing (a wrong answer is an AssertionError without one) is told apart by the failing line of
+    the traceback, its numbers and spaces aside, so that it survives a moved line or another cell number.
+    """
+    name = str(data.get("error_name") or "")
+    message = normalise_message(name, str(data.get("error_message") or ""))
+    if not message:
+        failing = _FAILING_LINE.findall(str(data.get("traceback") or ""))
+        message = re.sub(r"\s+", "", failing[-1])[:200] if failing else ""
+    text = "\x1f".join((str(FINGERPRINT_VERSION), notebook_id, cell_id, name, message))
+    return hashlib.sha1(text.encode("utf-8", "replace"), usedforsecurity=False).hexdigest()[:16]

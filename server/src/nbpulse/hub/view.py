@@ -1,0 +1,250 @@
+"""One view of the hub: a class as it stands, its numbered frames and its snapshot."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
+from uuid import UUID
+
+import msgspec
+
+from nbpulse import metrics
+from nbpulse.classroom import Classroom, Column, Learner, LearnerState
+from nbpulse.errors import Unavailable
+
+TICK_S: Final = 0.25
+RING_S: Final = 60.0
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Pulse(Protocol):
+    """The little that tells whether a view is still right (records/views.py)."""
+
+    @property
+    def learner_revisions(self) -> Mapping[str, int]: ...
+    @property
+    def columns(self) -> Sequence[Column]: ...
+    @property
+    def notebooks(self) -> Sequence[dict[str, Any]]: ...
+    @property
+    def default_notebook_id(self) -> UUID | None: ...
+
+
+class LoadedClass(Protocol):
+    """One notebook of a course with everything the board shows of it (records/views.py)."""
+
+    @property
+    def course(self) -> dict[str, Any]: ...
+    @property
+    def notebook_id(self) -> UUID | None: ...
+    @property
+    def pulse(self) -> Pulse: ...
+    @property
+    def learners(self) -> Sequence[Learner]: ...
+    @property
+    def states(self) -> Sequence[LearnerState]: ...
+
+
+class ClassSource(Protocol):
+    """Where classes are read whole. Each raises Unavailable; `load_class` also NotFound."""
+
+    async def load_class(self, course_id: UUID, notebook_id: UUID | None) -> LoadedClass: ...
+    async def load_pulse(self, course_id: UUID, notebook_id: UUID | None) -> Pulse: ...
+    async def load_roster(self, course_id: UUID) -> Sequence[Learner]: ...
+    async def load_states(
+        self, course_id: UUID, notebook_id: UUID | None, user_ids: Iterable[str]
+    ) -> Sequence[LearnerState]: ...
+
+
+class LiveMessage(msgspec.Struct):
+    """What comes over `nbpulse:live:<course_id>`: states, presence or roster."""
+
+    t: str
+    received_ms: int = 0
+    states: list[LearnerState] = []
+    user_id: str = ""
+    state: str = ""
+    at: int = 0
+
+
+decode_message = msgspec.json.Decoder(LiveMessage).decode
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """One encoded change of a view."""
+
+    seq: int
+    made_at: float
+    text: str
+
+
+class View:
+    """One notebook of one course, kept up to date; its viewers read `frames_after` their own place."""
+
+    def __init__(self, epoch: str, course_id: UUID, loaded: LoadedClass) -> None:
+        self.epoch = epoch
+        self.course_id = course_id
+        self.notebook_id = loaded.notebook_id
+        self.seq = 0
+        self.backlog = 0
+        self.viewers: set[asyncio.Event] = set()
+        self.used_at = time.monotonic()
+        self.wants_reconcile = False
+        self.wants_roster = False
+        self.is_gone = False
+        self.reconciled_at = time.monotonic()
+        self.default_notebook_id = loaded.pulse.default_notebook_id
+        self._ring: deque[Frame] = deque()
+        self._course = loaded.course
+        self._notebooks = list(loaded.pulse.notebooks)
+        self._extra: dict[str, Any] = {}
+        self._received_ms = 0
+        self._lag_ms: int | None = None
+        self._ordinals: dict[str, int] = {}
+        self._skipped: set[str] = set()
+        self._snapshot: tuple[float, bytes] = (0.0, b"")
+        self._cells_seen: set[str] = set()
+        self.classroom = Classroom(
+            str(course_id),
+            str(loaded.notebook_id) if loaded.notebook_id else None,
+            columns=loaded.pulse.columns,
+            learners=loaded.learners,
+        )
+        for state in loaded.states:
+            self._apply(state)
+        self._columns = {column.id for column in loaded.pulse.columns}
+
+    @property
+    def is_left(self) -> bool:
+        """True when the class works in another notebook than this one: who follows the class is taken there."""
+        if self.notebook_id == self.default_notebook_id:
+            return False
+        return not any(one["active"] for one in self._notebooks if one["id"] == self.classroom.notebook_id)
+
+    def receive(self, message: LiveMessage) -> None:
+        """Take in one message of the wire; what it cannot tell is asked of PostgreSQL soon."""
+        if message.t == "presence":
+            self.classroom.hear(message.user_id, message.at, message.state)
+        elif message.t == "roster":
+            self.wants_roster = True
+        for state in message.states:
+            if not self.classroom.has_learner(state.user_id):
+                self.wants_roster = True
+                continue
+            if state.revision > self.classroom.get_revision(state.user_id) + 1:
+                self._skipped.add(state.user_id)
+                self.wants_reconcile = True
+            self._apply(state)
+            if any(self._is_new_cell(cell.notebook_id, cell.cell_id) for cell in state.cells):
+                self.wants_reconcile = True
+        if message.received_ms:
+            self._received_ms = message.received_ms
+            self._lag_ms = max(0, round(time.time() * 1000) - message.received_ms)
+
+    async def reconcile(self, source: ClassSource) -> None:
+        """Compare with PostgreSQL and take in what differs. Raises Unavailable."""
+        skipped, self._skipped = self._skipped, set()
+        roster_wanted, self.wants_roster, self.wants_reconcile = self.wants_roster, False, False
+        self.reconciled_at = time.monotonic()
+        try:
+            pulse = await source.load_pulse(self.course_id, self.notebook_id)
+            if self.classroom.learner_ids - pulse.learner_revisions.keys():
+                # Somebody left or was merged: a view only ever adds people, so its viewers get a new one.
+                self.is_gone = True
+                return
+            unknown = any(not self.classroom.has_learner(user_id) for user_id in pulse.learner_revisions)
+            if roster_wanted or unknown:
+                self.classroom.set_roster(await source.load_roster(self.course_id))
+            behind = skipped | {
+                user_id
+                for user_id, revision in pulse.learner_revisions.items()
+                if revision > self.classroom.get_revision(user_id)
+            }
+            if behind:
+                for state in await source.load_states(self.course_id, self.notebook_id, behind):
+                    self._apply(state)
+        except Unavailable:
+            self._skipped |= skipped
+            self.wants_roster |= roster_wanted
+            raise
+        if self.notebook_id is not None:
+            self.classroom.set_columns(pulse.columns)
+            self._columns = {column.id for column in pulse.columns}
+        if list(pulse.notebooks) != self._notebooks:
+            self._notebooks = list(pulse.notebooks)
+            self._extra["notebooks"] = self._notebooks
+        self.default_notebook_id = pulse.default_notebook_id
+
+    def tick(self, now_ms: int) -> None:
+        """Apply the rules as of now and, where something differs, make the next frame and wake the viewers."""
+        self.classroom.evaluate(now_ms)
+        body = {**self.classroom.take_changes(), **self._extra}
+        now = time.monotonic()
+        while self._ring and now - self._ring[0].made_at > RING_S:
+            self._ring.popleft()
+        if not body:
+            return
+        self._extra = {}
+        self.seq += 1
+        frame = {"t": "d", "seq": self.seq, "at": now_ms, **body, "h": self._describe_health()}
+        self._ring.append(Frame(self.seq, now, _encode(frame).decode()))
+        metrics.live_frames.inc()
+        self.wake_viewers()
+
+    def wake_viewers(self) -> None:
+        """Something is new, or the view is no more."""
+        for wake in self.viewers:
+            wake.set()
+
+    def frames_after(self, seq: int) -> list[Frame] | None:
+        """The frames after number `seq`, oldest first; None when they are no longer (or not yet) here."""
+        if seq == self.seq:
+            return []
+        missing = self.seq - seq
+        if not 0 < missing <= len(self._ring):
+            return None
+        return [self._ring[place] for place in range(len(self._ring) - missing, len(self._ring))]
+
+    def encode_snapshot(self) -> bytes:
+        """The whole view as JSON, true as of frame `seq` or a little later; at most four are encoded a second."""
+        now = time.monotonic()
+        self.used_at = now
+        if now - self._snapshot[0] > TICK_S:
+            notebook = next((one for one in self._notebooks if one["id"] == self.classroom.notebook_id), None)
+            whole = {
+                "schema": 1,
+                "epoch": self.epoch,
+                "seq": self.seq,
+                "course": self._course,
+                "notebook": notebook and {name: notebook[name] for name in ("id", "path", "title")},
+                "notebooks": self._notebooks,
+                **self.classroom.snapshot(),
+                "h": self._describe_health(),
+            }
+            self._snapshot = (now, _encode(whole))
+        # The time is the answer's own: browsers set their clock by it.
+        times = _encode({"server_time": datetime.now(UTC), "at": round(time.time() * 1000)})
+        return times[:-1] + b"," + self._snapshot[1][1:]
+
+    def _apply(self, state: LearnerState) -> None:
+        self.classroom.apply(state)
+        self._ordinals[state.user_id] = max(state.last_ordinal, self._ordinals.get(state.user_id, 0))
+
+    def _is_new_cell(self, notebook_id: str, cell_id: str) -> bool:
+        """A cell without a column, met for the first time: it may make one."""
+        if self.classroom.notebook_id is None:
+            return True
+        if notebook_id != self.classroom.notebook_id or cell_id in self._columns or cell_id in self._cells_seen:
+            return False
+        self._cells_seen.add(cell_id)
+        return True
+
+    def _describe_health(self) -> dict[str, int | None]:
+        """`stored`: the students' events in the ledger; `received`: those and what waits in the stream."""
+        stored = sum(self._ordinals.values())
+        return {"lag_ms": self._lag_ms, "received": stored + self.backlog, "stored": stored}

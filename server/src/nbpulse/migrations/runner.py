@@ -1,0 +1,117 @@
+"""Brings a database to this version's schema and gives the logins their passwords.
+
+Promises: idempotent, one migration at a time (an advisory lock), safe beside running processes of the same version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import quote
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import text
+from sqlalchemy.engine import Connection
+from sqlalchemy.ext.asyncio import create_async_engine
+
+_MONTHS_AHEAD = 3
+_LOCK = 6_622_001
+
+# Roles belong to the whole server, not to one database: made here, before the first migration, and found afterwards.
+_ENSURE_ROLES = """
+DO $$
+DECLARE name text;
+BEGIN
+    FOREACH name IN ARRAY ARRAY['nbpulse_owner', 'app_reader', 'app_writer', 'app_user'] LOOP
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) THEN
+            EXECUTE format('CREATE ROLE %I NOLOGIN', name);
+        END IF;
+    END LOOP;
+    FOREACH name IN ARRAY ARRAY['nbpulse_migrator', 'nbpulse_api', 'nbpulse_worker', 'nbpulse_operator'] LOOP
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) THEN
+            EXECUTE format('CREATE ROLE %I LOGIN NOSUPERUSER NOBYPASSRLS', name);
+        END IF;
+    END LOOP;
+    EXECUTE format('GRANT CREATE ON DATABASE %I TO nbpulse_owner', current_database());
+END $$;
+GRANT nbpulse_owner TO nbpulse_migrator, CURRENT_USER;
+GRANT app_user TO nbpulse_api;
+GRANT app_writer TO nbpulse_worker;
+GRANT CREATE, USAGE ON SCHEMA public TO nbpulse_owner
+"""
+
+# A month is made only where no row of it lies in the default partition yet; those wait there, counted and readable.
+_ENSURE_MONTHS = """
+DO $$
+DECLARE
+    month date;
+    parent text;
+    label text;
+    bounds text;
+BEGIN
+    FOR month IN SELECT generate_series(date_trunc('month', now()), now() + interval '{months} months', '1 month') LOOP
+        label := to_char(month, 'YYYY_MM');
+        FOREACH parent IN ARRAY ARRAY['events', 'learning_sessions', 'timeseries.cell_executions'] LOOP
+            IF to_regclass(parent || '_' || label) IS NULL THEN
+                IF parent = 'timeseries.cell_executions' THEN
+                    bounds := format('FROM (%s) TO (%s)',
+                        extract(epoch FROM month::timestamp AT TIME ZONE 'UTC')::bigint * 1000000000,
+                        extract(epoch FROM (month + interval '1 month') AT TIME ZONE 'UTC')::bigint * 1000000000);
+                ELSE
+                    bounds := format('FROM (%L) TO (%L)',
+                        month::timestamp AT TIME ZONE 'UTC', (month + interval '1 month') AT TIME ZONE 'UTC');
+                END IF;
+                BEGIN
+                    EXECUTE format('CREATE TABLE %s_%s PARTITION OF %s FOR VALUES %s', parent, label, parent, bounds);
+                EXCEPTION WHEN check_violation THEN
+                    RAISE WARNING 'rows of % already lie in the default partition of %', label, parent;
+                END;
+            END IF;
+        END LOOP;
+    END LOOP;
+END $$
+"""
+
+
+def _as_sqlalchemy(url: str) -> str:
+    return "postgresql+asyncpg://" + url.split("://", 1)[1]
+
+
+async def migrate(database_url: str, passwords: Mapping[str, str]) -> None:
+    """
+    Migrate as the owner of `database_url` and set the password of each login in `passwords` (login -> password).
+
+    Raises what the driver raises when the database is away or its login may not do this; nothing is half done, since
+    each migration is one transaction.
+    """
+    engine = create_async_engine(_as_sqlalchemy(database_url), connect_args={"timeout": 10})
+    try:
+        async with engine.begin() as connection:
+            await connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+            head, _, grants = _ENSURE_ROLES.partition("END $$;\n")
+            for statement in (head + "END $$", *grants.split(";\n"), "SET LOCAL ROLE nbpulse_owner"):
+                await connection.exec_driver_sql(statement)
+            await connection.run_sync(_upgrade)
+            await connection.exec_driver_sql("SET LOCAL TIME ZONE 'UTC'")
+            await connection.exec_driver_sql(_ENSURE_MONTHS.format(months=_MONTHS_AHEAD))
+            await connection.exec_driver_sql("RESET ROLE")
+            for login, password in passwords.items():
+                literal = password.replace("'", "''")
+                await connection.exec_driver_sql(f"ALTER ROLE {login} PASSWORD '{literal}'")
+    finally:
+        await engine.dispose()
+
+
+def _upgrade(connection: Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def with_login(database_url: str, login: str, password: str) -> str:
+    """`database_url` with another login."""
+    scheme, _, rest = database_url.partition("://")
+    address = rest.rpartition("@")[2]
+    return f"{scheme}://{login}:{quote(password, safe='')}@{address}"

@@ -1,0 +1,117 @@
+"""Makes a database ready: schema, logins, the first course, its teacher. What `up`, `migrate` and `link` share.
+
+Promises: doing it again changes nothing; a database that is up to date never waits for Alembic's import.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+from nbpulse.crypto import EncryptedField
+from nbpulse.errors import StartupError
+from nbpulse.records.courses import Course, Courses
+from nbpulse.records.owner import OwnerPool, is_current, open_owner, set_passwords
+from nbpulse.records.people import People
+from nbpulse.settings import Settings
+from nbpulse.terminal import get_text
+
+LOGINS: Final = ("nbpulse_api", "nbpulse_worker", "nbpulse_operator")
+COURSE_SHORT_NAME: Final = "class"
+DEMO_SHORT_NAME: Final = "demo"
+_TOKEN_FILE = "teacher.token"
+
+
+def find_newest_revision() -> str:
+    """The newest migration's number, from its file's name: Alembic need not be imported for it."""
+    versions = Path(__file__).parent / "migrations" / "versions"
+    return max(path.name[:4] for path in versions.glob("[0-9]*.py"))
+
+
+async def ensure_schema(settings: Settings) -> bool:
+    """
+    Migrate if needed and set the logins' passwords; True when something was migrated.
+
+    Raises StartupError: no database set (NB-3052), it does not answer (NB-3053), its login may not do this (NB-3018).
+    """
+    if not settings.database_url:
+        raise StartupError("NB-3052", setting="NBPULSE_DATABASE_URL")
+    passwords = {login: settings.make_password(login) for login in LOGINS}
+    async with open_owner(settings.database_url) as pool:
+        if await is_current(pool, find_newest_revision(), passwords):
+            await set_passwords(pool, passwords)
+            return False
+    from sqlalchemy.exc import ProgrammingError
+
+    from nbpulse.migrations import migrate
+
+    try:
+        await migrate(settings.database_url, passwords)
+    except ProgrammingError as error:
+        raise StartupError("NB-3018", detail=str(error.orig)) from error
+    return True
+
+
+async def prepare(settings: Settings, *, is_demo: bool) -> dict[str, Any]:
+    """Everything `up` has to know before its parts can go on: logins, course, join code, teacher's token and link."""
+    await ensure_schema(settings)
+    if not settings.database_url:
+        raise StartupError("NB-3052", setting="NBPULSE_DATABASE_URL")
+    seal = EncryptedField(settings.read_encryption_keys())
+    async with open_owner(settings.database_url) as pool:
+        course, teacher_id = await (renew_demo_course if is_demo else ensure_course)(pool, seal)
+        people = People(pool, seal)
+        link_code = await people.create_link(teacher_id)
+        teacher_token = await _ensure_token(people, teacher_id, settings.data_dir)
+    return {
+        "course_id": str(course.id),
+        "course_title": course.title,
+        "join_code": course.join_code,
+        "is_demo": course.is_demo,
+        "teacher_token": teacher_token,
+        "link_code": link_code,
+        "api_database_url": find_login_url(settings, "nbpulse_api", settings.api_database_url),
+        "worker_database_url": find_login_url(settings, "nbpulse_worker", settings.worker_database_url),
+        "operator_database_url": find_login_url(settings, "nbpulse_operator", None),
+    }
+
+
+async def ensure_course(pool: OwnerPool, seal: EncryptedField) -> tuple[Course, UUID]:
+    """The default course and its teacher."""
+    courses = Courses(pool, seal)
+    course = await courses.ensure_course(get_text("course_title"), COURSE_SHORT_NAME)
+    return course, await courses.ensure_teacher(course.id, display_name=get_text("teacher"))
+
+
+async def renew_demo_course(pool: OwnerPool, seal: EncryptedField) -> tuple[Course, UUID]:
+    """The demo's own course, always a new one: what an earlier simulated class did is removed."""
+    courses = Courses(pool, seal)
+    if old := await courses.find_course(DEMO_SHORT_NAME):
+        await courses.delete_course(old.id)
+    course = await courses.ensure_course(get_text("demo_course_title"), DEMO_SHORT_NAME, is_demo=True)
+    return course, await courses.ensure_teacher(course.id, display_name=get_text("teacher"))
+
+
+async def _ensure_token(people: People, teacher_id: UUID, data_dir: Path) -> str:
+    """The teacher's token for scripts, the same at every start as long as it works."""
+    path = data_dir / _TOKEN_FILE
+    if path.exists():
+        token = path.read_text(encoding="utf-8").strip()
+        person = await people.find_person(token)
+        if person is not None and person.user_id == teacher_id:
+            return token
+        path.unlink()
+    token = await people.create_staff_token(teacher_id)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(token + "\n")
+    return token
+
+
+def find_login_url(settings: Settings, login: str, given: str | None) -> str:
+    """The database URL of one of our logins: as set, else the owner's address with the login `migrate` made."""
+    if given:
+        return given
+    scheme, _, rest = (settings.database_url or "").partition("://")
+    return f"{scheme}://{login}:{settings.make_password(login)}@{rest.rpartition('@')[2]}"

@@ -1,0 +1,116 @@
+"""Courses and their staff, as the operator's commands make and remove them.
+
+Promises: making what is there already changes nothing; removing a course takes every row that bears its students'
+work, and the people who were only in it, in one transaction.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from nbpulse.crypto import EncryptedField
+from nbpulse.errors import AccessDenied
+from nbpulse.records.people import People, make_code
+
+
+class Course(msgspec.Struct, frozen=True):
+    """A course as the operator sees it."""
+
+    id: UUID
+    title: str
+    short_name: str
+    join_code: str
+    is_demo: bool
+
+
+_READ_COURSE = "SELECT id, title, short_name, join_code, is_demo FROM courses"
+
+
+class Courses:
+    """Courses on PostgreSQL, for the owner's login. Every method raises Unavailable (NB-2003) when it is away."""
+
+    def __init__(self, pool: asyncpg.Pool, seal: EncryptedField) -> None:
+        self._people = People(pool, seal)
+        self._seal = seal
+
+    async def ensure_course(self, title: str, short_name: str, *, is_demo: bool = False) -> Course:
+        """The course of that short name (at most 50 characters), made with a fresh join code where there is none."""
+        async with self._people.connect("ensure_course") as connection:
+            await connection.execute(
+                "INSERT INTO courses (title, short_name, join_code, is_demo) VALUES ($1, $2, $3, $4)"
+                " ON CONFLICT (short_name) DO NOTHING",
+                title,
+                short_name,
+                make_code(6),
+                is_demo,
+            )
+            row = await connection.fetchrow(f"{_READ_COURSE} WHERE short_name = $1", short_name)
+        return Course(**dict(row))
+
+    async def find_course(self, short_name: str) -> Course | None:
+        """The course of that short name."""
+        async with self._people.connect("find_course") as connection:
+            row = await connection.fetchrow(f"{_READ_COURSE} WHERE short_name = $1", short_name)
+        return Course(**dict(row)) if row else None
+
+    async def ensure_teacher(
+        self, course_id: UUID, *, username: str = "teacher", display_name: str = "teacher"
+    ) -> UUID:
+        """The user of that name, made where there is none, as an instructor of the course."""
+        async with self._people.connect("ensure_teacher") as connection:
+            await connection.execute(
+                "INSERT INTO users (username, role) VALUES ($1, 'instructor') ON CONFLICT (username) DO NOTHING",
+                username,
+            )
+            user_id: UUID = await connection.fetchval("SELECT id FROM users WHERE username = $1", username)
+            sealed = self._seal.seal(display_name, table="users", column="display_name", user_id=user_id)
+            await connection.execute(
+                "UPDATE users SET display_name = $2 WHERE id = $1 AND display_name IS NULL", user_id, sealed
+            )
+            await connection.execute(
+                "INSERT INTO enrolments (user_id, course_id, role) VALUES ($1, $2, 'instructor')"
+                " ON CONFLICT (user_id, course_id) DO UPDATE SET role = 'instructor'",
+                user_id,
+                course_id,
+            )
+        return user_id
+
+    async def delete_course(self, course_id: UUID) -> int:
+        """Remove the course and all work in it; how many students went with it."""
+        async with self._people.connect("delete_course") as connection:
+            await connection.execute("SET LOCAL statement_timeout = '10min'")
+            count: int = await connection.fetchval("SELECT remove_course($1)", course_id)
+        return count
+
+
+async def open_rehearsal(people: People, staff_id: UUID) -> Course:
+    """A course of its own for a rehearsal, with that member of staff as its instructor; marked as a demo."""
+    code = make_code(6)
+    async with people.connect("open_rehearsal") as connection:
+        row = await connection.fetchrow(
+            "INSERT INTO courses (title, short_name, join_code, is_demo)"
+            " VALUES ('Rehearsal / リハーサル', 'rehearsal-' || $1, $1, TRUE)"
+            " RETURNING id, title, short_name, join_code, is_demo",
+            code,
+        )
+        await connection.execute(
+            "INSERT INTO enrolments (user_id, course_id, role) VALUES ($1, $2, 'instructor')", staff_id, row["id"]
+        )
+    return Course(**dict(row))
+
+
+async def remove_demo_course(people: People, course_id: UUID) -> int:
+    """
+    Remove a demo or rehearsal course with all work in it; how many students went with it.
+
+    Raises AccessDenied (NB-1103) for any other course.
+    """
+    async with people.connect("remove_demo_course") as connection:
+        await connection.execute("SET LOCAL statement_timeout = '60s'")
+        count: int | None = await connection.fetchval("SELECT remove_demo_course($1)", course_id)
+    if count is None:
+        raise AccessDenied("NB-1103")
+    return count

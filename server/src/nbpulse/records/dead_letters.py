@@ -1,0 +1,118 @@
+"""Dead letters: entries the worker could never process, kept sealed with their reason until somebody decides.
+
+Promises: an entry is buried once, before it is acknowledged; the reason holds nobody's text; replaying is safe to
+repeat, since the ledger stores an event once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import TypeVar
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from nbpulse.crypto import EncryptedField
+from nbpulse.errors import NotFound, Unavailable
+from nbpulse.records.ledger import UNAVAILABLE
+
+_Answer = TypeVar("_Answer")
+_NOBODY = UUID(int=0)
+_BURY = """
+INSERT INTO dead_letters AS d (stream, entry_id, user_id, code, reason, deliveries, payload)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
+ON CONFLICT (stream, entry_id) DO UPDATE SET deliveries = greatest(d.deliveries, excluded.deliveries)
+"""
+_LIST = """
+SELECT id, stream, entry_id, user_id, code, reason, deliveries, first_seen_at, replayed_at FROM dead_letters
+WHERE $1 OR replayed_at IS NULL ORDER BY first_seen_at, id LIMIT $2
+"""
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """One buried entry, without its payload."""
+
+    id: UUID
+    stream: str
+    entry_id: str
+    user_id: UUID | None
+    code: str
+    reason: str
+    deliveries: int
+    first_seen_at: datetime
+    replayed_at: datetime | None
+
+
+class DeadLetters:
+    """The table `dead_letters`. Every method raises Unavailable (NB-2003) when PostgreSQL is away."""
+
+    def __init__(self, pool: asyncpg.Pool, seal: EncryptedField) -> None:
+        self._pool = pool
+        self._seal = seal
+
+    async def bury(
+        self,
+        *,
+        stream: bytes,
+        entry_id: bytes,
+        payload: bytes,
+        user_id: UUID | None,
+        code: str,
+        reason: str,
+        deliveries: int,
+    ) -> None:
+        """Keep an entry; buried already, it stays as it is. Afterwards it may be acknowledged."""
+        # Any bytes survive the way through text in Latin-1.
+        text = payload.decode("latin-1")
+        sealed = self._seal.seal(text, table="dead_letters", column="payload", user_id=user_id or _NOBODY)
+        await self._run(
+            self._pool.execute(
+                _BURY, stream.decode(), entry_id.decode(), user_id, code, reason[:500], deliveries, sealed, timeout=5
+            )
+        )
+
+    async def list_letters(self, *, include_replayed: bool = False, limit: int = 100) -> list[DeadLetter]:
+        """The oldest first; those sent on their way again only when asked for."""
+        rows = await self._run(self._pool.fetch(_LIST, include_replayed, limit, timeout=5))
+        return [DeadLetter(*row) for row in rows]
+
+    async def read_payload(self, letter_id: UUID) -> bytes:
+        """What the entry held, unsealed: free text of a person, for the operator's eyes. Raises NotFound (NB-1201)."""
+        return (await self._find(letter_id))[1]
+
+    async def replay(self, letter_id: UUID, append: Callable[[Sequence[tuple[bytes, bytes]]], Awaitable[None]]) -> None:
+        """
+        Append the entry to its stream again (`append` = EventStream.append_payloads) and note when.
+
+        Raises NotFound (NB-1201), Unavailable when the stream does not take it: then it stays as it was.
+        """
+        stream, payload = await self._find(letter_id)
+        await append([(stream, payload)])
+        await self._run(
+            self._pool.execute("UPDATE dead_letters SET replayed_at = now() WHERE id = $1", letter_id, timeout=5)
+        )
+
+    async def drop(self, letter_id: UUID) -> None:
+        """Delete the entry for good; needs the owner's login. Raises NotFound (NB-1201)."""
+        done = await self._run(self._pool.execute("DELETE FROM dead_letters WHERE id = $1", letter_id, timeout=5))
+        if done == "DELETE 0":
+            raise NotFound("NB-1201")
+
+    async def _find(self, letter_id: UUID) -> tuple[bytes, bytes]:
+        """Stream and payload of a letter."""
+        row = await self._run(
+            self._pool.fetchrow("SELECT stream, user_id, payload FROM dead_letters WHERE id = $1", letter_id, timeout=5)
+        )
+        if row is None:
+            raise NotFound("NB-1201")
+        owner = row["user_id"] or _NOBODY
+        text = self._seal.unseal(row["payload"], table="dead_letters", column="payload", user_id=owner)
+        return row["stream"].encode(), text.encode("latin-1")
+
+    async def _run(self, call: Awaitable[_Answer]) -> _Answer:
+        try:
+            return await call
+        except UNAVAILABLE as error:
+            raise Unavailable("NB-2003") from error

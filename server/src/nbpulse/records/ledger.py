@@ -1,0 +1,387 @@
+"""The ledger: one transaction per batch, each event stored and counted once.
+
+Promises: a batch is wholly stored or not at all; an event that is already stored changes nothing and gives back what
+was stored of it; rows are locked in user order, the learner's state row first, so that workers never deadlock and no
+number is given twice to a learner's events; free text is sealed before it reaches a column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import msgspec
+
+from nbpulse import classroom
+from nbpulse.classroom import LearnerState
+from nbpulse.crypto import EncryptedField
+from nbpulse.errors import Unavailable
+from nbpulse.events import ReceivedEvent
+from nbpulse.metrics import database_query_duration
+from nbpulse.pipeline import CellExecutionPoint, Recorded
+from nbpulse.records import learners, sessions
+from nbpulse.records.learners import StateKey
+from nbpulse.records.notebooks import CourseNotebook, NotebookDirectory
+from nbpulse.shards import get_shard_number
+
+UNAVAILABLE = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    # What the driver says when a connection dies between a question and its answer ("another operation in progress").
+    asyncpg.InternalClientError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.UniqueViolationError,
+)
+"""Away, restarting, or beaten by another transaction: the same batch again will succeed."""
+
+_SEALED_DATA = frozenset({"error_message", "traceback", "source", "output", "message"})
+# The dedup row and the ledger row in one statement: what ON CONFLICT lets through is new, and only that is stored.
+_INSERT_EVENTS = """
+WITH batch AS (
+    SELECT * FROM json_to_recordset($1::json) AS k(user_id uuid, shard smallint, event_id uuid,
+        occurred_at timestamptz, received_at timestamptz, ordinal bigint, course_id uuid, event_type text,
+        notebook_id uuid, learning_session_id uuid, cell_id text, cell_index int, cell_type text, exercise_id text,
+        sequence bigint, error_fingerprint text, error_message text, traceback text, data jsonb)
+), new AS (
+    INSERT INTO event_ids (user_id, shard, event_id, ordinal, occurred_at, received_at)
+    SELECT user_id, shard, event_id, ordinal, occurred_at, received_at FROM batch
+    ON CONFLICT DO NOTHING RETURNING user_id, event_id
+)
+INSERT INTO events (user_id, shard, event_id, occurred_at, received_at, ordinal, course_id, event_type, notebook_id,
+    learning_session_id, cell_id, cell_index, cell_type, exercise_id, sequence, error_fingerprint, error_message,
+    traceback, data)
+SELECT batch.* FROM batch JOIN new USING (user_id, event_id)
+"""
+_FIND_KNOWN = """
+SELECT e.user_id, e.event_id, e.ordinal, e.occurred_at FROM event_ids e
+JOIN unnest($1::uuid[], $2::smallint[], $3::uuid[]) AS k(user_id, shard, event_id) USING (user_id, shard, event_id)
+"""
+_INSERT_CONTENTS = """
+INSERT INTO event_contents (user_id, shard, event_id, occurred_at, source, output)
+VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING
+"""
+_INSERT_HELP = """
+INSERT INTO help_requests (user_id, shard, id, course_id, notebook_id, cell_id, message, opened_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING
+"""
+# Requests and withdrawals may arrive in any order: a request ends with the first withdrawal after it in the ledger,
+# worked out anew each time; what a member of staff closed stays closed.
+_CLOSE_HELP = """
+UPDATE help_requests h SET closed_at = (
+    SELECT min(c.occurred_at) FROM events c
+    WHERE c.user_id = h.user_id AND c.course_id = h.course_id AND c.event_type = 'help_cancel'
+        AND c.occurred_at >= o.occurred_at AND (c.occurred_at, c.sequence) > (o.occurred_at, o.sequence))
+FROM events o
+WHERE h.user_id = $1 AND h.course_id = $2 AND h.closed_by IS NULL
+    AND (o.user_id, o.shard, o.event_id) = (h.user_id, h.shard, h.id)
+"""
+
+
+class _LedgerRow(msgspec.Struct):
+    """One row of `events`, as _INSERT_EVENTS reads it."""
+
+    user_id: UUID
+    shard: int
+    event_id: UUID
+    occurred_at: datetime
+    received_at: datetime
+    ordinal: int
+    course_id: UUID
+    event_type: str
+    notebook_id: UUID | None
+    learning_session_id: UUID | None
+    cell_id: str | None
+    cell_index: int | None
+    cell_type: str | None
+    exercise_id: str | None
+    sequence: int
+    error_fingerprint: str | None
+    error_message: str | None
+    traceback: str | None
+    data: dict[str, Any]
+
+
+_encode_rows = msgspec.json.Encoder().encode
+_encode_points = msgspec.msgpack.Encoder().encode
+_decode_points = msgspec.msgpack.Decoder(tuple[CellExecutionPoint, ...]).decode
+
+
+class _Item:
+    """One event on its way through the transaction."""
+
+    __slots__ = ("event", "is_new", "notebook", "occurred_at", "ordinal", "session_id")
+
+    def __init__(self, event: ReceivedEvent, notebook: CourseNotebook | None) -> None:
+        self.event = event
+        self.notebook = notebook
+        self.session_id = sessions.make_session_id(event, notebook.id) if notebook else None
+        self.ordinal = 0
+        self.occurred_at = event.occurred_at
+        self.is_new = True
+
+    @property
+    def notebook_id(self) -> UUID | None:
+        return self.notebook.id if self.notebook else None
+
+
+class PostgresLedger:
+    """The ledger on PostgreSQL, as `pipeline.Ledger`."""
+
+    def __init__(self, pool: asyncpg.Pool, seal: EncryptedField, notebooks: NotebookDirectory) -> None:
+        self._pool = pool
+        self._seal = seal
+        self._notebooks = notebooks
+
+    async def record_events(self, events: Sequence[ReceivedEvent]) -> Recorded:
+        """
+        Store `events` (1..1000, any people and courses) in one transaction.
+
+        Raises Unavailable (NB-2003) when PostgreSQL is away or rolled back for a passing reason: nothing is stored
+        then. Any other database error leaves as it is: one event cannot be stored, and the caller bisects.
+        """
+        try:
+            with database_query_duration.labels("postgresql", "record_events").time():
+                async with self._pool.acquire(timeout=5) as connection:
+                    return await self._record_unmerged(connection, events)
+        except learners.UsersMerged as merged:
+            # The transaction is rolled back: once more, as the users they have become.
+            return await self.record_events(
+                [msgspec.structs.replace(e, user_id=merged.into.get(e.user_id, e.user_id)) for e in events]
+            )
+        except (learners.UsersErased, asyncpg.ForeignKeyViolationError):
+            # Of people or courses that have been removed meanwhile nothing is stored any more.
+            self._notebooks.forget()
+            kept = await self._drop_erased(events)
+            if len(kept) == len(events):
+                raise
+            if not kept:
+                return Recorded(states=(), points=(), stored_count=0, duplicate_count=0, debt_id=None)
+            return await self.record_events(kept)
+        except UNAVAILABLE as error:
+            self._notebooks.forget()
+            raise Unavailable("NB-2003") from error
+
+    async def _drop_erased(self, events: Sequence[ReceivedEvent]) -> list[ReceivedEvent]:
+        """Those of `events` whose user and course still exist."""
+        try:
+            rows = await self._pool.fetch(
+                "SELECT u.id AS user_id, c.id AS course_id FROM users u, courses c"
+                " WHERE u.id = ANY($1::uuid[]) AND c.id = ANY($2::uuid[])",
+                list({event.user_id for event in events}),
+                list({event.course_id for event in events}),
+                timeout=5,
+            )
+        except UNAVAILABLE as error:
+            raise Unavailable("NB-2003") from error
+        there = {(row["user_id"], row["course_id"]) for row in rows}
+        return [event for event in events if (event.user_id, event.course_id) in there]
+
+    async def settle_debt(self, debt_id: UUID) -> None:
+        """The batch's points are written: delete its debt row. Raises Unavailable (NB-2003)."""
+        try:
+            await self._pool.execute("DELETE FROM series_debt WHERE id = $1", debt_id, timeout=5)
+        except UNAVAILABLE as error:
+            raise Unavailable("NB-2003") from error
+
+    async def find_debts(self, older_than_s: float, limit: int = 20) -> list[Recorded]:
+        """Batches whose points are still owed, oldest first, as `pipeline.measure` takes them."""
+        try:
+            rows = await self._pool.fetch(
+                "SELECT id, points FROM series_debt WHERE created_at < now() - $1 * interval '1 second'"
+                " ORDER BY created_at LIMIT $2",
+                older_than_s,
+                limit,
+                timeout=5,
+            )
+        except UNAVAILABLE as error:
+            raise Unavailable("NB-2003") from error
+        return [Recorded((), _decode_points(row["points"]), 0, 0, row["id"]) for row in rows]
+
+    async def close_idle_sessions(self) -> int:
+        """Close sessions without an event for 30 minutes; how many (sessions.py). Raises Unavailable (NB-2003)."""
+        try:
+            return await sessions.close_idle_sessions(self._pool)
+        except UNAVAILABLE as error:
+            raise Unavailable("NB-2003") from error
+
+    async def _record_unmerged(self, connection: asyncpg.Connection, events: Sequence[ReceivedEvent]) -> Recorded:
+        # A retry may stand twice in one batch: the first is the event, the second its duplicate.
+        unique: dict[tuple[UUID, UUID], ReceivedEvent] = {}
+        for event in events:
+            unique.setdefault((event.user_id, event.event_id), event)
+        items = [_Item(event, await self._notebooks.resolve(connection, event)) for event in unique.values()]
+        async with connection.transaction():
+            return await self._record(connection, items, len(events))
+
+    async def _record(self, connection: asyncpg.Connection, items: list[_Item], received: int) -> Recorded:
+        keys = {(item.event.user_id, item.event.course_id) for item in items}
+        states = await learners.lock_states(connection, keys, self._seal)
+        _number(items, states)
+        await self._insert_events(connection, items)
+        new = [item for item in items if item.is_new]
+        await self._insert_texts(connection, new)
+        session_items = [(item.event, item.notebook_id, item.session_id) for item in new]
+        await sessions.record_sessions(connection, session_items)
+        states |= await self._fold_states(connection, new, states)
+        cells = await self._record_cells(connection, items, new)
+        points = tuple(_make_point(item) for item in items if item.event.event_type == "cell_execution")
+        return Recorded(
+            states=tuple(
+                msgspec.structs.replace(state, cells=tuple(cells.get(key, ()))) for key, state in states.items()
+            ),
+            points=points,
+            stored_count=len(new),
+            duplicate_count=received - len(new),
+            debt_id=await _note_debt(connection, points) if points else None,
+        )
+
+    async def _insert_events(self, connection: asyncpg.Connection, items: list[_Item]) -> None:
+        """Store what is new; of what is known take over the number and the time it was stored with."""
+        rows = [self._make_row(item) for item in items]
+        tag = await connection.execute(_INSERT_EVENTS, _encode_rows(rows).decode())
+        if int(tag.rsplit(" ", 1)[1]) == len(items):
+            return
+        stored = await connection.fetch(
+            _FIND_KNOWN, [row.user_id for row in rows], [row.shard for row in rows], [row.event_id for row in rows]
+        )
+        by_key = {(row["user_id"], row["event_id"]): row for row in stored}
+        for item in items:
+            row = by_key[item.event.user_id, item.event.event_id]
+            item.is_new = row["ordinal"] == item.ordinal
+            item.ordinal, item.occurred_at = row["ordinal"], row["occurred_at"]
+
+    def _make_row(self, item: _Item) -> _LedgerRow:
+        event, notebook_id = item.event, item.notebook_id
+        has_error = event.event_type == "cell_execution" and event.data.get("status") == "error"
+        data = event.data
+        if not _SEALED_DATA.isdisjoint(data):
+            data = {name: value for name, value in data.items() if name not in _SEALED_DATA}
+        return _LedgerRow(
+            user_id=event.user_id,
+            shard=get_shard_number(event.user_id),
+            event_id=event.event_id,
+            occurred_at=event.occurred_at,
+            received_at=event.received_at,
+            ordinal=item.ordinal,
+            course_id=event.course_id,
+            event_type=event.event_type,
+            notebook_id=notebook_id,
+            learning_session_id=item.session_id,
+            cell_id=event.cell_id,
+            cell_index=event.cell_index,
+            cell_type=event.cell_type,
+            exercise_id=event.exercise_id,
+            sequence=event.sequence,
+            error_fingerprint=(
+                classroom.fingerprint_error(str(notebook_id or ""), event.cell_id or "", event.data)
+                if has_error
+                else None
+            ),
+            error_message=self._seal_text(event, "events", "error_message"),
+            traceback=self._seal_text(event, "events", "traceback"),
+            data=data,
+        )
+
+    def _seal_text(self, event: ReceivedEvent, table: str, name: str) -> str | None:
+        text = event.data.get(name)
+        return self._seal.seal(str(text), table=table, column=name, user_id=event.user_id) if text else None
+
+    async def _insert_texts(self, connection: asyncpg.Connection, new: list[_Item]) -> None:
+        """Collected sources and outputs, and help lines: each in a table of its own, so that it can be erased alone."""
+        for item in new:
+            event, shard = item.event, get_shard_number(item.event.user_id)
+            if "source" in event.data or "output" in event.data:
+                source = self._seal_text(event, "event_contents", "source")
+                output = self._seal_text(event, "event_contents", "output")
+                key = (event.user_id, shard, event.event_id)
+                await connection.execute(_INSERT_CONTENTS, *key, event.occurred_at, source, output)
+            if event.event_type == "help_request":
+                request = (event.user_id, shard, event.event_id, event.course_id, item.notebook_id, event.cell_id)
+                message = self._seal_text(event, "help_requests", "message")
+                await connection.execute(_INSERT_HELP, *request, message, event.occurred_at)
+
+    async def _fold_states(
+        self, connection: asyncpg.Connection, new: list[_Item], states: dict[StateKey, LearnerState]
+    ) -> dict[StateKey, LearnerState]:
+        """Fold the new events into their learners' states; a state without news keeps its revision."""
+        news: dict[StateKey, list[tuple[ReceivedEvent, UUID | None]]] = {}
+        asks_help: set[StateKey] = set()
+        for item in new:
+            key = (item.event.user_id, item.event.course_id)
+            news.setdefault(key, []).append((item.event, item.notebook_id))
+            if item.event.event_type in ("help_request", "help_cancel"):
+                asks_help.add(key)
+        folded = {}
+        for key, events in news.items():
+            state = classroom.fold_events(states[key], events)
+            folded[key] = msgspec.structs.replace(state, revision=state.revision + 1)
+        if folded:
+            await learners.write_states(connection, folded, self._seal)
+        for key in sorted(asks_help):
+            await connection.execute(_CLOSE_HELP, *key)
+        return folded
+
+    async def _record_cells(
+        self, connection: asyncpg.Connection, items: list[_Item], new: list[_Item]
+    ) -> dict[StateKey, list[classroom.CellState]]:
+        """Fold the new runs into their cells and give back every cell of the batch as it now stands."""
+        folds = classroom.fold_cells((item.event, item.notebook.id) for item in new if item.notebook)
+        cells = await learners.write_cells(connection, folds) if folds else {}
+        known = {
+            (item.event.user_id, item.notebook.id, item.event.cell_id)
+            for item in items
+            if item.notebook and item.event.cell_id and not item.is_new
+        } - folds.keys()
+        if known:
+            for key, states in (await learners.read_cells(connection, sorted(known))).items():
+                cells.setdefault(key, []).extend(states)
+        return cells
+
+
+def _number(items: list[_Item], states: dict[StateKey, LearnerState]) -> None:
+    """Give each event the student's next number; one that proves known leaves a gap, which harms nothing."""
+    next_ordinals: dict[UUID, int] = {}
+    for (user_id, _), state in states.items():
+        next_ordinals[user_id] = max(next_ordinals.get(user_id, 0), state.last_ordinal)
+    for item in items:
+        next_ordinals[item.event.user_id] += 1
+        item.ordinal = next_ordinals[item.event.user_id]
+    for key, state in states.items():
+        states[key] = msgspec.structs.replace(state, last_ordinal=next_ordinals[key[0]])
+
+
+async def _note_debt(connection: asyncpg.Connection, points: tuple[CellExecutionPoint, ...]) -> UUID:
+    debt_id = uuid4()
+    await connection.execute("INSERT INTO series_debt (id, points) VALUES ($1, $2)", debt_id, _encode_points(points))
+    return debt_id
+
+
+def _make_point(item: _Item) -> CellExecutionPoint:
+    event, data = item.event, item.event.data
+    has_error = data.get("status") == "error"
+    message = None
+    if has_error:
+        name = str(data.get("error_name") or "Error")
+        message = f"{name}: {classroom.normalise_message(name, str(data.get('error_message') or ''))}"[:200]
+    duration_ms = data.get("execution_duration_ms")
+    return CellExecutionPoint(
+        user_id=event.user_id,
+        time_ns=round(item.occurred_at.timestamp() * 1000) * 1_000_000 + item.ordinal % 1_000_000,
+        notebook_path=item.notebook.path if item.notebook else "",
+        cell_index=event.cell_index,
+        event_type=event.event_type,
+        execution_duration_ms=None if duration_ms is None else float(duration_ms),
+        has_error=has_error,
+        error_message=message,
+        execution_count=data.get("execution_count"),
+    )

@@ -1,0 +1,215 @@
+"""Two users that are one person: everything of the second becomes the first's, counted once.
+
+Promises: one transaction under both learners' locks; an event both sent (one outbox under two tokens) is kept once;
+sealed texts are sealed anew for their new place; what the second user's machines still send, or the stream still
+holds, is recorded as the first's (`users.merged_into`, `learner_states.merged_into`).
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from nbpulse.classroom import LearnerState, merge_states
+from nbpulse.crypto import EncryptedField
+from nbpulse.errors import InvalidInput
+from nbpulse.records import learners
+from nbpulse.shards import get_shard_number
+
+_SEALED = (
+    ("events", "error_message"),
+    ("events", "traceback"),
+    ("event_contents", "source"),
+    ("event_contents", "output"),
+    ("help_requests", "message"),
+)
+
+# Ordinals of the kept user go on counting; a known event of both stays as the kept user has it.
+_NUMBER = """
+CREATE TEMPORARY TABLE moved ON COMMIT DROP AS
+SELECT e.event_id, e.ordinal AS old_ordinal, $3 + row_number() OVER (ORDER BY e.ordinal) AS ordinal, e.occurred_at
+FROM event_ids e WHERE e.user_id = $2
+    AND NOT EXISTS (SELECT FROM event_ids k WHERE k.user_id = $1 AND k.event_id = e.event_id)
+"""
+_MOVE_LEDGER = (
+    """
+    UPDATE event_ids e SET user_id = $1, shard = $3, ordinal = m.ordinal
+    FROM moved m WHERE e.user_id = $2 AND e.event_id = m.event_id
+    """,
+    """
+    UPDATE events e SET user_id = $1, shard = $3, ordinal = m.ordinal
+    FROM moved m WHERE e.user_id = $2 AND e.event_id = m.event_id
+    """,
+    """
+    UPDATE event_contents c SET user_id = $1, shard = $3
+    FROM moved m WHERE c.user_id = $2 AND c.event_id = m.event_id
+    """,
+    "UPDATE help_requests h SET user_id = $1, shard = $3 FROM moved m WHERE h.user_id = $2 AND h.id = m.event_id",
+    """
+    UPDATE timeseries.cell_executions p SET user_id = $1,
+        time_ns = p.time_ns / 1000000 * 1000000 + m.ordinal % 1000000
+    FROM moved m WHERE p.user_id = $2 AND $3 >= 0
+        AND p.time_ns = (extract(epoch FROM m.occurred_at) * 1000)::bigint * 1000000 + m.old_ordinal % 1000000
+    """,
+    "UPDATE learning_sessions SET user_id = $1, shard = $3 WHERE user_id = $2",
+    """
+    WITH gone AS (DELETE FROM enrolments WHERE user_id = $2 AND $3 >= 0 RETURNING *)
+    INSERT INTO enrolments AS k (user_id, course_id, role, student_number, seat, team)
+    SELECT $1, course_id, role, student_number, seat, team FROM gone
+    ON CONFLICT (user_id, course_id) DO UPDATE SET seat = coalesce(k.seat, excluded.seat),
+        team = coalesce(k.team, excluded.team), student_number = coalesce(k.student_number, excluded.student_number)
+    """,
+    "UPDATE tokens SET user_id = $1 WHERE user_id = $2 AND kind <> 'link' AND $3 >= 0",
+)
+# What the second still holds of an event both sent is the first's already.
+_CLEAR = (
+    "DELETE FROM event_contents WHERE user_id = $1",
+    "DELETE FROM help_requests WHERE user_id = $1",
+    "DELETE FROM events WHERE user_id = $1",
+    "DELETE FROM event_ids WHERE user_id = $1",
+    "DELETE FROM timeseries.cell_executions WHERE user_id = $1",
+    "DELETE FROM timeseries.cell_executions_1m WHERE user_id = $1",
+)
+# Sessions and cells are counted anew from the ledger: a number added up twice could not be told apart afterwards.
+_DROP_EMPTY_SESSIONS = """
+DELETE FROM learning_sessions s WHERE user_id = $1
+    AND NOT EXISTS (SELECT FROM events e WHERE e.user_id = $1 AND e.learning_session_id = s.id)
+"""
+_RECOUNT_SESSIONS = """
+UPDATE learning_sessions s SET cell_executions = k.executions, error_count = k.errors
+FROM (SELECT learning_session_id AS id,
+        count(*) FILTER (WHERE event_type = 'cell_execution' AND data->>'status' <> 'aborted') AS executions,
+        count(*) FILTER (WHERE event_type = 'cell_execution' AND data->>'status' = 'error') AS errors
+      FROM events WHERE user_id = $1 GROUP BY learning_session_id) k
+WHERE s.user_id = $1 AND s.id = k.id
+"""
+_UNCOUNT_CELLS = """
+UPDATE notebook_cells n SET student_count = n.student_count - 1
+FROM learner_cells a JOIN learner_cells b USING (notebook_id, cell_id)
+WHERE a.user_id = $1 AND b.user_id = $2 AND (n.notebook_id, n.cell_id) = (a.notebook_id, a.cell_id)
+"""
+_REFOLD_CELLS = """
+INSERT INTO learner_cells (user_id, shard, course_id, notebook_id, cell_id, cell_index, revision, attempt_count,
+    error_count, last_status, last_at, last_sequence, last_ok_at, first_finished_at)
+SELECT $1, $2, (array_agg(course_id))[1], notebook_id, cell_id,
+    (array_agg(cell_index ORDER BY place DESC))[1], count(*),
+    count(*) FILTER (WHERE status <> 'running'), count(*) FILTER (WHERE status = 'error'),
+    (array_agg(status ORDER BY place DESC))[1], max(occurred_at), (array_agg(sequence ORDER BY place DESC))[1],
+    max(occurred_at) FILTER (WHERE status = 'ok'), min(occurred_at) FILTER (WHERE status <> 'running')
+FROM (
+    SELECT *, (occurred_at, sequence, status <> 'running', status) AS place FROM (
+        SELECT *, CASE event_type WHEN 'cell_execution' THEN data->>'status' ELSE 'running' END AS status FROM events
+        WHERE user_id = $1 AND notebook_id IS NOT NULL AND cell_id <> ''
+            AND event_type IN ('cell_execution', 'cell_execution_start')
+    ) runs WHERE status <> 'aborted'
+) placed GROUP BY notebook_id, cell_id
+"""
+
+
+async def merge_users(pool: asyncpg.Pool, seal: EncryptedField, *, keep_id: UUID, drop_id: UUID) -> int:
+    """
+    Make `drop_id` part of `keep_id`; the number of events that changed hands. For the owner's login.
+
+    Raises InvalidInput: one of them is no user or merged already (NB-1021), or both are the same (NB-1022).
+    """
+    if keep_id == drop_id:
+        raise InvalidInput("NB-1022")
+    async with pool.acquire(timeout=5) as connection, connection.transaction():
+        found = await connection.fetchval(
+            "SELECT count(*) FROM users WHERE id = ANY($1::uuid[]) AND merged_into IS NULL", [keep_id, drop_id]
+        )
+        if found != 2:
+            raise InvalidInput("NB-1021")
+        states = await _lock_both(connection, seal, keep_id, drop_id)
+        shard = get_shard_number(keep_id)
+        last = max((state.last_ordinal for (user_id, _), state in states.items() if user_id == keep_id), default=0)
+        await _reseal(connection, seal, keep_id, drop_id)
+        await connection.execute(_NUMBER, keep_id, drop_id, last)
+        moved: int = await connection.fetchval("SELECT count(*) FROM moved")
+        for statement in _MOVE_LEDGER:
+            await connection.execute(statement, keep_id, drop_id, shard)
+        for statement in _CLEAR:
+            await connection.execute(statement, drop_id)
+        await connection.execute(_DROP_EMPTY_SESSIONS, keep_id)
+        await connection.execute(_RECOUNT_SESSIONS, keep_id)
+        await connection.execute(_UNCOUNT_CELLS, keep_id, drop_id)
+        await connection.execute("DELETE FROM learner_cells WHERE user_id = ANY($1::uuid[])", [keep_id, drop_id])
+        await connection.execute(_REFOLD_CELLS, keep_id, shard)
+        await connection.execute(
+            "INSERT INTO timeseries.stale_minutes (minute_ns, user_id)"
+            " SELECT DISTINCT time_ns / 60000000000 * 60000000000, user_id FROM timeseries.cell_executions"
+            " WHERE user_id = $1 ON CONFLICT DO NOTHING",
+            keep_id,
+        )
+        pairs = {
+            key: (msgspec.structs.replace(state, last_ordinal=last + moved), states[drop_id, key[1]])
+            for key, state in states.items()
+            if key[0] == keep_id
+        }
+        await _write_merged(connection, seal, pairs)
+        await _retire(connection, keep_id, drop_id)
+    return moved
+
+
+async def _lock_both(
+    connection: asyncpg.Connection, seal: EncryptedField, keep_id: UUID, drop_id: UUID
+) -> dict[learners.StateKey, LearnerState]:
+    """Lock both users' states in every course either of them has one in."""
+    rows = await connection.fetch(
+        "SELECT DISTINCT course_id FROM learner_states WHERE user_id = ANY($1::uuid[])", [keep_id, drop_id]
+    )
+    keys = [(user_id, row["course_id"]) for user_id in (keep_id, drop_id) for row in rows]
+    return await learners.lock_states(connection, keys, seal) if keys else {}
+
+
+async def _reseal(connection: asyncpg.Connection, seal: EncryptedField, keep_id: UUID, drop_id: UUID) -> None:
+    for table, column in _SEALED:
+        key = "id" if table == "help_requests" else "event_id"
+        rows = await connection.fetch(
+            f"SELECT {key} AS id, {column} AS text FROM {table} WHERE user_id = $1 AND {column} IS NOT NULL",  # noqa: S608
+            drop_id,
+        )
+        texts = [
+            seal.seal(
+                seal.unseal(row["text"], table=table, column=column, user_id=drop_id),
+                table=table,
+                column=column,
+                user_id=keep_id,
+            )
+            for row in rows
+        ]
+        await connection.execute(
+            f"UPDATE {table} t SET {column} = k.text FROM unnest($2::uuid[], $3::text[]) AS k(id, text)"  # noqa: S608
+            f" WHERE t.user_id = $1 AND t.{key} = k.id",
+            drop_id,
+            [row["id"] for row in rows],
+            texts,
+        )
+
+
+async def _write_merged(
+    connection: asyncpg.Connection,
+    seal: EncryptedField,
+    pairs: dict[learners.StateKey, tuple[LearnerState, LearnerState]],
+) -> None:
+    """Store each course's two states as one."""
+    merged = {}
+    for key, (state, other) in pairs.items():
+        both = merge_states(state, other)
+        merged[key] = msgspec.structs.replace(both, revision=both.revision + 1)
+    if merged:
+        await learners.write_states(connection, merged, seal)
+
+
+async def _retire(connection: asyncpg.Connection, keep_id: UUID, drop_id: UUID) -> None:
+    """From now on the second user is only another name of the first."""
+    await connection.execute(
+        "UPDATE learner_states SET merged_into = $2, state = NULL, help_text = NULL, notebook_id = NULL"
+        " WHERE user_id = $1",
+        drop_id,
+        keep_id,
+    )
+    await connection.execute("UPDATE users SET merged_into = $2 WHERE id = $1", drop_id, keep_id)
+    await connection.execute("UPDATE enrolments SET maybe_same_as = NULL WHERE maybe_same_as = $1", drop_id)

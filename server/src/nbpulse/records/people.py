@@ -1,0 +1,349 @@
+"""People and their tokens: joining a class, signing in, and whom a token stands for.
+
+Promises: of a token only the SHA-256 of its secret is kept, and it is compared in constant time; a sign-in link works
+once; joining again with the resume code gives the same person, and without it never somebody else's work. Names are
+sealed before they reach a column.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Final
+from uuid import UUID, uuid4
+
+import asyncpg
+import msgspec
+
+from nbpulse.crypto import EncryptedField
+from nbpulse.errors import AccessDenied, Unavailable
+from nbpulse.metrics import database_query_duration
+from nbpulse.records.ledger import UNAVAILABLE
+from nbpulse.shards import get_shard_number
+
+STUDENT_SCOPES: Final = ("events:write", "inbox:read")
+STAFF_ROLES: Final = frozenset({"assistant", "instructor"})
+LINK_LIFE: Final = timedelta(minutes=10)
+SESSION_LIFE: Final = timedelta(days=7)
+_QUERY_LIMIT_S: Final = 5.0
+# No 0 O 1 I L U: a code is read out loud and typed in.
+_CODE_LETTERS: Final = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+class Person(msgspec.Struct, frozen=True):
+    """Whom a token stands for, and what it may do. A token of one course bears only that course's role."""
+
+    token_id: UUID
+    kind: str
+    user_id: UUID
+    course_id: UUID | None
+    scopes: frozenset[str]
+    roles: dict[UUID, str]
+
+    def is_staff(self, course_id: UUID) -> bool:
+        """True for an instructor or assistant of the course, by a token meant for staff."""
+        return self.kind in ("staff", "session") and self.roles.get(course_id) in STAFF_ROLES
+
+
+class Joined(msgspec.Struct, frozen=True):
+    """What a student gets at joining. `resume_code` is shown once, at the first join; None when they came back."""
+
+    token: str
+    user_id: UUID
+    course_id: UUID
+    username: str
+    course_title: str
+    resume_code: str | None
+
+
+class CourseRole(msgspec.Struct, frozen=True):
+    """One course as its member sees it."""
+
+    id: UUID
+    title: str
+    role: str
+    is_demo: bool
+
+
+class TokenRow(msgspec.Struct, frozen=True):
+    """A token as a list shows it: never its secret."""
+
+    id: UUID
+    kind: str
+    username: str
+    course_title: str | None
+    created_at: datetime
+    last_used_at: datetime | None
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+_FIND_PERSON = """
+SELECT t.id, t.kind, t.user_id, t.course_id, t.scopes, t.secret_hash, t.last_used_at,
+    array_agg(e.course_id) FILTER (WHERE e.role IS NOT NULL) AS courses,
+    array_agg(e.role) FILTER (WHERE e.role IS NOT NULL) AS roles
+FROM tokens t LEFT JOIN enrolments e ON e.user_id = t.user_id AND (t.course_id IS NULL OR e.course_id = t.course_id)
+WHERE t.id = $1 AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now())
+GROUP BY t.id
+"""
+_ADD_TOKEN_ROW = """
+INSERT INTO tokens (id, kind, user_id, course_id, scopes, secret_hash, expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7)
+"""
+# Counting up locks the course's row: two machines joining with one number at once come one after the other.
+_OPEN_COURSE = """
+UPDATE courses SET joined_count = joined_count + 1 WHERE join_code = $1 RETURNING id, title, short_name, joined_count
+"""
+_FIND_RESUME = """
+SELECT t.user_id, t.secret_hash, u.username FROM tokens t JOIN users u ON u.id = t.user_id
+WHERE t.kind = 'resume' AND t.course_id = $1 AND t.secret_hash = $2 AND t.revoked_at IS NULL
+"""
+
+
+def hash_secret(secret: str) -> bytes:
+    """What is stored of a secret. It has 256 random bits (a resume code 59), so a plain hash is enough."""
+    return hashlib.sha256(secret.encode()).digest()
+
+
+def make_code(length: int) -> str:
+    """A random code that can be read out loud."""
+    return "".join(secrets.choice(_CODE_LETTERS) for _ in range(length))
+
+
+def clean_code(code: str) -> str:
+    """A typed code in its stored spelling: capitals, spaces and hyphens do not matter."""
+    return "".join(letter for letter in code.upper() if letter.isalnum())
+
+
+class People:
+    """People, tokens and enrolments on PostgreSQL. Every method raises Unavailable (NB-2003) when it is away."""
+
+    def __init__(self, pool: asyncpg.Pool, seal: EncryptedField) -> None:
+        self._pool = pool
+        self._seal = seal
+
+    @asynccontextmanager
+    async def connect(self, query_type: str) -> AsyncIterator[asyncpg.Connection]:
+        """A connection in a transaction of at most 5 s; the driver's errors leave as Unavailable."""
+        try:
+            with database_query_duration.labels("postgresql", query_type).time():
+                async with self._pool.acquire(timeout=_QUERY_LIMIT_S) as connection, connection.transaction():
+                    await connection.execute(f"SET LOCAL statement_timeout = {int(_QUERY_LIMIT_S * 1000)}")
+                    yield connection
+        except (*UNAVAILABLE, asyncpg.QueryCanceledError) as error:
+            raise Unavailable("NB-2003") from error
+
+    async def check(self) -> None:
+        """One round trip."""
+        async with self.connect("check") as connection:
+            await connection.execute("SELECT 1")
+
+    # --- tokens ---------------------------------------------------------------------------------------------------
+
+    async def find_person(self, token: str) -> Person | None:
+        """Whom `token` stands for; None where it is unknown, revoked, expired or no token at all."""
+        parsed = _parse_token(token)
+        if parsed is None:
+            return None
+        token_id, secret = parsed
+        async with self.connect("find_person") as connection:
+            row = await connection.fetchrow(_FIND_PERSON, token_id)
+            if row is None or not hmac.compare_digest(row["secret_hash"], hash_secret(secret)):
+                return None
+            used_at = row["last_used_at"]
+            if used_at is None or datetime.now(UTC) - used_at > timedelta(minutes=5):
+                await connection.execute("UPDATE tokens SET last_used_at = now() WHERE id = $1", token_id)
+        return _read_person(row)
+
+    async def find_person_by_id(self, token_id: UUID) -> Person | None:
+        """Whom a token already proved stands for now; None once it is revoked or expired."""
+        async with self.connect("find_person") as connection:
+            row = await connection.fetchrow(_FIND_PERSON, token_id)
+        return _read_person(row) if row else None
+
+    async def revoke_token(self, token_id: UUID) -> bool:
+        """Revoke one token; False when there was none to revoke."""
+        async with self.connect("revoke_token") as connection:
+            done = await connection.execute(
+                "UPDATE tokens SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL", token_id
+            )
+        return bool(done == "UPDATE 1")
+
+    async def list_tokens(self) -> list[TokenRow]:
+        """Every token that still works, newest first."""
+        async with self.connect("list_tokens") as connection:
+            rows = await connection.fetch(
+                "SELECT t.id, t.kind, u.username, c.title AS course_title, t.created_at, t.last_used_at, t.expires_at,"
+                " t.revoked_at FROM tokens t JOIN users u ON u.id = t.user_id LEFT JOIN courses c ON c.id = t.course_id"
+                " WHERE t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now())"
+                " ORDER BY t.created_at DESC"
+            )
+        return [TokenRow(**dict(row)) for row in rows]
+
+    async def create_staff_token(self, user_id: UUID, course_id: UUID | None = None) -> str:
+        """A Bearer token for scripts, with the roles of `user_id` (in one course only, when one is named)."""
+        async with self.connect("create_token") as connection:
+            return await _add_token(connection, "staff", user_id, course_id)
+
+    async def create_link(self, user_id: UUID) -> str:
+        """A one-use code of 10 minutes for the fragment of a sign-in link."""
+        async with self.connect("create_token") as connection:
+            return await _add_token(connection, "link", user_id, None, life=LINK_LIFE)
+
+    async def use_link(self, code: str) -> tuple[UUID, str]:
+        """
+        Exchange a link's code for a session: the user and the session's token.
+
+        Raises AccessDenied (NB-1104) when the code is unknown, used or too old.
+        """
+        token_id, secret = _parse_token(code) or (uuid4(), "")
+        async with self.connect("use_link") as connection:
+            row = await connection.fetchrow(
+                "SELECT user_id, secret_hash FROM tokens WHERE id = $1 AND kind = 'link' AND revoked_at IS NULL"
+                " AND expires_at > now() FOR UPDATE",
+                token_id,
+            )
+            if row is None or not hmac.compare_digest(row["secret_hash"], hash_secret(secret)):
+                raise AccessDenied("NB-1104")
+            await connection.execute(
+                "UPDATE tokens SET revoked_at = now(), last_used_at = now() WHERE id = $1", token_id
+            )
+            return row["user_id"], await _add_token(connection, "session", row["user_id"], None, life=SESSION_LIFE)
+
+    async def describe_person(self, person: Person) -> tuple[str, list[CourseRole]]:
+        """The person's display name, and their courses as far as the token reaches, newest first."""
+        async with self.connect("describe_person") as connection:
+            user = await connection.fetchrow("SELECT username, display_name FROM users WHERE id = $1", person.user_id)
+            rows = await connection.fetch(
+                "SELECT c.id, c.title, e.role, c.is_demo FROM enrolments e JOIN courses c ON c.id = e.course_id"
+                " WHERE e.user_id = $1 AND c.id = ANY($2::uuid[]) ORDER BY c.created_at DESC",
+                person.user_id,
+                list(person.roles),
+            )
+        name = open_name(self._seal, person.user_id, user["username"], user["display_name"]) if user else ""
+        return name, [CourseRole(**dict(row)) for row in rows]
+
+    # --- joining --------------------------------------------------------------------------------------------------
+
+    async def join(
+        self, join_code: str, display_name: str, student_number: str | None = None, resume_code: str | None = None
+    ) -> Joined:
+        """
+        Enrol a student by the class's code, or give a known one a token for another machine.
+
+        The resume code decides who it is. A student number that is taken, without the code, makes a new person whose
+        enrolment says whom they may be the same as; staff decide.
+
+        Raises AccessDenied: no such class (NB-1105), a resume code that does not fit (NB-1106).
+        """
+        async with self.connect("join") as connection:
+            course = await connection.fetchrow(_OPEN_COURSE, clean_code(join_code))
+            if course is None:
+                raise AccessDenied("NB-1105")
+            holder = await connection.fetchval(
+                "SELECT user_id FROM enrolments WHERE course_id = $1 AND student_number = $2 AND maybe_same_as IS NULL",
+                course["id"],
+                student_number,
+            )
+            if resume_code is not None:
+                user_id, username = await _resume(connection, course["id"], resume_code, holder)
+                new_code = None
+            else:
+                user_id, username = await self._add_student(connection, course, display_name, student_number, holder)
+                new_code = make_code(12)
+                await connection.execute(
+                    _ADD_TOKEN_ROW, uuid4(), "resume", user_id, course["id"], [], hash_secret(new_code), None
+                )
+            token = await _add_token(connection, "student", user_id, course["id"], scopes=STUDENT_SCOPES)
+        shown = "-".join(new_code[start : start + 4] for start in (0, 4, 8)) if new_code else None
+        return Joined(token, user_id, course["id"], username, course["title"], shown)
+
+    async def _add_student(
+        self,
+        connection: asyncpg.Connection,
+        course: asyncpg.Record,
+        display_name: str,
+        student_number: str | None,
+        holder: UUID | None,
+    ) -> tuple[UUID, str]:
+        user_id = uuid4()
+        sealed = self._seal.seal(display_name, table="users", column="display_name", user_id=user_id)
+        username = student_number if student_number and holder is None else ""
+        insert = "INSERT INTO users (id, username, display_name) VALUES ($1, $2, $3) ON CONFLICT (username) DO NOTHING"
+        if not username or await connection.execute(insert, user_id, username, sealed) != "INSERT 0 1":
+            # No number, or one that another course's student bears already.
+            username = f"{course['short_name']}-{course['joined_count']}"
+            await connection.execute(insert.partition(" ON CONFLICT")[0], user_id, username, sealed)
+        await connection.execute(
+            "INSERT INTO enrolments (user_id, course_id, role, student_number, maybe_same_as)"
+            " VALUES ($1, $2, 'student', $3, $4)",
+            user_id,
+            course["id"],
+            student_number,
+            holder,
+        )
+        await connection.execute(
+            "INSERT INTO learner_states (user_id, shard, course_id) VALUES ($1, $2, $3)",
+            user_id,
+            get_shard_number(user_id),
+            course["id"],
+        )
+        return user_id, username
+
+
+async def _resume(
+    connection: asyncpg.Connection, course_id: UUID, resume_code: str, holder: UUID | None
+) -> tuple[UUID, str]:
+    wanted = hash_secret(clean_code(resume_code))
+    row = await connection.fetchrow(_FIND_RESUME, course_id, wanted)
+    if row is None or not hmac.compare_digest(row["secret_hash"], wanted) or holder not in (None, row["user_id"]):
+        raise AccessDenied("NB-1106")
+    return row["user_id"], row["username"]
+
+
+async def _add_token(
+    connection: asyncpg.Connection,
+    kind: str,
+    user_id: UUID,
+    course_id: UUID | None,
+    *,
+    scopes: tuple[str, ...] = (),
+    life: timedelta | None = None,
+) -> str:
+    token_id, secret = uuid4(), secrets.token_urlsafe(32)
+    expires_at = datetime.now(UTC) + life if life else None
+    await connection.execute(
+        _ADD_TOKEN_ROW, token_id, kind, user_id, course_id, list(scopes), hash_secret(secret), expires_at
+    )
+    return f"nbp_{kind}_{token_id.hex}_{secret}"
+
+
+def _parse_token(token: str) -> tuple[UUID, str] | None:
+    parts = token.split("_", 3)
+    if len(parts) != 4 or parts[0] != "nbp" or len(parts[2]) != 32:
+        return None
+    try:
+        return UUID(parts[2]), parts[3]
+    except ValueError:
+        return None
+
+
+def _read_person(row: asyncpg.Record) -> Person:
+    return Person(
+        token_id=row["id"],
+        kind=row["kind"],
+        user_id=row["user_id"],
+        course_id=row["course_id"],
+        scopes=frozenset(row["scopes"]),
+        roles=dict(zip(row["courses"] or (), row["roles"] or (), strict=True)),
+    )
+
+
+def open_name(seal: EncryptedField, user_id: UUID, username: str, sealed: str | None) -> str:
+    """The display name in clear, the username where there is none."""
+    if sealed is None:
+        return username
+    return seal.unseal(sealed, table="users", column="display_name", user_id=user_id)

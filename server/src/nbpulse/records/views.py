@@ -1,0 +1,200 @@
+"""What the board reads of a class: roster, columns, learner states; whole, or only what moved.
+
+Promises: names are opened only here and only for a class's own staff view; every read is one short look, never a lock.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any, Final
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from nbpulse.classroom import CellState, Column, HelpRequest, Learner, LearnerState
+from nbpulse.crypto import EncryptedField
+from nbpulse.errors import NotFound
+from nbpulse.records.learners import read_cell, read_state
+from nbpulse.records.people import People, open_name
+from nbpulse.shards import get_shard_number
+
+_NAMES_KEPT: Final = 5_000
+
+
+class Pulse(msgspec.Struct, frozen=True):
+    """The little that tells whether a view is still right; `learner_revisions` by user id."""
+
+    learner_revisions: dict[str, int]
+    columns: list[Column]
+    notebooks: list[dict[str, Any]]
+    default_notebook_id: UUID | None
+
+
+class LoadedClass(msgspec.Struct, frozen=True):
+    """One notebook of a course with everything the board shows of it."""
+
+    course: dict[str, Any]
+    notebook_id: UUID | None
+    pulse: Pulse
+    learners: list[Learner]
+    states: list[LearnerState]
+
+
+_COURSE = "SELECT id, title, time_zone, join_code, is_demo FROM courses WHERE id = $1"
+_ROSTER = """
+SELECT e.user_id, e.student_number, e.seat, e.team, e.maybe_same_as, u.username, u.display_name
+FROM enrolments e JOIN users u ON u.id = e.user_id WHERE e.course_id = $1 AND e.role = 'student'
+ORDER BY coalesce(e.student_number, u.username), e.user_id
+"""
+_REVISIONS = """
+SELECT s.user_id, s.revision FROM learner_states s JOIN enrolments e USING (user_id, course_id)
+WHERE s.course_id = $1 AND e.role = 'student'
+"""
+# Default notebook: the one with most students active in the last 15 minutes, else the newest.
+_NOTEBOOKS = """
+SELECT n.id, n.path, n.title, count(s.user_id) AS active FROM notebooks n
+LEFT JOIN learner_states s ON s.course_id = n.course_id AND s.notebook_id = n.id
+    AND s.last_activity_at > now() - interval '15 minutes'
+WHERE n.course_id = $1 GROUP BY n.id ORDER BY active DESC, n.created_at DESC, n.id
+"""
+# A cell makes a column when the teacher registered it, or 3 students (or 10 % of a small class) ran it.
+_COLUMNS = """
+SELECT cell_id, cell_index, title FROM notebook_cells WHERE notebook_id = $1 AND (is_registered OR student_count >=
+    greatest(1, least(3, ceil(0.1 * (SELECT count(*) FROM enrolments WHERE course_id = $2 AND role = 'student')))))
+ORDER BY cell_index NULLS LAST, cell_id LIMIT 500
+"""
+_STATES = """
+SELECT user_id, course_id, revision, last_ordinal, state, help_text FROM learner_states
+WHERE course_id = $1 AND ($2::uuid[] IS NULL OR user_id = ANY($2::uuid[]))
+"""
+_CELLS = """
+SELECT user_id, course_id, notebook_id, cell_id, cell_index, revision, attempt_count, error_count, last_status, last_at,
+    first_finished_at
+FROM learner_cells WHERE notebook_id = $1 AND ($2::uuid[] IS NULL OR user_id = ANY($2::uuid[]))
+"""
+
+
+class ClassReader:
+    """Reads classes from PostgreSQL. Every method raises Unavailable (NB-2003) when it is away."""
+
+    def __init__(self, pool: asyncpg.Pool, seal: EncryptedField) -> None:
+        self._people = People(pool, seal)
+        self._seal = seal
+        self._names: OrderedDict[tuple[UUID, str], str] = OrderedDict()
+
+    async def load_class(self, course_id: UUID, notebook_id: UUID | None) -> LoadedClass:
+        """
+        A notebook of the course, or its default one for None.
+
+        Raises NotFound: no such course (NB-1202), no such notebook in it (NB-1201).
+        """
+        async with self._people.connect("load_class") as connection:
+            course = await connection.fetchrow(_COURSE, course_id)
+            if course is None:
+                raise NotFound("NB-1202")
+            pulse = await self._read_pulse(connection, course_id, notebook_id)
+            if notebook_id is None:
+                notebook_id = pulse.default_notebook_id
+            elif str(notebook_id) not in {notebook["id"] for notebook in pulse.notebooks}:
+                raise NotFound("NB-1201")
+            return LoadedClass(
+                course={**dict(course), "id": str(course_id)},
+                notebook_id=notebook_id,
+                pulse=pulse,
+                learners=self._read_roster(await connection.fetch(_ROSTER, course_id)),
+                states=await self._read_states(connection, course_id, notebook_id, None),
+            )
+
+    async def load_pulse(self, course_id: UUID, notebook_id: UUID | None) -> Pulse:
+        """Revisions, columns and notebooks as they stand."""
+        async with self._people.connect("load_pulse") as connection:
+            return await self._read_pulse(connection, course_id, notebook_id)
+
+    async def load_roster(self, course_id: UUID) -> list[Learner]:
+        """The course's students by number."""
+        async with self._people.connect("load_roster") as connection:
+            return self._read_roster(await connection.fetch(_ROSTER, course_id))
+
+    async def load_states(
+        self, course_id: UUID, notebook_id: UUID | None, user_ids: Iterable[str]
+    ) -> list[LearnerState]:
+        """These learners' states with all their cells of the notebook."""
+        async with self._people.connect("load_states") as connection:
+            return await self._read_states(connection, course_id, notebook_id, [UUID(one) for one in user_ids])
+
+    async def load_help(self, user_id: UUID, course_id: UUID) -> HelpRequest:
+        """A student's own raised hand."""
+        async with self._people.connect("load_help") as connection:
+            row = await connection.fetchrow(
+                "SELECT user_id, course_id, revision, last_ordinal, state, NULL AS help_text FROM learner_states"
+                " WHERE user_id = $1 AND shard = $2 AND course_id = $3",
+                user_id,
+                get_shard_number(user_id),
+                course_id,
+            )
+        return read_state(row, self._seal).help if row else HelpRequest()
+
+    async def list_students(self, course_id: UUID) -> list[UUID]:
+        """The ids of the course's students."""
+        async with self._people.connect("list_students") as connection:
+            rows = await connection.fetch(
+                "SELECT user_id FROM enrolments WHERE course_id = $1 AND role = 'student'", course_id
+            )
+        return [row["user_id"] for row in rows]
+
+    async def _read_pulse(self, connection: asyncpg.Connection, course_id: UUID, notebook_id: UUID | None) -> Pulse:
+        notebooks = await connection.fetch(_NOTEBOOKS, course_id)
+        default = notebooks[0]["id"] if notebooks else None
+        columns = await connection.fetch(_COLUMNS, notebook_id or default, course_id)
+        revisions = await connection.fetch(_REVISIONS, course_id)
+        return Pulse(
+            learner_revisions={str(row["user_id"]): row["revision"] for row in revisions},
+            columns=[Column(row["cell_id"], row["cell_index"], row["title"]) for row in columns],
+            notebooks=[{**dict(row), "id": str(row["id"])} for row in notebooks],
+            default_notebook_id=default,
+        )
+
+    async def _read_states(
+        self,
+        connection: asyncpg.Connection,
+        course_id: UUID,
+        notebook_id: UUID | None,
+        user_ids: list[UUID] | None,
+    ) -> list[LearnerState]:
+        # States before cells: what falls between the two reads is newer in the cells, whose revisions say so.
+        rows = await connection.fetch(_STATES, course_id, user_ids)
+        cells: dict[UUID, list[CellState]] = {}
+        if notebook_id is not None:
+            for row in await connection.fetch(_CELLS, notebook_id, user_ids):
+                cells.setdefault(row["user_id"], []).append(read_cell(row))
+        return [
+            msgspec.structs.replace(read_state(row, self._seal), cells=tuple(cells.get(row["user_id"], ())))
+            for row in rows
+        ]
+
+    def _read_roster(self, rows: Iterable[asyncpg.Record]) -> list[Learner]:
+        return [
+            Learner(
+                user_id=str(row["user_id"]),
+                name=self._open_name(row),
+                # Two with one number are told apart by their usernames.
+                number=(None if row["maybe_same_as"] else row["student_number"]) or row["username"],
+                seat=row["seat"],
+                team=row["team"],
+                same_as=str(row["maybe_same_as"]) if row["maybe_same_as"] else None,
+            )
+            for row in rows
+        ]
+
+    def _open_name(self, row: asyncpg.Record) -> str:
+        """The name in clear; opened once and kept, since a roster is read again at each join."""
+        key = (row["user_id"], row["display_name"] or "")
+        name = self._names.get(key)
+        if name is None:
+            name = open_name(self._seal, row["user_id"], row["username"], row["display_name"])
+            self._names[key] = name
+            if len(self._names) > _NAMES_KEPT:
+                self._names.popitem(last=False)
+        return name

@@ -1,0 +1,133 @@
+"""Every setting, once, frozen. Read from NBPULSE_* in the environment; docs/settings.md is made from this file.
+
+Only the command line and `resources` know settings; every other part is given plain arguments. Plain msgspec, since
+pydantic-settings costs every process 0.4 s of import and 10 MB (measured), which a start within 2 s has not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from nbpulse.errors import StartupError
+
+_PREFIX = "NBPULSE_"
+
+
+def find_data_dir() -> Path:
+    """Where this kind of user keeps data; root's home is closed to the account that the servers then run as."""
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        return Path("/var/lib/nbpulse")
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "nbpulse"
+
+
+_Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """All settings with their defaults; units are in the names."""
+
+    data_dir: Annotated[Path, Meta(description="Where the embedded servers and keys live")] = msgspec.field(
+        default_factory=find_data_dir
+    )
+    host: Annotated[str, Meta(description="Address to listen on; `lan` = this machine's own address")] = "127.0.0.1"
+    port: Annotated[_Port, Meta(description="Port of the API and the board; 0 = any free one")] = 8642
+    public_url: Annotated[str | None, Meta(description="The address people use, when a proxy stands in front")] = None
+    tls_cert: Annotated[Path | None, Meta(description="Certificate file (PEM) for https")] = None
+    tls_key: Annotated[Path | None, Meta(description="Private key file (PEM) for https")] = None
+    database_url: Annotated[
+        str | None, Meta(description="The owner's URL of your own PostgreSQL (15-18); unset = the embedded one")
+    ] = None
+    api_database_url: Annotated[str | None, Meta(description="The API's login, when not made by `migrate`")] = None
+    worker_database_url: Annotated[str | None, Meta(description="The worker's login, when not made by `migrate`")] = (
+        None
+    )
+    redis_url: Annotated[
+        str | None, Meta(description="URL of your own Redis 7 or Valkey 8-9; unset = the embedded one")
+    ] = None
+    encryption_keys: Annotated[
+        str | None, Meta(description="Fernet keys, newest first, comma between; unset = the data directory's key file")
+    ] = None
+    promise: Annotated[
+        Literal["power", "process", "memory"],
+        Meta(description="What an accepted event survives: a power cut, a killed process, nothing"),
+    ] = "power"
+    promise_stated: Annotated[
+        bool, Meta(description="The stream's server forbids CONFIG: the operator states that it keeps the promise")
+    ] = False
+    backlog_limit_events: Annotated[int, Meta(ge=1000, description="Unprocessed events before the API says 503")] = (
+        500_000
+    )
+    claim_idle_s: Annotated[
+        float, Meta(gt=0, description="A delivery this long unfinished is given to another worker")
+    ] = 5.0
+    worker_name: Annotated[str, Meta(max_length=60, description="This worker's slot; stable over restarts")] = (
+        "worker-1"
+    )
+    metrics_port: Annotated[_Port, Meta(description="Loopback port of the worker's /metrics; 0 = any")] = 0
+    language: Annotated[Literal["ja", "en"] | None, Meta(description="Language of terminal texts; unset = LANG")] = None
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="What is logged")] = "info"
+    api_count: Annotated[int, Meta(ge=1, le=16, description="API processes that `up` starts")] = 1
+    worker_count: Annotated[int, Meta(ge=1, le=16, description="Worker processes that `up` starts")] = 1
+    deaths_per_minute: Annotated[
+        int, Meta(ge=1, description="`up` gives up when a part fails this often within a minute; raise it to torture")
+    ] = 5
+
+    def read_encryption_keys(self) -> list[bytes]:
+        """
+        The keys that seal people's texts, newest first; the key file is made (0600) at the first start.
+
+        Raises StartupError (NB-3051) when the file cannot be read or made.
+        """
+        if self.encryption_keys:
+            return [key.strip().encode() for key in self.encryption_keys.split(",") if key.strip()]
+        from nbpulse.crypto import make_key  # its import is slow, and not every command needs a key
+
+        return [line.encode() for line in self._read_secret("encryption.key", lambda: make_key().decode()).split()]
+
+    def make_password(self, login: str) -> str:
+        """The password of a login that `migrate` makes: derived from the data directory's secret, never stored."""
+        secret = self._read_secret("secret.key", lambda: secrets.token_hex(32))
+        return hmac.new(secret.strip().encode(), login.encode(), hashlib.sha256).hexdigest()
+
+    def _read_secret(self, name: str, make: Callable[[], str]) -> str:
+        path = self.data_dir / name
+        try:
+            if not path.exists():
+                self.data_dir.mkdir(parents=True, exist_ok=True)
+                # Written aside and linked into place: of two processes starting at once both read the same secret.
+                draft = path.with_name(f"{name}.{os.getpid()}")
+                descriptor = os.open(draft, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600)
+                with os.fdopen(descriptor, "w") as file:
+                    file.write(make() + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                try:
+                    path.hardlink_to(draft)
+                except FileExistsError:
+                    pass
+                finally:
+                    draft.unlink()
+            return path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise StartupError("NB-3051", path=str(path), detail=error.strerror or str(error)) from error
+
+
+def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
+    """The settings in NBPULSE_* variables; an empty one counts as unset. Raises StartupError (NB-3057): a bad value."""
+    found: dict[str, Any] = {}
+    for name in Settings.__struct_fields__:
+        if value := environment.get(_PREFIX + name.upper()):
+            found[name] = value.lower() if value.lower() in {"true", "false"} else value
+    try:
+        return msgspec.convert(found, Settings, strict=False, dec_hook=lambda kind, value: kind(value))
+    except msgspec.ValidationError as error:
+        raise StartupError("NB-3057", detail=str(error)) from error

@@ -1,0 +1,63 @@
+"""What nbpulse says in a terminal: texts in the reader's language, errors without tracebacks.
+
+Promises: every sentence is in `terminal_texts.json` or the error catalogue, Japanese and English beside each other;
+answers that scripts read go to stdout, everything said to people about progress and trouble to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from functools import cache
+from importlib import resources
+from typing import Literal, TextIO
+
+from nbpulse.errors import NbpulseError
+
+Language = Literal["en", "ja"]
+
+
+def pick_language() -> Language:
+    """NBPULSE_LANGUAGE, else the locale's variables in the order POSIX gives them."""
+    for name in ("NBPULSE_LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG"):
+        if value := os.environ.get(name):
+            return "ja" if value.lower().startswith("ja") else "en"
+    return "en"
+
+
+@cache
+def load_texts() -> dict[str, dict[Language, str]]:
+    """Every sentence by its key, in both languages."""
+    text = resources.files("nbpulse").joinpath("terminal_texts.json").read_text(encoding="utf-8")
+    texts: dict[str, dict[Language, str]] = json.loads(text)
+    return texts
+
+
+def get_text(key: str, **facts: object) -> str:
+    """One sentence in the reader's language."""
+    return load_texts()[key][pick_language()].format_map(facts)
+
+
+def say(text: str = "") -> None:
+    """Tell the person at the terminal, on stderr; a console that has no Japanese shows question marks instead."""
+    write(sys.stderr, text)
+
+
+def answer(text: str) -> None:
+    """Give what was asked for, on stdout, where a script can read it."""
+    write(sys.stdout, text)
+
+
+def write(stream: TextIO, text: str) -> None:
+    """One line, flushed."""
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+    stream.flush()
+
+
+def describe_error(error: NbpulseError) -> str:
+    """`NB-xxxx what happened` and, on the next line, what to do."""
+    language = pick_language()
+    mark = "→"
+    return f"{error.code} {error.title(language)}\n        {mark} {error.todo(language)}"

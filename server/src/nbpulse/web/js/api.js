@@ -1,0 +1,59 @@
+// @ts-check
+/** Requests to the server. Every failure becomes an ApiError that can be shown: code, what happened, what to do. */
+import { language } from "./i18n.js";
+
+export class ApiError extends Error {
+  /** @param {number} status 0 when the server was not reached @param {any} problem an RFC 9457 body, may be {} */
+  constructor(status, problem) {
+    super(problem.detail || problem.title || `HTTP ${status}`);
+    this.status = status;
+    this.code = problem.code ?? (status ? `HTTP ${status}` : "");
+    this.title = problem.title ?? "";
+    this.detail = problem.detail ?? "";
+    this.hint = problem.hint ?? "";
+    this.retryAfterS = Number(problem.retry_after_s) || 0;
+  }
+}
+
+/**
+ * @param {string} method @param {string} path @param {any} [body]
+ * @returns {Promise<any>} the decoded answer, null for 204
+ * @throws {ApiError}
+ */
+export async function request(method, path, body) {
+  /** @type {Record<string, string>} */
+  const headers = { Accept: "application/json", "Accept-Language": language.value };
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  let response;
+  try {
+    response = await fetch(path, {
+      method,
+      headers,
+      body: body === undefined ? undefined : JSON.stringify(body),
+      credentials: "same-origin",
+      cache: "no-store",
+      signal: AbortSignal.timeout(15_000),
+    });
+  } catch {
+    throw new ApiError(0, {}); // refused, reset, timed out: the caller says "reconnecting", there is no body
+  }
+  const answer = response.status === 204 ? null : await response.json().catch(() => undefined);
+  if (response.ok && answer !== undefined) return answer;
+  const problem = { retry_after_s: response.headers.get("Retry-After"), ...answer };
+  throw new ApiError(response.status, problem);
+}
+
+/** @param {string} code */
+export const signIn = (code) => request("POST", "/api/v1/sign-in", { code });
+export const signOut = () => request("POST", "/api/v1/sign-out");
+export const fetchMe = () => request("GET", "/api/v1/me");
+
+/** @param {string} courseId @param {?string} notebookId */
+export function fetchLive(courseId, notebookId) {
+  const query = notebookId ? `?notebook=${encodeURIComponent(notebookId)}` : "";
+  return request("GET", `/api/v1/courses/${encodeURIComponent(courseId)}/live${query}`);
+}
+
+/** @param {string} courseId @returns {Promise<{ticket: string}>} */
+export const fetchTicket = (courseId) =>
+  request("POST", `/api/v1/courses/${encodeURIComponent(courseId)}/tickets`);

@@ -1,0 +1,82 @@
+// @ts-check
+/** Words of the board: one catalogue per language, keys by meaning. A message is text or {one, other}. */
+import { batch, signal } from "./preact.js";
+
+export const LANGUAGES = ["ja", "en"];
+export const language = signal("ja");
+const catalogue = signal(/** @type {Record<string, any>} */ ({}));
+
+/** Made once per language: making one costs more than a hundred uses. @param {string} lang */
+const makeFormats = (lang) => ({
+  number: new Intl.NumberFormat(lang, { maximumFractionDigits: 1 }),
+  plural: new Intl.PluralRules(lang),
+  clock: new Intl.DateTimeFormat(lang, { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false }),
+});
+let formats = makeFormats("ja");
+
+/** ?lang, then the stored choice, then the browser's languages, then Japanese. */
+export function preferredLanguage() {
+  const asked = new URLSearchParams(location.search).get("lang");
+  const candidates = [asked, localStorage.getItem("nbpulse.lang"), ...navigator.languages];
+  for (const candidate of candidates) {
+    const short = (candidate ?? "").slice(0, 2).toLowerCase();
+    if (LANGUAGES.includes(short)) return short;
+  }
+  return "ja";
+}
+
+/** @param {string} lang one of LANGUAGES */
+export async function loadLanguage(lang) {
+  const response = await fetch(`/web/messages/${lang}.json`);
+  if (!response.ok) throw new Error(`messages/${lang}.json: HTTP ${response.status}`);
+  const messages = await response.json();
+  formats = makeFormats(lang);
+  batch(() => {
+    catalogue.value = messages;
+    language.value = lang;
+  });
+  document.documentElement.lang = lang;
+}
+
+/** @param {string} lang */
+export async function chooseLanguage(lang) {
+  localStorage.setItem("nbpulse.lang", lang);
+  await loadLanguage(lang);
+}
+
+/**
+ * The message of a key; `{name}` is replaced by params.name, `n` chooses the plural form.
+ * @param {string} key @param {Record<string, string|number>} [params]
+ */
+export function t(key, params = {}) {
+  let message = catalogue.value[key];
+  if (message === undefined) {
+    console.error(`no message ${key}`);
+    return key;
+  }
+  if (typeof message === "object") {
+    message = message[formats.plural.select(Number(params.n))] ?? message.other;
+  }
+  return message.replace(/\{(\w+)\}/g, (/** @type {string} */ whole, /** @type {string} */ name) =>
+    params[name] === undefined ? whole : formatNumber(params[name]),
+  );
+}
+
+/** @param {string|number} value */
+export function formatNumber(value) {
+  return typeof value === "number" ? formats.number.format(value) : value;
+}
+
+/** A waiting time in the shortest honest words. @param {number} ms */
+export function formatWait(ms) {
+  const seconds = Math.max(0, Math.floor(ms / 1000));
+  if (seconds < 60) return t("time.seconds", { n: seconds });
+  const minutes = Math.floor(seconds / 60);
+  if (minutes < 60) return t("time.minutes", { n: minutes });
+  return t("time.hours", { n: Math.floor(minutes / 60), minutes: minutes % 60 });
+}
+
+/** @param {number} at ms epoch */
+export function formatClock(at) {
+  return formats.clock.format(at);
+}

@@ -1,0 +1,178 @@
+// @ts-check
+/**
+ * The class as the board knows it: a pure reducer, snapshot + frames -> state.
+ * No DOM, no network, no clock. What did not change keeps its identity, so views compare with `===`.
+ *
+ * A frame is applied in this order: notebook(s), cells, students, c, p, st, alerts, figures. When the
+ * list of columns changes, each row's squares follow their cell by its id; a new column starts as "not run".
+ *
+ * @typedef {{id: string, idx: number, title: ?string}} Cell
+ * @typedef {{id: string, path: string, title: ?string, active?: number}} Notebook
+ * @typedef {"help"|"stuck"|"idle"|"behind"|"ok"|"offline"} Status
+ * @typedef {{i: number, id: string, name: string, num: string, seat: ?string, team: ?string,
+ *   same?: ?string, s: string, pos: number, st: Status, since: number}} Row
+ * @typedef {{id: string, i: number, kind: "help"|"stuck"|"idle"|"behind", since: number, cell: ?string,
+ *   idx: ?number, label: ?string, n: ?number, text: ?string, score: number}} Alert
+ * @typedef {{id: string, title: string, time_zone: string, join_code: string, is_demo: boolean,
+ *   join_url?: string}} Course the address students reach, where it is not the teacher's own
+ * @typedef {{lag_ms: ?number, received: number, stored: number}} Health
+ * @typedef {Object} State
+ * @property {string} epoch @property {number} seq @property {number} at
+ * @property {Course} course @property {?Notebook} notebook @property {Notebook[]} notebooks
+ * @property {Record<Status, number>} counts @property {?number} median @property {number} connected
+ * @property {Cell[]} cells @property {Row[]} rows @property {Record<string, Alert>} alerts
+ * @property {?Health} health
+ */
+
+/** States of a square, in the order of the wire's digits. */
+export const SQUARE_NAMES = ["none", "ok", "running", "error", "stuck"];
+
+/**
+ * @param {any} snapshot the answer of GET /api/v1/courses/{course_id}/live
+ * @returns {State}
+ */
+export function applySnapshot(snapshot) {
+  /** @type {Row[]} */
+  const rows = [];
+  for (const student of snapshot.students) rows[student.i] = fitted(student, snapshot.cells.length);
+  return {
+    epoch: snapshot.epoch,
+    seq: snapshot.seq,
+    at: snapshot.at,
+    course: snapshot.course,
+    notebook: snapshot.notebook ?? null,
+    notebooks: snapshot.notebooks ?? [],
+    counts: snapshot.counts,
+    median: snapshot.median ?? null,
+    connected: snapshot.connected,
+    cells: snapshot.cells,
+    rows,
+    alerts: Object.fromEntries(snapshot.alerts.map((/** @type {Alert} */ alert) => [alert.id, alert])),
+    health: snapshot.h ?? null,
+  };
+}
+
+/**
+ * Where a frame stands: "next" can be applied, "old" is already in the state, "gap" means one was missed.
+ * @param {State} state @param {any} frame @returns {"next"|"old"|"gap"}
+ */
+export function placeFrame(state, frame) {
+  if (frame.seq <= state.seq) return "old";
+  return frame.seq === state.seq + 1 ? "next" : "gap";
+}
+
+/**
+ * The state after `frame`; an old frame changes nothing.
+ * @param {State} state @param {any} frame @returns {State}
+ * @throws {RangeError} on a gap, or when the frame names a student nobody told us about: resync then
+ */
+export function applyFrame(state, frame) {
+  const place = placeFrame(state, frame);
+  if (place === "old") return state;
+  if (place === "gap") throw new RangeError(`frame ${frame.seq} after ${state.seq}`);
+  const cells = frame.cells ?? state.cells;
+  return {
+    ...state,
+    seq: frame.seq,
+    at: frame.at,
+    notebook: "notebook" in frame ? frame.notebook : state.notebook,
+    notebooks: frame.notebooks ?? state.notebooks,
+    counts: frame.counts ? { ...state.counts, ...frame.counts } : state.counts,
+    median: "median" in frame ? frame.median : state.median,
+    connected: frame.connected ?? state.connected,
+    cells,
+    rows: changedRows(state, frame, cells),
+    alerts: changedAlerts(state.alerts, frame),
+    health: frame.h ? { ...state.health, ...frame.h } : state.health,
+  };
+}
+
+/** @param {State} state @param {any} frame @param {Cell[]} cells @returns {Row[]} */
+function changedRows(state, frame, cells) {
+  if (!frame.cells && !frame.students && !frame.c && !frame.p && !frame.st) return state.rows;
+  let rows = state.rows.slice();
+  if (frame.cells) rows = movedColumns(rows, state.cells, cells);
+  for (const student of frame.students ?? []) {
+    rows[student.i] = fitted({ ...rows[student.i], ...student }, cells.length);
+  }
+  /** @param {number} i @param {Partial<Row>} change */
+  const change = (i, change) => {
+    if (!rows[i]) throw new RangeError(`frame ${frame.seq} names unknown student ${i}`);
+    rows[i] = { ...rows[i], ...change };
+  };
+  /** @type {Map<number, string[]>} */
+  const touched = new Map();
+  for (const [i, column, square] of frame.c ?? []) {
+    const squares = touched.get(i) ?? [...(rows[i]?.s ?? "")];
+    squares[column] = String(square);
+    touched.set(i, squares);
+  }
+  for (const [i, squares] of touched) change(i, { s: squares.join("") });
+  for (const [i, pos] of frame.p ?? []) change(i, { pos });
+  for (const [i, st, since] of frame.st ?? []) change(i, { st, since });
+  return rows;
+}
+
+/** A row whose squares match the number of columns. @param {Row} row @param {number} width @returns {Row} */
+function fitted(row, width) {
+  const squares = row.s ?? "";
+  return squares.length === width ? row : { ...row, s: squares.slice(0, width).padEnd(width, "0") };
+}
+
+/** @param {Row[]} rows @param {Cell[]} before @param {Cell[]} after @returns {Row[]} */
+function movedColumns(rows, before, after) {
+  const columnOf = new Map(before.map((cell, column) => [cell.id, column]));
+  const from = after.map((cell) => columnOf.get(cell.id) ?? -1);
+  if (from.length === before.length && from.every((column, index) => column === index)) return rows;
+  return rows.map((row) => ({ ...row, s: from.map((column) => row.s[column] ?? "0").join("") }));
+}
+
+/** @param {Record<string, Alert>} alerts @param {any} frame @returns {Record<string, Alert>} */
+function changedAlerts(alerts, frame) {
+  if (!frame["a+"] && !frame["a~"] && !frame["a-"]) return alerts;
+  const changed = { ...alerts };
+  for (const id of frame["a-"] ?? []) delete changed[id];
+  for (const alert of [...(frame["a+"] ?? []), ...(frame["a~"] ?? [])]) {
+    changed[alert.id] = { ...changed[alert.id], ...alert };
+  }
+  return changed;
+}
+
+/**
+ * Alerts in the order in which a teacher should go: lowest score first (the server puts rank and waiting into it).
+ * @param {Record<string, Alert>} alerts @returns {Alert[]}
+ */
+export function rankAlerts(alerts) {
+  return Object.values(alerts).sort(
+    (a, b) => a.score - b.score || a.since - b.since || (a.id < b.id ? -1 : 1),
+  );
+}
+
+/** Start of the longest wait of one kind, ms epoch, or null. @param {Record<string, Alert>} alerts @param {string} kind */
+export function oldestSince(alerts, kind) {
+  let oldest = null;
+  for (const alert of Object.values(alerts)) {
+    if (alert.kind === kind && (oldest === null || alert.since < oldest)) oldest = alert.since;
+  }
+  return oldest;
+}
+
+/**
+ * The number people call the cell by at a position (1-based column, may be a median; 0 none): cells between the
+ * columns, such as text, are counted, as everywhere on the board. @param {Cell[]} cells @param {number} pos
+ */
+export function cellNumberAt(cells, pos) {
+  return pos < 1 ? 0 : (cells[Math.min(Math.floor(pos), cells.length) - 1]?.idx ?? -1) + 1;
+}
+
+/** Rows whose name, number, seat or team holds the text; the order never changes. @param {Row[]} rows @param {string} text */
+export function filterRows(rows, text) {
+  const wanted = text.normalize("NFKC").trim().toLocaleLowerCase();
+  const known = rows.filter(Boolean);
+  if (!wanted) return known;
+  return known.filter((row) =>
+    [row.name, row.num, row.seat, row.team].some((part) =>
+      (part ?? "").normalize("NFKC").toLocaleLowerCase().includes(wanted),
+    ),
+  );
+}

@@ -1,0 +1,67 @@
+// @ts-check
+/** What the page shows now, as signals: the class, the line to it, and the viewer's own choices. */
+import { computed, signal } from "./preact.js";
+import { filterRows, rankAlerts } from "./state.js";
+
+/** @type {{value: ?import("./state.js").State}} */
+export const classroom = signal(null);
+/** @type {{value: import("./connection.js").Link}} */
+export const link = signal({ phase: "connecting", lagMs: null, asOf: null, problem: null });
+
+// Parts of the class that keep their identity while unchanged, so that only their own view renders again.
+/** @template T @param {(state: import("./state.js").State) => T} pick @returns {import("./preact.js").Signal<T>} */
+const part = (pick) => computed(() => pick(/** @type {any} */ (classroom.value)));
+export const course = part((state) => state.course);
+export const counts = part((state) => state.counts);
+export const cells = part((state) => state.cells);
+export const rows = part((state) => state.rows);
+export const alerts = part((state) => state.alerts);
+export const rankedAlerts = computed(() => rankAlerts(alerts.value));
+export const cellNumbers = computed(() => new Map(cells.value.map((cell) => [cell.id, cell.idx + 1])));
+
+/** Server time in ms, ticking each second; `minute` each 15 s for what shows minutes only. */
+export const now = signal(Date.now());
+export const minute = computed(() => Math.floor(now.value / 15_000) * 15_000);
+export const clockOffsetMs = signal(0);
+
+export const isNamed = signal(sessionStorage.getItem("nbpulse.names") === "shown");
+export const searchText = signal("");
+export const shownRows = computed(() => filterRows(rows.value, searchText.value));
+/** @type {{value: ?number}} index of the student the teacher points at */
+export const selected = signal(null);
+/** @type {{value: "attention"|"grid"}} */
+export const tab = signal("attention");
+export const isHelpOpen = signal(false);
+export const hasShortcuts = signal(localStorage.getItem("nbpulse.shortcuts") !== "off");
+export const theme = signal(localStorage.getItem("nbpulse.theme") ?? "auto");
+
+/** @type {{value: "wide"|"tabs"|"phone"}} */
+export const layout = signal("wide");
+const [wide, phone] = [matchMedia("(min-width: 900px)"), matchMedia("(max-width: 599px)")];
+const readLayout = () => (layout.value = wide.matches ? "wide" : phone.matches ? "phone" : "tabs");
+for (const query of [wide, phone]) query.addEventListener("change", readLayout);
+readLayout();
+
+export function toggleNames() {
+  isNamed.value = !isNamed.value;
+  sessionStorage.setItem("nbpulse.names", isNamed.value ? "shown" : "hidden");
+}
+
+/** @param {boolean} wanted */
+export function setShortcuts(wanted) {
+  hasShortcuts.value = wanted;
+  localStorage.setItem("nbpulse.shortcuts", wanted ? "on" : "off");
+}
+
+/** @param {string} wanted "auto" | "light" | "dark" */
+export function setTheme(wanted) {
+  theme.value = wanted;
+  localStorage.setItem("nbpulse.theme", wanted);
+  if (wanted === "auto") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = wanted;
+}
+
+/** The label a row goes by while names are hidden or shown. @param {import("./state.js").Row} row */
+export function labelOf(row) {
+  return isNamed.value ? row.name : row.num;
+}

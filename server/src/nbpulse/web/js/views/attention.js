@@ -1,0 +1,113 @@
+// @ts-check
+/**
+ * Twenty seconds: whom first, and why. While the pointer or the keyboard's focus is inside, the list stands still:
+ * who comes new waits behind the "n new" button, who is done stays in place, dimmed.
+ */
+import { html, useRef, useState } from "../preact.js";
+import { formatClock, formatNumber, formatWait, t } from "../i18n.js";
+import { cellNumberAt } from "../state.js";
+import { alerts, cellNumbers, cells, classroom, labelOf, layout, now, rankedAlerts, rows, selected, tab } from "../store.js";
+import { Glyph } from "./glyph.js";
+import { Command } from "./pages.js";
+
+/** @typedef {import("../state.js").Alert} Alert */
+
+export function Attention() {
+  const [held, setHeld] = useState(/** @type {?Alert[]} */ (null));
+  const inside = useRef({ pointer: false, focus: false });
+  const hold = () => {
+    const { pointer, focus } = inside.current;
+    if (pointer || focus) setHeld((/** @type {?Alert[]} */ list) => list ?? rankedAlerts.peek());
+    else setHeld(null);
+  };
+  /** @param {"pointer"|"focus"} what @param {boolean} is */
+  const note = (what, is) => {
+    inside.current[what] = is;
+    hold();
+  };
+  /** @type {Alert[]} */
+  const list = held ?? rankedAlerts.value;
+  const shownIds = new Set(list.map((alert) => alert.id));
+  const fresh = held ? rankedAlerts.value.filter((/** @type {Alert} */ alert) => !shownIds.has(alert.id)) : [];
+  return html`<section
+    class="attention panel" aria-labelledby="attention-title" data-held=${held !== null}
+    onPointerEnter=${(/** @type {PointerEvent} */ e) => e.pointerType === "mouse" && note("pointer", true)}
+    onPointerLeave=${() => note("pointer", false)}
+    onFocusIn=${(/** @type {any} */ e) => note("focus", e.target.matches(":focus-visible"))}
+    onFocusOut=${(/** @type {FocusEvent} */ e) =>
+      note("focus", inside.current.focus && /** @type {Element} */ (e.currentTarget).contains(/** @type {?Node} */ (e.relatedTarget)))}
+  >
+    <header class="panel-head">
+      <h2 id="attention-title">${t("attention.title")}</h2>
+      <span class="count" data-alert-count=${rankedAlerts.value.length}>${formatNumber(rankedAlerts.value.length)}</span>
+      ${held && html`<${Held} fresh=${fresh} show=${() => setHeld(rankedAlerts.peek())} />`}
+    </header>
+    <${SamePerson} />
+    ${list.length === 0 ? html`<${Nobody} />` : html`<ol class="entries" tabindex=${layout.value === "phone" ? 0 : null}>
+      ${list.map((alert) => html`<${Entry} key=${alert.id} alert=${alerts.value[alert.id] ?? alert} isDone=${!alerts.value[alert.id]} />`)}
+    </ol>`}
+  </section>`;
+}
+
+/** @param {{fresh: Alert[], show: () => void}} props */
+function Held({ fresh, show }) {
+  if (fresh.length === 0) return html`<span class="chip">${t("attention.held")}</span>`;
+  const hasHelp = fresh.some((alert) => alert.kind === "help");
+  return html`<button class="chip" data-new=${fresh.length} data-help=${hasHelp} onClick=${show}>
+    ${t("attention.new", { n: fresh.length })}
+  </button>`;
+}
+
+/** Joined twice with one number and without the resume code: only a person can say whether it is one person. */
+function SamePerson() {
+  const all = rows.value.filter(Boolean);
+  const again = all.find((row) => row.same && all.some((one) => one.id === row.same));
+  if (!again) return null;
+  const first = all.find((one) => one.id === again.same);
+  return html`<div class="question" data-same-person=${again.id}>
+    <p>${t("same.question", { first: first.num, second: again.num })}</p>
+    <p class="muted">${t("same.todo")}</p><${Command} text=${`nbpulse merge-users ${first.num} ${again.num}`} />
+  </div>`;
+}
+
+function Nobody() {
+  return html`<p class="calm"><${Glyph} kind="ok" /> ${t("attention.nobody")}</p>`;
+}
+
+/** @param {{alert: Alert, isDone: boolean}} props */
+function Entry({ alert, isDone }) {
+  const row = rows.value[alert.i];
+  if (!row) return null;
+  const isPressable = layout.value !== "phone"; // there the list is all there is
+  const tag = isPressable ? "button" : "div";
+  const point = () => {
+    selected.value = selected.value === alert.i ? null : alert.i;
+    if (layout.value === "tabs") tab.value = "grid";
+  };
+  const seat = [row.seat, row.team].filter(Boolean).join(" · ");
+  return html`<li data-alert=${alert.id} data-kind=${alert.kind} data-alert-student=${row.id} data-done=${isDone}>
+    <${tag} class="entry" aria-pressed=${isPressable ? selected.value === alert.i : null} onClick=${isPressable ? point : null}>
+      <span class="pill"><${Glyph} kind=${alert.kind} />${t(`status.${alert.kind}`)}</span>
+      <bdi class="name">${labelOf(row)}</bdi>
+      ${seat && html`<bdi class="seat">${seat}</bdi>`}
+      <time title=${isDone ? "" : formatClock(alert.since)}>${isDone ? t("attention.done") : formatWait(now.value - alert.since)}</time>
+      <span class="reason">${explain(alert, row)}
+        ${alert.label && html` <code>${alert.label}${Number(alert.n) > 1 ? ` ×${alert.n}` : ""}</code>`}
+      </span>
+      ${alert.text && html`<q><bdi>${alert.text}</bdi></q>`}
+    <//>
+  </li>`;
+}
+
+/** The reason in words. @param {Alert} alert @param {import("../state.js").Row} row */
+export function explain(alert, row) {
+  const cell = cellNumbers.value.get(alert.cell) ?? (alert.idx === null || alert.idx === undefined ? null : alert.idx + 1);
+  const place = cell === null ? "" : t("attention.at_cell", { cell });
+  if (alert.kind === "behind") {
+    const [pos, median] = [row.pos, classroom.value?.median ?? 0].map((column) => cellNumberAt(cells.value, column));
+    return t("reason.behind", { pos, median });
+  }
+  const isCounted = alert.kind === "stuck" && alert.n && !alert.label; // else the label says "×n" itself
+  const reason = isCounted ? t("reason.stuck_times", { n: Number(alert.n) }) : t(`reason.${alert.kind}`);
+  return [place, reason].filter(Boolean).join(" · ");
+}

@@ -1,0 +1,116 @@
+// @ts-check
+/** The live page of one class: its parts, laid out for wall, tablet and phone. */
+import { effect, html, useEffect, useState } from "../preact.js";
+import { Connection } from "../connection.js";
+import { t } from "../i18n.js";
+import {
+  alerts, classroom, clockOffsetMs, course, counts, hasShortcuts, isHelpOpen, labelOf, layout, link, rows,
+  searchText, selected, setShortcuts, tab, toggleNames,
+} from "../store.js";
+import { Attention, explain } from "./attention.js";
+import { Counters } from "./counters.js";
+import { Grid } from "./grid.js";
+import { Header, Help } from "./header.js";
+import { Refused, Waiting, Connecting } from "./pages.js";
+
+const POLITE_EVERY_MS = 10_000;
+
+/** @param {{courseId: string}} props */
+export function Board({ courseId }) {
+  const [refusal, setRefusal] = useState(/** @type {?import("../api.js").ApiError} */ (null));
+  const [connection, setConnection] = useState(/** @type {?Connection} */ (null));
+  useEffect(() => {
+    /** @type {Connection} */
+    const line = new Connection(courseId, {
+      onState: (state) => {
+        clockOffsetMs.value = line.clockOffsetMs;
+        classroom.value = state;
+      },
+      onLink: (state) => (link.value = state),
+      onRefused: setRefusal,
+    });
+    setConnection(line);
+    line.start();
+    return () => line.stop();
+  }, [courseId]);
+  useEffect(listenToKeys, []);
+  if (refusal) return html`<${Refused} error=${refusal} />`;
+  if (!classroom.value) return html`<${Connecting} />`;
+  return html`<div class="board" data-layout=${layout.value} data-tab=${tab.value} data-link=${link.value.phase}>
+    <${Header} showNotebook=${(/** @type {string} */ id) => connection?.showNotebook(id)} />
+    ${rows.value.length === 0 ? html`<${Waiting} />` : html`<${Counters} /><${Room} />`}
+    <${Foot} />
+    <${Announcer} />
+    <${Help} hasShortcuts=${hasShortcuts.value} setShortcuts=${setShortcuts} />
+  </div>`;
+}
+
+function Room() {
+  if (layout.value === "wide") return html`<main class="room"><${Attention} /><${Grid} /></main>`;
+  if (layout.value === "phone") return html`<main class="room"><${Attention} /></main>`;
+  return html`<main class="room">${tab.value === "attention" ? html`<${Attention} />` : html`<${Grid} />`}</main>
+    <nav class="tabs" aria-label=${t("tabs.title")}>
+      ${["attention", "grid"].map((name) => html`<button key=${name} data-tab-button=${name} aria-current=${tab.value === name ? "page" : "false"}
+        onClick=${() => (tab.value = /** @type {any} */ (name))}>${t(`${name}.title`)}</button>`)}
+    </nav>`;
+}
+
+function Foot() {
+  const { health } = /** @type {import("../state.js").State} */ (classroom.value);
+  return html`<footer class="foot">
+    <span>${t("course.join_code")} <b data-join-code>${course.value.join_code}</b></span>
+    ${course.value.is_demo && html`<span>${t("demo.explain")}</span>`}
+    <span class="spread"></span>
+    ${health && html`<span data-received=${health.received} data-stored=${health.stored}>${t("health.received_stored", { received: health.received, stored: health.stored })}</span>`}
+  </footer>`;
+}
+
+/** Tells screen readers: help at once, the figures politely and at most each ten seconds. */
+function Announcer() {
+  const [urgent, setUrgent] = useState("");
+  const [polite, setPolite] = useState("");
+  useEffect(() => {
+    const known = new Set(Object.keys(alerts.peek()));
+    return effect(() => {
+      for (const alert of Object.values(alerts.value)) {
+        const row = rows.peek()[alert.i];
+        if (alert.kind === "help" && row && !known.has(alert.id)) {
+          setUrgent(t("announce.help", { name: labelOf(row), reason: explain(alert, row) }));
+        }
+        known.add(alert.id);
+      }
+    });
+  }, []);
+  useEffect(() => {
+    const timer = setInterval(() => {
+      const { help, stuck, idle, behind, ok } = counts.peek();
+      setPolite(t("announce.counts", { help, stuck, idle, behind, ok }));
+      document.title = (help ? `${t("status.help")} ${help} · ` : "") + course.peek().title;
+    }, POLITE_EVERY_MS);
+    document.title = course.peek().title;
+    return () => clearInterval(timer);
+  }, []);
+  return html`<div class="unseen" role="alert">${urgent}</div><div class="unseen" role="status">${polite}</div>`;
+}
+
+function listenToKeys() {
+  /** @param {KeyboardEvent} event */
+  const press = (event) => {
+    const target = /** @type {HTMLElement} */ (event.target);
+    if (event.ctrlKey || event.metaKey || event.altKey || isHelpOpen.value) return;
+    if (event.key === "Escape") selected.value = null;
+    if (!hasShortcuts.value || target.matches("input, select, textarea")) return;
+    const action = { "?": () => (isHelpOpen.value = true), a: toggleNames, "/": focusSearch }[event.key];
+    if (!action) return;
+    event.preventDefault();
+    action();
+  };
+  addEventListener("keydown", press);
+  return () => removeEventListener("keydown", press);
+}
+
+function focusSearch() {
+  if (layout.value === "tabs") tab.value = "grid";
+  /** @type {?HTMLInputElement} */ (document.getElementById("search"))?.select();
+  if (layout.value === "phone") searchText.value = "";
+}

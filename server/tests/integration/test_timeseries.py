@@ -1,0 +1,172 @@
+"""The time series on real PostgreSQL: its figures are those of a plain fold over the points."""
+
+import asyncio
+import random
+import statistics
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from uuid import UUID, uuid4
+
+import msgspec
+import pytest
+
+from nbpulse.pipeline import CellExecutionPoint
+from nbpulse.timeseries import Activity, ErrorRate, Percentiles, Window
+from nbpulse.timeseries.postgres import PostgresTimeSeries
+from stores import create_database, open_stores
+
+HOUR_BY_TEN_MINUTES = (timedelta(hours=1), timedelta(minutes=10))
+DAY_BY_HOUR = (timedelta(hours=24), timedelta(hours=1))
+
+
+@pytest.fixture(params=["embedded_postgres", "postgres_15"])
+async def series(request: pytest.FixtureRequest, embedded_valkey: str) -> AsyncIterator[PostgresTimeSeries]:
+    url = await create_database(request.getfixturevalue(request.param))
+    async with open_stores(url, embedded_valkey) as resources:
+        yield resources.series
+
+
+def make_points(count: int, seed: int, end: datetime) -> list[CellExecutionPoint]:
+    """Points of 7 students in 3 notebooks over the last 26 hours, half of them in the last hour."""
+    chance = random.Random(seed)
+    users = [UUID(int=chance.getrandbits(128)) for _ in range(7)]
+    points = []
+    for number in range(count):
+        age_s = chance.uniform(-60, 3_700) if number % 2 else chance.uniform(0, 26 * 3_600)
+        time_ms = round((end.timestamp() - age_s) * 1_000)
+        points.append(
+            CellExecutionPoint(
+                user_id=chance.choice(users),
+                time_ns=time_ms * 1_000_000 + number,
+                notebook_path=f"week{chance.randrange(3)}.ipynb",
+                cell_index=chance.randrange(20),
+                event_type="cell_execution",
+                execution_duration_ms=None if chance.random() < 0.1 else chance.uniform(0.1, 5_000),
+                has_error=chance.random() < 0.3,
+                error_message=None,
+                execution_count=number,
+            )
+        )
+    return points
+
+
+class Fold:
+    """What the queries must say, worked out the long way."""
+
+    def __init__(self, points: list[CellExecutionPoint], window: Window) -> None:
+        self.bucket_ns = window.bucket // timedelta(microseconds=1) * 1_000
+        bounds = [round(one.timestamp() * 1_000_000) * 1_000 for one in (window.start, window.end)]
+        self.points = [point for point in points if bounds[0] <= point.time_ns < bounds[1]]
+
+    def at(self, point: CellExecutionPoint) -> datetime:
+        return datetime.fromtimestamp(point.time_ns // self.bucket_ns * self.bucket_ns // 1_000_000_000, UTC)
+
+    def fold_activity(self) -> list[Activity]:
+        groups = defaultdict(list)
+        for point in self.points:
+            if point.execution_duration_ms is not None:
+                groups[self.at(point), point.user_id].append(point.execution_duration_ms)
+        return [Activity(*key, statistics.fmean(values), len(values)) for key, values in sorted(groups.items())]
+
+    def fold_errors(self) -> list[ErrorRate]:
+        groups = defaultdict(list)
+        for point in self.points:
+            groups[self.at(point), point.notebook_path].append(point.has_error)
+        return [ErrorRate(*key, sum(values), len(values)) for key, values in sorted(groups.items())]
+
+    def fold_percentiles(self) -> list[Percentiles]:
+        groups = defaultdict(list)
+        for point in self.points:
+            if point.execution_duration_ms is not None:
+                groups[self.at(point)].append(point.execution_duration_ms)
+        return [
+            Percentiles(at, interpolate(sorted(values), 0.5), interpolate(sorted(values), 0.95), len(values))
+            for at, values in sorted(groups.items())
+        ]
+
+
+def interpolate(values: list[float], ratio: float) -> float:
+    place = ratio * (len(values) - 1)
+    low = int(place)
+    return values[low] + (values[min(low + 1, len(values) - 1)] - values[low]) * (place - low)
+
+
+async def check(series: PostgresTimeSeries, points: list[CellExecutionPoint], end: datetime) -> None:
+    for span, bucket in (HOUR_BY_TEN_MINUTES, DAY_BY_HOUR):
+        window = Window(end - span, end, bucket)
+        fold = Fold(points, window)
+        for found, wanted in (
+            (await series.query_activity(window), fold.fold_activity()),
+            (await series.query_error_rate(window), fold.fold_errors()),
+            (await series.query_percentiles(window), fold.fold_percentiles()),
+        ):
+            assert wanted
+            assert [round_floats(one) for one in found] == [round_floats(one) for one in wanted]
+
+
+def round_floats(row: msgspec.Struct) -> list[object]:
+    return [round(value, 6) if isinstance(value, float) else value for value in msgspec.structs.astuple(row)]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_queries_equal_the_fold_before_while_and_after_minutes_are_rolled_up(
+    series: PostgresTimeSeries, seed: int
+) -> None:
+    end = datetime.now(UTC)
+    points = make_points(2_000, seed, end)
+    await series.write_points(points[:1_500])
+    await check(series, points[:1_500], end)
+    assert await series.refresh_rollups() > 500
+    await check(series, points[:1_500], end)
+    await series.write_points(points[1_200:])  # 300 of them again
+    await check(series, points, end)
+    await series.refresh_rollups()
+    await check(series, points, end)
+    assert await series.refresh_rollups() == 0
+
+
+async def test_a_point_written_again_overwrites_itself_also_in_its_rollup(series: PostgresTimeSeries) -> None:
+    end = datetime.now(UTC)
+    (point,) = make_points(1, 3, end - timedelta(minutes=10))
+    window = Window(end - timedelta(hours=30), end, timedelta(hours=30))
+    for duration_ms in (10.0, 20.0, 30.0):
+        await series.write_points([msgspec.structs.replace(point, execution_duration_ms=duration_ms)] * 2)
+        await series.refresh_rollups()
+    (activity,) = await series.query_activity(window)
+    assert (activity.avg_duration_ms, activity.execution_count) == (30.0, 1)
+
+
+async def test_a_query_is_narrowed_to_the_people_asked_for(series: PostgresTimeSeries) -> None:
+    end = datetime.now(UTC)
+    points = make_points(600, 4, end)
+    await series.write_points(points)
+    await series.refresh_rollups()
+    user_id = points[0].user_id
+    window = Window(end - timedelta(hours=1), end, timedelta(minutes=10))
+    fold = Fold([point for point in points if point.user_id == user_id], window)
+    assert await series.query_error_rate(window, [user_id]) == fold.fold_errors()
+    assert len(await series.query_percentiles(window, [user_id])) == len(fold.fold_percentiles())
+    assert await series.query_activity(window, [uuid4()]) == []
+
+
+async def test_writers_and_refreshes_side_by_side_lose_no_point(series: PostgresTimeSeries) -> None:
+    end = datetime.now(UTC) - timedelta(minutes=2)
+    points = make_points(1_600, 5, end)
+    is_done = False
+
+    async def refresh_again_and_again() -> None:
+        while not is_done:
+            await series.refresh_rollups()
+
+    refreshing = [asyncio.create_task(refresh_again_and_again()) for _ in range(2)]
+    cuts = range(0, len(points) + 1, 200)
+    await asyncio.gather(
+        *(series.write_points(points[start:stop]) for start, stop in pairwise(cuts)),
+        *(series.write_points(points[start:stop][::-1]) for start, stop in pairwise(cuts)),
+    )
+    is_done = True
+    await asyncio.gather(*refreshing)
+    await series.refresh_rollups()
+    await check(series, points, end)

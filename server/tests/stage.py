@@ -1,0 +1,245 @@
+"""The API on a stage: the real application under uvicorn on real stores, with a hand to play the worker.
+
+Everything runs in the test's own event loop; the database login is the API's own, as in production.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import httpx2
+import uvicorn
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from websockets.asyncio.client import ClientConnection, connect
+
+from nbpulse.api.app import ApiOptions, create_app
+from nbpulse.cache import Cache
+from nbpulse.crypto import EncryptedField, make_key
+from nbpulse.events import decode
+from nbpulse.hub import LiveHub
+from nbpulse.live import LivePublisher
+from nbpulse.migrations.runner import with_login
+from nbpulse.pipeline import process_events
+from nbpulse.records.courses import Course, Courses
+from nbpulse.records.ledger import PostgresLedger
+from nbpulse.records.notebooks import NotebookDirectory
+from nbpulse.records.people import People
+from nbpulse.records.views import ClassReader
+from nbpulse.stream import LANES, EventStream
+from nbpulse.timeseries.postgres import PostgresTimeSeries
+from stores import WORKER_PASSWORD
+
+KEY = make_key()
+
+
+@dataclass(frozen=True)
+class StageParts:
+    """`api.context.Parts`."""
+
+    stream: EventStream
+    cache: Cache
+    people: People
+    classes: ClassReader
+    hub: LiveHub
+    series: PostgresTimeSeries
+    promise: str = "power"
+
+
+@dataclass
+class Stage:
+    """One API, its class, and its teacher."""
+
+    url: str
+    http: httpx2.AsyncClient
+    parts: StageParts
+    database_url: str
+    redis_url: str
+    course: Course
+    teacher_id: UUID
+    teacher_token: str
+    courses: Courses
+
+    @property
+    def staff(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.teacher_token}"}
+
+    async def join(self, name: str = "鈴木 大翔", **fields: Any) -> dict[str, Any]:
+        """A student's answer to joining, as JSON."""
+        answer = await self.http.post(
+            "/api/v1/join", json={"join_code": self.course.join_code, "display_name": name, **fields}
+        )
+        assert answer.status_code == 201, answer.text
+        joined: dict[str, Any] = answer.json()
+        return joined
+
+    async def post(
+        self, token: str | None, body: Any, *, headers: dict[str, str] | None = None, is_gzip: bool = False
+    ) -> httpx2.Response:
+        """A delivery of events; `body` as bytes goes as it is."""
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        sent = {"Content-Type": "application/json", **(headers or {})}
+        if token is not None:
+            sent["Authorization"] = f"Bearer {token}"
+        if is_gzip:
+            content, sent["Content-Encoding"] = gzip.compress(content), "gzip"
+        return await self.http.post("/api/v1/events", content=content, headers=sent)
+
+    async def work(self) -> int:
+        """Process everything that is in the stream, as a worker does; how many events."""
+        processed = 0
+        for lane in LANES:
+            while deliveries := await self._worker.read(lane, block_ms=10):
+                events = [decode(one.payload) for one in deliveries]
+                await process_events(events, ledger=self._ledger, publisher=self._publisher)
+                await self._worker.ack(deliveries)
+                processed += len(events)
+        return processed
+
+    async def snapshot(self, **query: str) -> dict[str, Any]:
+        answer = await self.http.get(f"/api/v1/courses/{self.course.id}/live", params=query, headers=self.staff)
+        assert answer.status_code == 200, answer.text
+        board: dict[str, Any] = answer.json()
+        return board
+
+    @asynccontextmanager
+    async def watch(self, board: dict[str, Any] | None = None, **hello: Any) -> AsyncIterator[ClientConnection]:
+        """A board's WebSocket after its hello, going on from `board` where one is given."""
+        first = {"t": "hello", "token": self.teacher_token, **hello}
+        if board is not None:
+            first |= {"epoch": board["epoch"], "after_seq": board["seq"]}
+        url = f"{self.url.replace('http', 'ws')}/api/v1/courses/{self.course.id}/ws"
+        async with connect(url) as socket:
+            await socket.send(json.dumps(first))
+            yield socket
+
+    _worker: EventStream = None  # type: ignore[assignment]
+    _ledger: PostgresLedger = None  # type: ignore[assignment]
+    _publisher: LivePublisher = None  # type: ignore[assignment]
+
+
+def make_run(cell: int = 0, status: str = "ok", **changes: Any) -> dict[str, Any]:
+    """One execution as a client sends it."""
+    data: dict[str, Any] = {"status": status, "execution_duration_ms": 12.5, "execution_count": 1}
+    if status == "error":
+        data |= {"error_name": "NameError", "error_message": "name 'df' is not defined"}
+    return {
+        "schema_version": 1,
+        "event_id": str(uuid4()),
+        "event_type": "cell_execution",
+        "occurred_at": datetime.now(UTC).isoformat(),
+        "sequence": 1,
+        "notebook_path": "week1.ipynb",
+        "cell_id": f"cell-{cell}",
+        "cell_index": cell,
+        "cell_type": "code",
+        "data": data,
+    } | changes
+
+
+@asynccontextmanager
+async def open_redis(redis_url: str) -> AsyncIterator[Redis]:
+    client = Redis.from_url(
+        redis_url, socket_connect_timeout=1, socket_timeout=30, max_connections=20, retry=Retry(NoBackoff(), 1)
+    )
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+@asynccontextmanager
+async def open_parts(database_url: str, redis_url: str) -> AsyncIterator[StageParts]:
+    """What one API process shares."""
+    api_url = with_login(database_url, "nbpulse_api", WORKER_PASSWORD)
+    async with open_redis(redis_url) as redis, asyncpg.create_pool(api_url, min_size=1, max_size=6) as pool:
+        seal, cache, stream = EncryptedField(KEY), Cache(redis), EventStream(redis)
+        classes = ClassReader(pool, seal)
+        hub = LiveHub(redis, classes, cache.read_presence, stream.measure_backlog)
+        try:
+            yield StageParts(stream, cache, People(pool, seal), classes, hub, PostgresTimeSeries(pool))
+        finally:
+            await stream.close()
+
+
+@asynccontextmanager
+async def serve_api(database_url: str, redis_url: str, **options: Any) -> AsyncIterator[tuple[str, StageParts]]:
+    """An API on a free port: its URL and its parts."""
+    opened: list[StageParts] = []
+
+    @asynccontextmanager
+    async def open_noted() -> AsyncIterator[StageParts]:
+        async with open_parts(database_url, redis_url) as parts:
+            opened.append(parts)
+            yield parts
+
+    config = uvicorn.Config(
+        create_app(open_noted, ApiOptions(**options)),
+        host="127.0.0.1",
+        port=0,
+        http="httptools",
+        ws="websockets-sansio",
+        ws_per_message_deflate=False,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    task = asyncio.create_task(server._serve())
+    try:
+        while not server.started:
+            assert not task.done(), "the API did not start"
+            await asyncio.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}", opened[0]
+    finally:
+        server.should_exit = True
+        await asyncio.wait_for(task, 10)
+
+
+@asynccontextmanager
+async def open_stage(database_url: str, redis_url: str, **options: Any) -> AsyncIterator[Stage]:
+    """A stage with one course and its teacher, on stores that may be shared with other stages."""
+    worker_url = with_login(database_url, "nbpulse_worker", WORKER_PASSWORD)
+    async with (
+        serve_api(database_url, redis_url, **options) as (url, parts),
+        httpx2.AsyncClient(base_url=url, timeout=10) as http,
+        asyncpg.create_pool(database_url, min_size=1, max_size=2) as owner,
+        asyncpg.create_pool(worker_url, min_size=1, max_size=2) as writer,
+        open_redis(redis_url) as redis,
+    ):
+        seal = EncryptedField(KEY)
+        courses = Courses(owner, seal)
+        course = await courses.ensure_course("情報 I", f"c{uuid4().hex[:8]}")
+        teacher_id = await courses.ensure_teacher(course.id)
+        stage = Stage(
+            url=url,
+            http=http,
+            parts=parts,
+            database_url=database_url,
+            redis_url=redis_url,
+            course=course,
+            teacher_id=teacher_id,
+            teacher_token=await People(owner, seal).create_staff_token(teacher_id),
+            courses=courses,
+        )
+        stage._worker = EventStream(redis, consumer="worker-1")
+        stage._ledger = PostgresLedger(writer, seal, NotebookDirectory())
+        stage._publisher = LivePublisher(redis)
+        await stage._worker.ensure_groups()
+        try:
+            yield stage
+        finally:
+            await stage._worker.close()

@@ -1,0 +1,120 @@
+"""The stores of one test, opened as the worker opens them: a database and a stream of its own on a shared server."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+
+from nbpulse.crypto import make_key
+from nbpulse.events import ReceivedEvent
+from nbpulse.resources import Resources, open_resources
+from nbpulse.settings import Settings
+
+WORKER_PASSWORD = "worker-of-the-tests"
+_KEY = make_key().decode()
+_numbers = itertools.count()
+
+
+async def create_database(server_url: str) -> str:
+    """The superuser's URL of a new, migrated database on `server_url`."""
+    from nbpulse.migrations import migrate  # Alembic: half of a worker process's start, were it imported above
+
+    name = f"t{uuid4().hex[:12]}"
+    async with connect(server_url) as admin:
+        await admin.execute(f"CREATE DATABASE {name}")
+    url = f"{server_url.rsplit('/', 1)[0]}/{name}"
+    await migrate(url, {"nbpulse_api": WORKER_PASSWORD, "nbpulse_worker": WORKER_PASSWORD})
+    return url
+
+
+@asynccontextmanager
+async def open_stores(database_url: str, redis_url: str, *, worker: str = "worker-1") -> AsyncIterator[Resources]:
+    """What a worker process shares, under the worker's own login: what it may not do fails here too."""
+    settings = Settings(
+        database_url=database_url,
+        worker_database_url=f"postgresql://nbpulse_worker:{WORKER_PASSWORD}@{database_url.rpartition('@')[2]}",
+        redis_url=redis_url,
+        encryption_keys=_KEY,
+        worker_name=worker,
+        promise="memory",
+    )
+    async with open_resources(settings, login="nbpulse_worker", pool_size=8) as resources:
+        yield resources
+
+
+@asynccontextmanager
+async def connect(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """One connection under the URL's own login."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def make_class(database_url: str, students: int) -> tuple[UUID, list[UUID]]:
+    """A course and its students, enrolled."""
+    course_id, user_ids = uuid4(), sorted(uuid4() for _ in range(students))
+    async with connect(database_url) as connection:
+        await connection.execute(
+            "INSERT INTO courses (id, title, short_name) VALUES ($1, 'Test', $2)", course_id, course_id.hex
+        )
+        await connection.executemany(
+            "INSERT INTO users (id, username) VALUES ($1, $2)", [(one, one.hex) for one in user_ids]
+        )
+        await connection.executemany(
+            "INSERT INTO enrolments (user_id, course_id, role) VALUES ($1, $2, 'student')",
+            [(one, course_id) for one in user_ids],
+        )
+    return course_id, user_ids
+
+
+def make_event(user_id: UUID, course_id: UUID, event_type: str = "cell_execution", **changes: Any) -> ReceivedEvent:
+    """An event as the API hands it on; a run that went well unless told otherwise."""
+    number = next(_numbers)
+    now = datetime.now(UTC)
+    fields: dict[str, Any] = {
+        "event_id": uuid4(),
+        "event_type": event_type,
+        "occurred_at": now,
+        "received_at": now,
+        "user_id": user_id,
+        "course_id": course_id,
+        "notebook_path": None if event_type.startswith("help") else "week1.ipynb",
+        "cell_id": f"cell-{number % 12}",
+        "cell_index": number % 12,
+        "sequence": number,
+        "data": {},
+    }
+    if event_type == "cell_execution":
+        fields["data"] = {"status": "ok", "has_error": False, "execution_duration_ms": 12.5, "execution_count": 1}
+    return ReceivedEvent(**(fields | changes))
+
+
+def make_error(user_id: UUID, course_id: UUID, **changes: Any) -> ReceivedEvent:
+    """A run that ended in a NameError."""
+    data = {
+        "status": "error",
+        "has_error": True,
+        "execution_duration_ms": 8.0,
+        "error_name": "NameError",
+        "error_message": "name 'df' is not defined",
+    }
+    return make_event(user_id, course_id, data=data, **changes)
+
+
+async def count_rows(database_url: str, *tables: str) -> list[int]:
+    """How many rows each table holds."""
+    async with connect(database_url) as connection:
+        return [await connection.fetchval(f"SELECT count(*) FROM {table}") for table in tables]
+
+
+def spread(user_ids: Sequence[UUID], course_id: UUID, count: int) -> list[ReceivedEvent]:
+    """`count` runs, one student after the other."""
+    return [make_event(user_ids[number % len(user_ids)], course_id) for number in range(count)]

@@ -1,0 +1,321 @@
+"""What a teacher sees: folding in any order, the rules, error groups, snapshots and frames."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbpulse import classroom
+from nbpulse.classroom import Classroom, Column, Learner, LearnerState
+from nbpulse.events import ReceivedEvent
+
+COURSE, NOTEBOOK = uuid4(), uuid4()
+START = datetime(2026, 11, 23, 1, 0, tzinfo=UTC)
+START_MS = int(START.timestamp() * 1000)
+MINUTE = 60_000
+
+
+def make(user: UUID, at_s: float, event_type: str = "cell_execution", cell: int = 0, **data: Any) -> ReceivedEvent:
+    at = START + timedelta(seconds=at_s)
+    if event_type == "cell_execution":
+        data.setdefault("status", "ok")
+    return ReceivedEvent(
+        event_id=uuid4(),
+        event_type=event_type,
+        occurred_at=at,
+        received_at=at,
+        user_id=user,
+        course_id=COURSE,
+        notebook_path="week1.ipynb",
+        cell_id=f"cell-{cell}",
+        cell_index=cell,
+        sequence=int(at_s * 10),
+        data=data,
+    )
+
+
+def fold(user: UUID, news: list[ReceivedEvent]) -> LearnerState:
+    """The state a ledger would publish after these events."""
+    blank = LearnerState(user_id=str(user), course_id=str(COURSE))
+    state = classroom.fold_events(blank, [(event, NOTEBOOK) for event in news])
+    cells = [
+        classroom.CellState(
+            notebook_id=str(NOTEBOOK),
+            cell_id=cell_id,
+            cell_index=one.cell_index,
+            revision=one.revision,
+            attempt_count=one.attempt_count,
+            error_count=one.error_count,
+            last_status=one.last_status,
+            last_at_ms=int(one.last_at.timestamp() * 1000),
+            first_finished_ms=int(one.first_finished_at.timestamp() * 1000) if one.first_finished_at else None,
+        )
+        for (_, _, cell_id), one in classroom.fold_cells((event, NOTEBOOK) for event in news).items()
+    ]
+    return msgspec.structs.replace(state, revision=len(news), cells=tuple(cells))
+
+
+class Class:
+    """A board with n learners, heard of at every look."""
+
+    def __init__(self, learners: int, columns: int = 10) -> None:
+        self.users = [uuid4() for _ in range(learners)]
+        self.news: dict[UUID, list[ReceivedEvent]] = {user: [] for user in self.users}
+        self.room = Classroom(
+            str(COURSE),
+            str(NOTEBOOK),
+            columns=[Column(f"cell-{i}", i) for i in range(columns)],
+            learners=[Learner(str(user), f"name {i}", f"n{i}") for i, user in enumerate(self.users)],
+        )
+
+    def happen(self, event: ReceivedEvent) -> None:
+        self.news[event.user_id].append(event)
+        self.room.apply(fold(event.user_id, self.news[event.user_id]))
+
+    def look(self, at_s: float, *, away: set[int] = frozenset()) -> dict[str, Any]:  # type: ignore[assignment]
+        now_ms = START_MS + int(at_s * 1000)
+        for i, user in enumerate(self.users):
+            if i not in away:
+                self.room.hear(str(user), now_ms)
+        self.room.evaluate(now_ms)
+        return self.room.snapshot()
+
+    def find_alerts(self, at_s: float) -> set[tuple[int, str]]:
+        return {(alert.i, alert.kind) for alert in self.look(at_s)["alerts"]}
+
+
+def fail(user: UUID, at_s: float, cell: int = 0, **data: Any) -> ReceivedEvent:
+    data = {"error_name": "NameError", "error_message": "name 'df' is not defined"} | data
+    return make(user, at_s, cell=cell, status="error", **data)
+
+
+def walk_trace(seed: int, user: UUID) -> Iterator[ReceivedEvent]:
+    rng = random.Random(seed)
+    for step in range(rng.randrange(1, 60)):
+        kind = rng.choice(["cell_execution"] * 5 + ["cell_execution_start", "help_request", "help_cancel"])
+        event = make(user, rng.randrange(0, 600), kind, cell=rng.randrange(4))
+        if kind == "cell_execution":
+            status = rng.choice(["ok", "error", "interrupted", "aborted", "kernel_died"])
+            event = msgspec.structs.replace(event, data={"status": status, "error_name": "NameError"})
+        yield msgspec.structs.replace(event, sequence=step)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 5), st.randoms(use_true_random=False))
+def test_any_order_and_any_split_folds_to_the_same_state(seed: int, parts: int, rng: random.Random) -> None:
+    user = uuid4()
+    trace = list(walk_trace(seed, user))
+    blank = LearnerState(user_id=str(user), course_id=str(COURSE))
+    wanted = classroom.fold_events(blank, [(event, NOTEBOOK) for event in trace])
+    rng.shuffle(trace)
+    state = blank
+    for part in range(parts):
+        state = classroom.fold_events(state, [(event, NOTEBOOK) for event in trace[part::parts]])
+    assert state == wanted
+
+
+@given(st.integers(0, 10**6), st.randoms(use_true_random=False))
+def test_a_cell_stands_the_same_in_any_order(seed: int, rng: random.Random) -> None:
+    trace = list(walk_trace(seed, uuid4()))
+    wanted = classroom.fold_cells((event, NOTEBOOK) for event in trace)
+    rng.shuffle(trace)
+    assert classroom.fold_cells((event, NOTEBOOK) for event in trace) == wanted
+
+
+def test_late_events_raise_no_hand_and_make_nobody_stuck() -> None:
+    group = Class(1)
+    late = [
+        msgspec.structs.replace(event, received_at=event.received_at + timedelta(minutes=16))
+        for event in [*(fail(group.users[0], s) for s in (0, 10, 20)), make(group.users[0], 30, "help_request")]
+    ]
+    for event in late:
+        group.happen(event)
+    assert group.find_alerts(1000) == set()
+
+
+def test_three_errors_on_one_cell_for_a_minute_is_stuck_and_a_success_clears_it() -> None:
+    group = Class(2)
+    stuck = group.users[0]
+    for at_s in (0, 5, 10):
+        group.happen(fail(stuck, at_s, cell=3))
+    assert group.find_alerts(59) == set(), "a storm of typos is no alert"
+    board = group.look(61)
+    [alert] = board["alerts"]
+    assert (alert.kind, alert.n, alert.idx, alert.label, alert.since) == ("stuck", 3, 3, "NameError df", START_MS)
+    assert board["students"][0]["s"] == "0004000000"
+    assert board["counts"]["stuck"] == 1
+    group.happen(make(stuck, 70, cell=3))
+    board = group.look(71)
+    assert (board["alerts"], board["students"][0]["s"][3]) == ([], "1")
+
+
+def test_errors_on_two_cells_or_with_a_success_between_are_no_streak() -> None:
+    group = Class(1)
+    for at_s, cell in ((0, 1), (10, 2), (20, 1), (30, 2)):
+        group.happen(fail(group.users[0], at_s, cell=cell))
+    assert group.find_alerts(100) == set()
+
+
+def test_a_raised_hand_shows_at_once_with_its_words_and_goes_when_withdrawn() -> None:
+    group = Class(1)
+    group.happen(make(group.users[0], 10, "help_request", cell=2, message="グラフが出ない"))
+    [alert] = group.look(10)["alerts"]
+    assert (alert.kind, alert.text, alert.cell) == ("help", "グラフが出ない", "cell-2")
+    group.happen(make(group.users[0], 20, "help_cancel"))
+    assert group.find_alerts(21) == set()
+
+
+def test_a_hand_stays_up_when_the_student_is_away() -> None:
+    group = Class(1)
+    group.happen(make(group.users[0], 0, "help_request"))
+    board = group.look(300, away={0})
+    assert [alert.kind for alert in board["alerts"]] == ["help"]
+    assert board["connected"] == 0
+
+
+def test_idle_is_relative_to_the_class() -> None:
+    group = Class(4)
+    for user in group.users:
+        group.happen(make(user, 0))
+    assert group.find_alerts(301) == set(), "when all listen to the teacher nobody is idle"
+    for user in group.users[1:]:
+        group.happen(make(user, 290, cell=1))
+    assert group.find_alerts(302) == {(0, "idle")}
+    group.happen(make(group.users[0], 303, cell=1))
+    assert group.find_alerts(304) == set()
+
+
+def test_behind_counts_from_when_the_class_passed_and_clears_with_hysteresis() -> None:
+    group = Class(5)
+    slow = group.users[0]
+    group.happen(make(slow, 0, cell=1))
+    for step in range(8):
+        for user in group.users[1:]:
+            group.happen(make(user, 10 * step, cell=step))
+    assert group.find_alerts(10 * 4 + 179) == set()
+    [alert] = group.look(10 * 4 + 181)["alerts"]
+    assert (alert.i, alert.kind, alert.since) == (0, "behind", START_MS + 40_000)
+    group.happen(make(slow, 230, cell=3))  # 4 of a median of 8: half, but not yet 60 %
+    assert group.find_alerts(240) == {(0, "behind")}
+    group.happen(make(slow, 250, cell=4))
+    assert group.find_alerts(251) == set()
+
+
+def test_statuses_are_told_apart_and_counted_once() -> None:
+    group = Class(3)
+    board = group.look(0, away={2})
+    assert board["counts"] == {"help": 0, "stuck": 0, "idle": 0, "behind": 0, "ok": 2, "offline": 1}
+    assert board["connected"] == 2
+    assert group.look(61, away={0, 1, 2})["counts"]["offline"] == 3
+
+
+def test_an_older_state_and_a_stranger_change_nothing() -> None:
+    group = Class(1)
+    user = group.users[0]
+    old = fold(user, [fail(user, 0)])
+    group.happen(make(user, 10))
+    group.happen(make(user, 20))
+    before = group.look(30)
+    group.room.apply(msgspec.structs.replace(old, cells=()))
+    group.room.apply(fold(uuid4(), [fail(uuid4(), 0)]))
+    assert group.look(30) == before
+
+
+def replay(board: dict[str, Any], frame: dict[str, Any]) -> None:
+    """What a viewer does with a frame (the browser's reducer, in Python)."""
+    for name in ("counts", "median", "connected", "cells"):
+        board[name] = frame.get(name, board[name])
+    students = {student["i"]: student for student in board["students"]}
+    for student in frame.get("students", []):
+        students[student["i"]] = dict(student)
+    for i, place, square in frame.get("c", []):
+        squares = students[i]["s"]
+        students[i]["s"] = squares[:place] + str(square) + squares[place + 1 :]
+    for i, position in frame.get("p", []):
+        students[i]["pos"] = position
+    for i, status, since in frame.get("st", []):
+        students[i].update(st=status, since=since)
+    alerts = {alert.id: alert for alert in board["alerts"]}
+    alerts.update({alert.id: alert for alert in [*frame.get("a+", []), *frame.get("a~", [])]})
+    for alert_id in frame.get("a-", []):
+        del alerts[alert_id]
+    board["students"] = [students[i] for i in sorted(students)]
+    board["alerts"] = sorted(alerts.values(), key=lambda alert: (alert.score, alert.id))
+
+
+@given(st.integers(0, 10**6))
+def test_a_snapshot_and_its_frames_are_the_next_snapshot(seed: int) -> None:
+    rng = random.Random(seed)
+    group = Class(6, columns=5)
+    board = {**group.look(0)}
+    board["students"] = [dict(student) for student in board["students"]]
+    group.room.take_changes()
+    at_s = 0.0
+    for _ in range(40):
+        at_s += rng.choice([1, 20, 100])
+        user = rng.choice(group.users)
+        kind = rng.choice(["help_request", "help_cancel", "run", "run", "fail", "fail", "fail", "name", "column"])
+        if kind == "run":
+            group.happen(make(user, at_s, cell=rng.randrange(5)))
+        elif kind == "fail":
+            group.happen(fail(user, at_s, cell=rng.randrange(2)))
+        elif kind == "name":
+            group.room.set_roster([Learner(str(user), f"renamed {at_s}", "n")])
+        elif kind == "column":
+            group.room.set_columns([Column(f"cell-{i}", i) for i in range(rng.randrange(3, 7))])
+        else:
+            group.happen(make(user, at_s, kind))
+        wanted = group.look(at_s, away={rng.randrange(6)})
+        replay(board, group.room.take_changes())
+        assert board == wanted
+
+
+def test_nothing_new_is_no_frame() -> None:
+    group = Class(2)
+    group.look(1)
+    group.room.take_changes()
+    group.look(2)
+    assert group.room.take_changes() == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "wanted"),
+    [
+        ("NameError", "name 'df' is not defined", "NameError df"),
+        ("AttributeError", "'DataFrame' object has no attribute 'colums'", "AttributeError colums"),
+        ("KeyError", "'price'", "KeyError price"),
+        ("KeyError", "'佐藤 樹の電話 090-1234'", "KeyError"),
+        ("ValueError", "could not convert 'secret' to float", "ValueError"),
+        ("ModuleNotFoundError", "No module named 'sklearn.cluster'", "ModuleNotFoundError sklearn.cluster"),
+    ],
+)
+def test_a_label_says_the_name_that_matters_and_no_free_text(name: str, message: str, wanted: str) -> None:
+    assert classroom.label_error({"error_name": name, "error_message": message}) == wanted
+
+
+def test_the_same_mistake_is_one_group_and_another_is_not() -> None:
+    def group(name: str, message: str, traceback: str = "", cell: str = "c") -> str:
+        data = {"error_name": name, "error_message": message, "traceback": traceback}
+        return classroom.fingerprint_error("n", cell, data)
+
+    assert group("IndexError", "index 7 is out of range") == group("IndexError", "index 12 is out of range")
+    assert group("NameError", "name 'a' is not defined") != group("NameError", "name 'b' is not defined")
+    assert group("NameError", "name 'a' is not defined") != group("NameError", "name 'a' is not defined", cell="d")
+    first = group("AssertionError", "", "Cell In[3], line 4\n----> 4 assert top(1) == 2")
+    moved = group("AssertionError", "", "Cell In[9], line 40\n---> 40 assert top(1)  == 2")
+    other = group("AssertionError", "", "Cell In[3], line 4\n----> 4 assert top(5) == 2")
+    assert first == moved != other
+
+
+def test_masked_messages_hold_no_literal_number_or_path() -> None:
+    masked = classroom.normalise_message("FileNotFoundError", "[Errno 2] No such file: '/home/sato/点数.csv' at 0x7fab")
+    assert "sato" not in masked
+    assert "0x7fab" not in masked
+    assert not any(character.isdigit() for character in masked)
