@@ -82,8 +82,11 @@ def test_the_demo_class_lives_within_ten_seconds(demo: tuple[dict[str, Any], flo
     seconds = time.monotonic() - ready_at
     # Measured 5.2 to 6.0 s on a quiet machine with 2 cores; the bound only catches what is broken.
     assert seconds < 20, f"the board lived only after {seconds:.1f} s"
-    for second in range(3):
-        assert page.evaluate(COUNT_CHANGES, 1000) > 0, f"nothing moved in second {second + 1}"
+    # Three seconds in a row; on a machine that others use too, a stalled second only starts the count again.
+    changes: list[int] = []
+    while len(changes) < 3 or not all(changes[-3:]):
+        assert len(changes) < 15, f"squares changed in each of 15 seconds: {changes}"
+        changes.append(page.evaluate(COUNT_CHANGES, 1000))
     assert page.evaluate("() => !location.hash.includes('code')"), "the one-use code stays in the address bar"
 
 

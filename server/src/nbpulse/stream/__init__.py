@@ -123,6 +123,7 @@ class EventStream:
         self._replays: dict[Lane, dict[bytes, bytes]] = {lane: dict.fromkeys(STREAM_KEYS[lane], b"0") for lane in LANES}
         self._touched: set[bytes] = set()
         self._backlog = 0
+        self._appended = 0
         self._backlog_at = float("-inf")
         self._backlog_task: asyncio.Task[None] | None = None
         self._generation: bytes | None = None
@@ -155,6 +156,7 @@ class EventStream:
             raise Unavailable("NB-2002", backlog=self._backlog, limit=self._backlog_limit)
         await self._appender.append(entries)
         self._backlog += len(entries)
+        self._appended += len(entries)
 
     async def read_promise(self) -> Promise | None:
         """
@@ -200,10 +202,13 @@ class EventStream:
 
     async def _refresh_backlog(self) -> None:
         self._backlog_at = time.monotonic()
+        before = self._appended
         try:
-            self._backlog = await self.measure_backlog()
+            measured = await self.measure_backlog()
         except Unavailable:
             return  # `append` says so itself, to somebody who can act on it
+        # What was appended meanwhile may have come after the server counted: rather counted twice than not at all.
+        self._backlog = measured + self._appended - before
         metrics.stream_backlog_events.set(self._backlog)
 
     # --- the worker's side ----------------------------------------------------------------------------------------
