@@ -1,8 +1,4 @@
-"""The processes: one API, one worker, the preparation, the simulated class; alone or under the supervisor.
-
-Under the supervisor a part imports first and is given its settings afterwards, so that its imports run while the
-stores start.
-"""
+"""The processes: one API, one worker, the simulated class; alone or under the supervisor."""
 
 from __future__ import annotations
 
@@ -14,14 +10,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from nbpulse.errors import NbpulseError
 from nbpulse.network import find_machine_address
-from nbpulse.supervisor import await_settings, tie_to_supervisor
-from nbpulse.terminal import answer, describe_error, say
+from nbpulse.terminal import describe_error, say
 
 if TYPE_CHECKING:
     from nbpulse.resources import Resources
@@ -35,25 +30,38 @@ PATIENCE_S: Final = 30.0
 _PASSING: Final = frozenset({"NB-3053", "NB-3054", "NB-2001", "NB-2003"})
 
 
-def run_part(name: str, *options: str) -> None:
-    """A part under the supervisor, from its first line to its exit code. `prepare new` expects a new database."""
-    tie_to_supervisor()
+def import_parts(*, is_new: bool) -> None:
+    """
+    Import, once for all parts, what they need; `is_new`: what migrating a new database needs too.
+
+    Meant for a thread of its own beside the start of the stores. Garbage collection is off afterwards until a part
+    runs: imports only add, and what is never looked through stays shared between the processes.
+    """
+    gc.disable()
     # structlog imports rich wherever it finds it, to colour tracebacks: 0.2 s of a start, for a log in a file.
-    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
-    serve = PARTS[name]
-    gc.disable()  # imports only add; looking through them again and again is a sixth of their time
-    for module in [*_IMPORTED_EARLY[name], *(["nbpulse.migrations"] if options else [])]:
+    sys.modules["rich"] = None  # type: ignore[assignment]
+    for module in (*_IMPORTED_EARLY, *(["nbpulse.migrations"] if is_new else [])):
         importlib.import_module(module)
-    gc.enable()
-    await_settings()
+    del sys.modules["rich"]
+    gc.freeze()
+
+
+def prepare_database(given: Mapping[str, str], *, is_demo: bool) -> dict[str, Any]:
+    """`preparation.prepare` with these settings (NBPULSE_* -> value)."""
+    from nbpulse.preparation import prepare
+    from nbpulse.settings import read_settings
+
+    return asyncio.run(prepare(read_settings({**os.environ, **given}), is_demo=is_demo))
+
+
+def run_part(name: str, environment: Mapping[str, str]) -> None:
+    """A part under the supervisor until it ends. Raises SystemExit, its error said in the log."""
     from nbpulse.settings import read_settings
 
     try:
-        serve(read_settings())
+        PARTS[name](read_settings(environment))
     except NbpulseError as error:
         say(describe_error(error).replace("\n        ", " "))
-        if name == "prepare":
-            answer(json.dumps({"code": error.code, "facts": {key: str(fact) for key, fact in error.facts.items()}}))
         sys.exit(1)
 
 
@@ -121,13 +129,6 @@ async def open_patiently(settings: Settings, login: str, pool_size: int) -> Asyn
         await opening.__aexit__(None, None, None)
 
 
-def _prepare(settings: Settings) -> None:
-    from nbpulse.preparation import prepare
-
-    found = asyncio.run(prepare(settings, is_demo="NBPULSE_DEMO" in os.environ))
-    answer(json.dumps(found))
-
-
 def _simulate(_settings: Settings) -> None:
     from nbpulse.simulator import run_class
 
@@ -137,12 +138,12 @@ def _simulate(_settings: Settings) -> None:
 PARTS: Final[dict[str, Callable[[Settings], None]]] = {
     "api": serve_api,
     "worker": run_worker,
-    "prepare": _prepare,
-    "simulate": _simulate,
+    "demo": _simulate,
 }
-_IMPORTED_EARLY: Final = {
-    "api": ("nbpulse.settings", "nbpulse.resources", "nbpulse.api.serving"),
-    "worker": ("nbpulse.settings", "nbpulse.resources", "nbpulse.worker"),
-    "prepare": ("nbpulse.settings", "nbpulse.preparation"),
-    "simulate": ("nbpulse.settings", "nbpulse.simulator"),
-}
+_IMPORTED_EARLY: Final = (
+    "nbpulse.settings",
+    "nbpulse.resources",
+    "nbpulse.api.serving",
+    "nbpulse.worker",
+    "nbpulse.preparation",
+)

@@ -10,9 +10,12 @@ import contextlib
 import json
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,7 +32,8 @@ from nbpulse.network import (
     is_every_address,
     is_loopback,
 )
-from nbpulse.supervisor import Errand, Part, Program, Supervisor, describe_exit, read_last_line
+from nbpulse.parts import import_parts, prepare_database, run_part
+from nbpulse.supervisor import Part, Program, Supervisor, describe_exit, read_last_line
 from nbpulse.terminal import get_text, say
 
 _READY_TIMEOUT_S = 60.0
@@ -62,7 +66,7 @@ class Running:
     ports: list[int]
     metrics_ports: list[int]
     stores: dict[str, EmbeddedServer]
-    prepare: Errand
+    is_new: bool
     apis: list[Program]
     workers: list[Program]
     demo: Program | None = None
@@ -167,9 +171,8 @@ def run_up(options: UpOptions, announce: Callable[[Running], None]) -> None:
         except StopRequested:
             say(get_text("stopping"))
         finally:
-            for passing in (running.demo, running.prepare):
-                if passing is not None:
-                    passing.stop(3)
+            if running.demo is not None:
+                running.demo.stop(3)
             supervisor.stop()
             forget_running(options.data_dir)
     say(get_text("stopped"))
@@ -194,17 +197,16 @@ def _assemble(options: UpOptions) -> Running:
         ports=ports,
         metrics_ports=[find_free_port() for _ in range(options.worker_count)],
         stores=stores,
-        # In a new database there is everything to migrate: what that imports is imported while it is being made.
-        prepare=Errand("prepare", ["prepare", *(["new"] if is_new else [])], log_path=logs / "prepare.log"),
+        is_new=is_new,
         apis=_make_programs("api", options.api_count, logs),
         workers=_make_programs("worker", options.worker_count, logs),
-        demo=Program("demo", ["simulate"], log_path=logs / "demo.log") if options.demo is not None else None,
+        demo=_make_programs("demo", 1, logs)[0] if options.demo is not None else None,
     )
 
 
-def _make_programs(command: str, count: int, logs: Path) -> list[Program]:
-    names = [command] + [f"{command}-{number}" for number in range(2, count + 1)]
-    return [Program(name, [command], log_path=logs / f"{name}.log") for name in names]
+def _make_programs(part: str, count: int, logs: Path) -> list[Program]:
+    names = [part] + [f"{part}-{number}" for number in range(2, count + 1)]
+    return [Program(name, partial(run_part, part), log_path=logs / f"{name}.log") for name in names]
 
 
 def compose_url(options: UpOptions) -> str:
@@ -216,29 +218,34 @@ def compose_url(options: UpOptions) -> str:
 
 
 def _start(running: Running) -> None:
-    """Programs first, since their imports take longest; they wait for settings until the stores answer."""
-    programs = [running.prepare, *running.apis, *running.workers, *([running.demo] if running.demo else [])]
-    for program in programs:
-        program.launch()
-    for store in running.stores.values():
-        store.launch()
-    for store in running.stores.values():
-        store.wait_ready(_READY_TIMEOUT_S)
+    """Stores and imports side by side, then the database, then the parts."""
     options = running.options
+    importing = threading.Thread(target=import_parts, kwargs={"is_new": running.is_new})
+    sys.setswitchinterval(0.0002)  # the stores' start is many small steps; each waits this long for the imports
+    importing.start()
+    try:
+        for store in running.stores.values():
+            store.launch()
+        for store in running.stores.values():
+            store.wait_ready(_READY_TIMEOUT_S)
+    finally:
+        importing.join()  # nothing may be forked while another thread runs
     settings = {"NBPULSE_DATA_DIR": str(options.data_dir)}
     settings["NBPULSE_REDIS_URL"] = options.redis_url or running.stores["redis"].url
-    demo = {"NBPULSE_DEMO": "1"} if options.demo is not None else {}
-    running.prepare.give(settings | demo | {"NBPULSE_DATABASE_URL": running.get_admin_url()})
-    running.prepared = running.prepare.read_answer()
+    owner = {"NBPULSE_DATABASE_URL": running.get_admin_url()}
+    running.prepared = prepare_database(settings | owner, is_demo=options.demo is not None)
     for api, port in zip(running.apis, running.ports, strict=True):
-        api.give(settings | _describe_api(running, port))
+        api.settings = settings | _describe_api(running, port)
     for number, worker in enumerate(running.workers):
         slot = {"NBPULSE_WORKER_NAME": worker.name, "NBPULSE_METRICS_PORT": str(running.metrics_ports[number])}
-        worker.give(settings | slot | {"NBPULSE_WORKER_DATABASE_URL": running.prepared["worker_database_url"]})
+        worker.settings = settings | slot | {"NBPULSE_WORKER_DATABASE_URL": running.prepared["worker_database_url"]}
+    for part in (*running.apis, *running.workers):
+        part.launch()
     _await_ready(running)
     if running.demo is not None:
         asked = {**(options.demo or {}), "url": running.local_url, "join_code": running.prepared["join_code"]}
-        running.demo.give(settings | {"NBPULSE_DEMO_CLASS": json.dumps(asked)})
+        running.demo.settings = settings | {"NBPULSE_DEMO_CLASS": json.dumps(asked)}
+        running.demo.launch()
 
 
 def _watch_demo(running: Running) -> None:

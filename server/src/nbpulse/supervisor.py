@@ -4,28 +4,28 @@ Promises: one supervisor per directory; a part that dies is started again on the
 keeps dying is given up aloud, after which everything stops; a stop drains API first, then worker, then stores; if the
 supervisor itself is killed its parts die with it (Linux) or are ended by the next start.
 
-Parts that are our own programs are started early and wait for their settings on stdin, so that their imports run
-while the stores start, and no secret stands in a command line or an environment.
+No secret stands in a command line or in the environment a process was started with.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import ctypes
+import gc
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NoReturn, Protocol
 
 from nbpulse.errors import StartupError
 from nbpulse.terminal import get_text, say
 
-SUPERVISOR_VARIABLE = "NBPULSE_SUPERVISOR_PID"
 BACKOFF_MIN_S = 0.2
 BACKOFF_MAX_S = 5.0
 DEATHS_WINDOW_S = 60.0
@@ -33,6 +33,10 @@ DEATHS_WINDOW_S = 60.0
 SHORT_LIFE_S = 2.5
 _TICK_S = 0.05
 _LOG_KEPT_BYTES = 10_000_000
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+_IS_FORKED = sys.platform.startswith("linux")
+_processes = multiprocessing.get_context("fork" if _IS_FORKED else "spawn")
 
 
 class Part(Protocol):
@@ -58,22 +62,24 @@ class Part(Protocol):
 
 
 class Program:
-    """`nbpulse <arguments>` in a process of its own, in a session of its own so that Ctrl-C reaches us alone."""
+    """
+    One of our own parts in a process of its own, in a session of its own so that Ctrl-C reaches us alone.
 
-    _output: int | None = None
+    On Linux it is forked from us, who have imported what it needs: it starts, and starts again, at once. Elsewhere,
+    where forking is not safe, a new interpreter imports for itself.
+    """
 
-    def __init__(self, name: str, arguments: Sequence[str], *, log_path: Path) -> None:
+    def __init__(self, name: str, serve: Callable[[Mapping[str, str]], None], *, log_path: Path) -> None:
         self.name = name
-        self.arguments = [*arguments]
+        self.settings: dict[str, str] = {}
+        self._serve = serve
         self._log_path = log_path
-        self._settings: dict[str, str] | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._is_waiting = False
+        self._process: BaseProcess | None = None
 
     @property
     def pid(self) -> int:
         """The process started last."""
-        if self._process is None:
+        if self._process is None or self._process.pid is None:
             raise RuntimeError(f"{self.name} has not been started")
         return self._process.pid
 
@@ -83,81 +89,63 @@ class Program:
         return self._log_path
 
     def launch(self) -> None:
-        """Start it; it waits for `give` unless its settings are known from before."""
+        """Start it with `settings` (NBPULSE_* -> value)."""
         if self._log_path.exists() and self._log_path.stat().st_size > _LOG_KEPT_BYTES:
             self._log_path.replace(self._log_path.with_name(self._log_path.name + ".1"))
-        with self._log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                # -P: a file `queue.py` in the teacher's directory must not be taken for the library's.
-                [sys.executable, "-P", "-m", "nbpulse", *self.arguments],
-                stdin=subprocess.PIPE,
-                stdout=self._output or log,
-                stderr=log,
-                start_new_session=True,
-                env=_inherit_environment(),
-            )
-        self._is_waiting = True
-        if self._settings is not None:
-            self.give(self._settings)
-
-    def give(self, settings: Mapping[str, str]) -> None:
-        """Its settings (NBPULSE_* -> value), now and after every restart: with them it goes on."""
-        self._settings = dict(settings)
-        if self._process is None or not self._is_waiting or self._process.stdin is None:
-            return
-        self._is_waiting = False
-        with contextlib.suppress(BrokenPipeError):  # it died: the poll says so
-            self._process.stdin.write(json.dumps(self._settings).encode() + b"\n")
-            self._process.stdin.close()
+        self._process = _processes.Process(  # type: ignore[attr-defined]
+            target=_run_part,
+            args=(self.name, self._serve, self.settings, self._log_path, os.getpid()),
+            daemon=True,  # whatever ends us in order ends it too
+        )
+        self._process.start()
 
     def poll(self) -> int | None:
         """None while it runs, else its exit code."""
-        return None if self._process is None else self._process.poll()
+        return None if self._process is None else self._process.exitcode
 
     def stop(self, timeout_s: float = 12) -> None:
         """SIGTERM, then SIGKILL."""
         if self._process is None:
             return
-        if self._process.stdin and not self._process.stdin.closed:
-            self._process.stdin.close()
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            self._process.send_signal(number)
-            try:
-                self._process.wait(timeout_s)
+        for ask in (self._process.terminate, self._process.kill):
+            ask()
+            self._process.join(timeout_s)
+            if self._process.exitcode is not None:
                 break
-            except subprocess.TimeoutExpired:
-                continue
 
 
-def _inherit_environment() -> dict[str, str]:
-    """Ours, without the database owner's login: only the preparation is given that."""
-    inherited = {name: value for name, value in os.environ.items() if name != "NBPULSE_DATABASE_URL"}
-    return inherited | {SUPERVISOR_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+def _run_part(
+    name: str, serve: Callable[[Mapping[str, str]], None], settings: Mapping[str, str], log_path: Path, parent_pid: int
+) -> None:
+    """What a new process does first: it lets go of everything that is its supervisor's."""
+    _tie_to_supervisor(name, parent_pid)
+    if _IS_FORKED:
+        os.setsid()
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # the locks on the directories among them
+        gc.enable()
+    log = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(log, stream.fileno())
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        signal.signal(number, signal.SIG_DFL)
+    os.environ.pop("NBPULSE_DATABASE_URL", None)  # the owner's login is for the preparation alone
+    os.environ.update(settings)
+    serve(os.environ)
 
 
-class Errand(Program):
-    """A program that does one thing and answers with one JSON line on stdout."""
+def _tie_to_supervisor(name: str, supervisor_pid: int) -> None:
+    """
+    Die when the supervisor does (Linux), and bear the part's name there.
 
-    _output: int | None = subprocess.PIPE
-
-    def read_answer(self, timeout_s: float = 120) -> dict[str, str]:
-        """Its answer. Raises StartupError with the tail of its log when it fails."""
-        if self._process is None or self._process.stdout is None:
-            raise RuntimeError(f"{self.name} has not been started")
-        self._process.stdin = None  # given and closed; communicate would flush it again
-        try:
-            output, _ = self._process.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired as error:
-            self.stop(1)
-            raise StartupError("NB-3013", part=self.name, log=self.log_path, timeout_s=timeout_s) from error
-        lines = output.decode().strip().splitlines()
-        if self._process.returncode and lines:
-            refusal = json.loads(lines[-1])  # the error itself, as parts.py says it
-            raise StartupError(refusal["code"], **refusal["facts"])
-        if self._process.returncode or not lines:
-            raise StartupError("NB-3012", part=self.name, reason=read_last_line(self.log_path), log=self.log_path)
-        found: dict[str, str] = json.loads(lines[-1])
-        return found
+    Outside Linux the part goes on until the next start ends it.
+    """
+    if sys.platform.startswith("linux"):
+        prctl = ctypes.CDLL(None, use_errno=True).prctl
+        prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        prctl(_PR_SET_NAME, f"nbpulse-{name}"[:15].encode(), 0, 0, 0)
+    if os.getppid() != supervisor_pid:
+        raise SystemExit(1)
 
 
 class _Watch:
@@ -285,26 +273,3 @@ def end_leftovers(processes: Iterable[tuple[int, float]]) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 ask(process)
         _, found = psutil.wait_procs(found, timeout=5)
-
-
-def tie_to_supervisor() -> None:
-    """
-    In a part, before anything slow: die when the supervisor does (Linux).
-
-    Outside Linux the part goes on until the next start ends it.
-    """
-    supervisor_pid = int(os.environ[SUPERVISOR_VARIABLE])
-    if sys.platform.startswith("linux"):
-        import ctypes
-
-        ctypes.CDLL(None, use_errno=True).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
-    if os.getppid() != supervisor_pid:
-        raise SystemExit(1)
-
-
-def await_settings() -> None:
-    """In a part, after its imports: take the settings the supervisor gives into the environment, then go on."""
-    line = sys.stdin.readline()
-    if not line:  # the supervisor thought better of it
-        raise SystemExit(0)
-    os.environ.update(json.loads(line))

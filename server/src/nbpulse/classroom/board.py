@@ -197,8 +197,9 @@ class Classroom:
             alerts = {one.kind: self._make_alert(row, one) for one in find_alerts(standing, pace, self.rules)}
             self._note_alerts(row, alerts)
             status = next((kind for kind in RANKS if kind in alerts), "ok" if is_connected else "offline")
-            since = alerts[status].since if status in alerts else row.active_ms
-            if status != row.status:
+            # Nothing here may depend on when this process looked: every process shows the same class.
+            since = alerts[status].since if status in alerts else row.active_ms if status == "offline" else 0
+            if (status, since) != (row.status, row.since):
                 row.status, row.since = status, since
                 self._changes.statuses.add(row.i)
             self._mark_stuck(row, alerts.get("stuck"))
