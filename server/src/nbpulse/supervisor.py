@@ -23,6 +23,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NoReturn, Protocol
 
+from setproctitle import setproctitle
+
 from nbpulse.errors import StartupError
 from nbpulse.terminal import get_text, say
 
@@ -34,7 +36,6 @@ SHORT_LIFE_S = 2.5
 _TICK_S = 0.05
 _LOG_KEPT_BYTES = 10_000_000
 _PR_SET_PDEATHSIG = 1
-_PR_SET_NAME = 15
 _IS_FORKED = sys.platform.startswith("linux")
 _processes = multiprocessing.get_context("fork" if _IS_FORKED else "spawn")
 
@@ -118,7 +119,8 @@ def _run_part(
     name: str, serve: Callable[[Mapping[str, str]], None], settings: Mapping[str, str], log_path: Path, parent_pid: int
 ) -> None:
     """What a new process does first: it lets go of everything that is its supervisor's."""
-    _tie_to_supervisor(name, parent_pid)
+    _tie_to_supervisor(parent_pid)
+    setproctitle(f"nbpulse {name}")  # its command line, as if it had been started by hand
     if _IS_FORKED:
         os.setsid()
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # the locks on the directories among them
@@ -134,16 +136,10 @@ def _run_part(
     serve(os.environ)
 
 
-def _tie_to_supervisor(name: str, supervisor_pid: int) -> None:
-    """
-    Die when the supervisor does (Linux), and bear the part's name there.
-
-    Outside Linux the part goes on until the next start ends it.
-    """
+def _tie_to_supervisor(supervisor_pid: int) -> None:
+    """Die when the supervisor does (Linux); elsewhere the part goes on until the next start ends it."""
     if sys.platform.startswith("linux"):
-        prctl = ctypes.CDLL(None, use_errno=True).prctl
-        prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-        prctl(_PR_SET_NAME, f"nbpulse-{name}"[:15].encode(), 0, 0, 0)
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != supervisor_pid:
         raise SystemExit(1)
 

@@ -174,8 +174,8 @@ def test_its_line_names_everything_that_runs(up: Up) -> None:
     pids = up.facts["pids"]
     assert pids.keys() == {"supervisor", "api", "worker", "postgresql", "redis"}
     assert pids["supervisor"] == up.process.pid
-    assert psutil.Process(pids["api"][0]).name() == "nbpulse-api"
-    assert psutil.Process(pids["worker"][0]).name() == "nbpulse-worker"
+    assert "nbpulse api" in " ".join(psutil.Process(pids["api"][0]).cmdline())
+    assert "nbpulse worker" in " ".join(psutil.Process(pids["worker"][0]).cmdline())
     assert psutil.Process(pids["postgresql"]).name() == "postgres"
     for url in up.facts["metrics_urls"]:
         with urllib.request.urlopen(url, timeout=5) as answer:
