@@ -272,13 +272,18 @@ class _Lane:
         """
         Process an entry that came back again and again; one the worker twice died of is buried untried.
 
-        A try is counted once in this process: trying again because a store was away is no death. Where the answer to
-        the count was lost, the entry has one try more, rather than one too few.
+        One that another worker has meanwhile taken over is left to it. A try is counted once in this process: trying
+        again because a store was away is no death. Where the answer to the count was lost, the entry has one try more,
+        rather than one too few.
         """
         name = (delivery.stream, delivery.entry_id)
         if name not in self._deaths:
             self._deaths[name] = 0
-            self._deaths[name] = await self._stream.suspect(delivery)
+            deaths = await self._stream.suspect(delivery)
+            if deaths is None:
+                del self._deaths[name]
+                return
+            self._deaths[name] = deaths
         if self._deaths[name] >= SUSPECT_TRIES_MAX:
             await self._bury(delivery, event, "NB-4002", "the worker died of it")
         else:

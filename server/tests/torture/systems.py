@@ -49,6 +49,12 @@ def _make_tie() -> Callable[[], None] | None:
     return lambda: prctl(1, int(signal.SIGTERM), 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
+def read_age_s(pid: int) -> float:
+    """How long a process has lived. (psutil's start time is off by up to a second: the kernel cuts the boot time.)"""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
 class System:
     """`nbpulse up --json` on a data directory; may be killed and started again on the same data and port."""
 
@@ -173,7 +179,7 @@ class System:
         """Until the process is that old; its pid."""
         while True:
             pid = self.read_pids(part)[place]
-            lived_s = time.time() - psutil.Process(pid).create_time()
+            lived_s = read_age_s(pid)
             if lived_s >= age_s:
                 return pid
             await asyncio.sleep(age_s - lived_s + 0.01)

@@ -17,7 +17,7 @@ from nbpulse import classroom
 from nbpulse.classroom import Classroom, Column, Learner, LearnerState
 from nbpulse.events import ReceivedEvent
 
-COURSE, NOTEBOOK = uuid4(), uuid4()
+COURSE, NOTEBOOK, OTHER_NOTEBOOK = uuid4(), uuid4(), uuid4()
 START = datetime(2026, 11, 23, 1, 0, tzinfo=UTC)
 START_MS = int(START.timestamp() * 1000)
 MINUTE = 60_000
@@ -111,13 +111,14 @@ def walk_trace(seed: int, user: UUID) -> Iterator[ReceivedEvent]:
 @given(st.integers(0, 10**6), st.integers(1, 5), st.randoms(use_true_random=False))
 def test_any_order_and_any_split_folds_to_the_same_state(seed: int, parts: int, rng: random.Random) -> None:
     user = uuid4()
-    trace = list(walk_trace(seed, user))
+    notebooks = random.Random(seed)
+    trace = [(event, notebooks.choice([NOTEBOOK, OTHER_NOTEBOOK, None])) for event in walk_trace(seed, user)]
     blank = LearnerState(user_id=str(user), course_id=str(COURSE))
-    wanted = classroom.fold_events(blank, [(event, NOTEBOOK) for event in trace])
+    wanted = classroom.fold_events(blank, trace)
     rng.shuffle(trace)
     state = blank
     for part in range(parts):
-        state = classroom.fold_events(state, [(event, NOTEBOOK) for event in trace[part::parts]])
+        state = classroom.fold_events(state, trace[part::parts])
     assert state == wanted
 
 

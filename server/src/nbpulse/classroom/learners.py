@@ -73,7 +73,8 @@ class LearnerState(msgspec.Struct, frozen=True):
     Everything the rules need to know of one learner in one course.
 
     `revision` rises by one with each transaction that changes it. `cells` holds the cells that transaction touched
-    (from a snapshot: all cells of one notebook); each carries its own revision.
+    (from a snapshot: all cells of one notebook); each carries its own revision. `notebook_id`: where they worked last,
+    at `notebook_at_ms`; some events name no notebook, so that is not always the last activity.
     """
 
     user_id: str
@@ -83,6 +84,7 @@ class LearnerState(msgspec.Struct, frozen=True):
     last_activity_ms: int = 0
     last_run_ms: int = 0
     notebook_id: str | None = None
+    notebook_at_ms: int = 0
     recent: tuple[Run, ...] = ()
     help: HelpRequest = HelpRequest()
     cells: tuple[CellState, ...] = ()
@@ -101,12 +103,14 @@ def fold_events(state: LearnerState, events: Iterable[tuple[ReceivedEvent, UUID 
     Late events (over 15 min) count as history only: no run that could raise an alert, no raised hand.
     """
     recent, help_request = list(state.recent), state.help
-    last_activity_ms, last_run_ms, notebook_id = state.last_activity_ms, state.last_run_ms, state.notebook_id
+    last_activity_ms, last_run_ms = state.last_activity_ms, state.last_run_ms
+    place = (state.notebook_at_ms, state.notebook_id or "")
     for event, event_notebook_id in events:
         at_ms = to_ms(event)
         notebook = str(event_notebook_id) if event_notebook_id else None
-        if at_ms > last_activity_ms or (at_ms == last_activity_ms and (notebook or "") > (notebook_id or "")):
-            last_activity_ms, notebook_id = at_ms, notebook or notebook_id
+        last_activity_ms = max(last_activity_ms, at_ms)
+        if notebook:
+            place = max(place, (at_ms, notebook))
         if event.is_late:
             continue
         if event.event_type == "cell_execution" and event.data.get("status") in FINISHED_STATUSES:
@@ -120,7 +124,8 @@ def fold_events(state: LearnerState, events: Iterable[tuple[ReceivedEvent, UUID 
         help=help_request,
         last_activity_ms=last_activity_ms,
         last_run_ms=last_run_ms,
-        notebook_id=notebook_id,
+        notebook_id=place[1] or None,
+        notebook_at_ms=place[0],
     )
 
 
@@ -129,14 +134,15 @@ def merge_states(state: LearnerState, other: LearnerState) -> LearnerState:
     ours, theirs = state.help, other.help
     opened = max(ours, theirs, key=lambda one: (one.opened_ms, one.opened_sequence, one.request_id))
     closed = max(ours, theirs, key=lambda one: (one.closed_ms, one.closed_sequence))
-    newer = max(state, other, key=lambda one: (one.last_activity_ms, one.notebook_id or ""))
+    place = max(state, other, key=lambda one: (one.notebook_at_ms, one.notebook_id or ""))
     return msgspec.structs.replace(
         state,
         recent=tuple(sorted({*state.recent, *other.recent})[-RECENT_RUNS:]),
         help=msgspec.structs.replace(opened, closed_ms=closed.closed_ms, closed_sequence=closed.closed_sequence),
-        last_activity_ms=newer.last_activity_ms,
+        last_activity_ms=max(state.last_activity_ms, other.last_activity_ms),
         last_run_ms=max(state.last_run_ms, other.last_run_ms),
-        notebook_id=newer.notebook_id,
+        notebook_id=place.notebook_id,
+        notebook_at_ms=place.notebook_at_ms,
     )
 
 

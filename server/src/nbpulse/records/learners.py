@@ -84,6 +84,7 @@ class _StoredState(msgspec.Struct, omit_defaults=True):
     last_activity_ms: int = 0
     last_run_ms: int = 0
     notebook_id: str | None = None
+    notebook_at_ms: int = 0
     recent: tuple[classroom.Run, ...] = ()
     help: classroom.HelpRequest = classroom.HelpRequest()
 
@@ -238,6 +239,7 @@ def read_state(row: asyncpg.Record, seal: EncryptedField) -> LearnerState:
         last_activity_ms=stored.last_activity_ms,
         last_run_ms=stored.last_run_ms,
         notebook_id=stored.notebook_id,
+        notebook_at_ms=stored.notebook_at_ms,
         recent=stored.recent,
         help=help_request,
     )
@@ -265,6 +267,7 @@ def _store_state(state: LearnerState) -> bytes:
             last_activity_ms=state.last_activity_ms,
             last_run_ms=state.last_run_ms,
             notebook_id=state.notebook_id,
+            notebook_at_ms=state.notebook_at_ms,
             recent=state.recent,
             help=msgspec.structs.replace(state.help, text=None),
         )

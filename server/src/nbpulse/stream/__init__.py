@@ -91,6 +91,13 @@ for i, key in ipairs(KEYS) do
 end
 return #KEYS
 """
+# Only its present owner may count a try; doing so begins its time in hand anew, so that nobody takes it meanwhile.
+_SUSPECT: Final = b"""
+local entry = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)[1]
+if not entry or entry[2] ~= ARGV[2] then return -1 end
+redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3], 'JUSTID')
+return redis.call('HINCRBY', KEYS[2], ARGV[4], 1) - 1
+"""
 
 _log = structlog.get_logger(__name__)
 
@@ -296,10 +303,15 @@ class EventStream:
         await self._run_script(_ACK, list(ids), [*(b" ".join(some) for some in ids.values()), GROUP])
         self._touched.update(ids)
 
-    async def suspect(self, delivery: Delivery) -> int:
-        """Note durably that this entry is tried alone; how often it was before, without an end. Raises Unavailable."""
-        count: int = await self._control.call_one("HINCRBY", SUSPECTS_KEY, _name_suspect(delivery), 1)
-        return count - 1
+    async def suspect(self, delivery: Delivery) -> int | None:
+        """
+        Note durably that this entry is tried alone; how often it was before, without an end. Raises Unavailable.
+
+        None: another worker has taken it over (the wait for its turn was long), or it is done; nothing was noted.
+        """
+        arguments = [GROUP, self._consumer, delivery.entry_id, _name_suspect(delivery)]
+        count: int = await self._run_script(_SUSPECT, [delivery.stream, SUSPECTS_KEY], arguments)
+        return None if count < 0 else count
 
     async def trim(self) -> None:
         """Remove what every group has acknowledged from the streams touched since the last time. Raises Unavailable."""
