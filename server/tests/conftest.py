@@ -5,6 +5,7 @@ from servers import (  # noqa: F401
     data_dir,
     embedded_postgres,
     embedded_valkey,
+    influxdb,
     postgres_15,
     redis_7,
 )

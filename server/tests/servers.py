@@ -1,14 +1,19 @@
 """
-Real servers for tests: the embedded ones and Debian's PostgreSQL 15 and Redis 7, on free ports and new data.
+Real servers for tests: the embedded ones and Debian's PostgreSQL 15, Redis 7 and InfluxDB 1.6, on free ports and new
+data.
 
 Debian's are unpacked under `.cache/debian` without root and run by the same launcher as the embedded ones. What
 cannot be had on this machine skips its tests with the reason, and fails them in CI.
 """
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +23,8 @@ import pytest
 from playwright._impl._driver import compute_driver_executable
 
 from nbpulse.embedded import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
-from nbpulse.embedded.programs import Programs, bring_within_reach
+from nbpulse.embedded.programs import Programs, bring_within_reach, choose_account
+from nbpulse.network import find_free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM_FLAGS = [
@@ -138,6 +144,91 @@ def redis_7() -> Iterator[str]:
         server.programs = get_debian_programs("redis", "usr/bin", ["redis-server", "redis-tools"])
         with run_server(server) as url:
             yield url
+
+
+class InfluxServer:
+    """Debian's InfluxDB 1.6.7 with a configuration of its own, its data as durable as it can be made."""
+
+    def __init__(self, directory: Path, programs: Programs) -> None:
+        self._directory = directory
+        self._account = choose_account(directory)
+        self._bin_dir = bring_within_reach(programs, self._account, directory.parent)
+        self._libraries = find_libraries(programs, self._bin_dir)
+        self.port, rpc_port = find_free_port(), find_free_port()
+        self._config = directory / "influxdb.conf"
+        self._config.write_text(
+            f"""
+reporting-disabled = true
+bind-address = "127.0.0.1:{rpc_port}"
+[meta]
+dir = "{directory}/meta"
+[data]
+dir = "{directory}/data"
+wal-dir = "{directory}/wal"
+wal-fsync-delay = "0s"
+max-series-per-database = 20000
+query-log-enabled = false
+[http]
+bind-address = "127.0.0.1:{self.port}"
+log-enabled = false
+[logging]
+level = "warn"
+[monitor]
+store-enabled = false
+"""
+        )
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        options: dict[str, Any] = {}
+        if self._account:  # as root: somebody else, whose this directory then is
+            os.chown(self._directory, self._account.uid, self._account.gid)
+            options = {"user": self._account.uid, "group": self._account.gid, "extra_groups": []}
+        with (self._directory / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [str(self._bin_dir / "influxd"), "-config", str(self._config)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={"PATH": os.defpath, "HOME": str(self._directory), "LD_LIBRARY_PATH": self._libraries},
+                **options,
+            )
+        deadline_s = time.monotonic() + 30
+        while True:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/ping", timeout=2):
+                return
+            assert self.process.poll() is None, (self._directory / "log").read_text()[-2_000:]
+            assert time.monotonic() < deadline_s, "InfluxDB did not answer within 30 s"
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+        self.process.terminate()
+        self.process.wait(20)
+
+
+@contextmanager
+def make_influx() -> Iterator[InfluxServer]:
+    """A new one, not yet started."""
+    programs = get_debian_programs("influxdb", "usr/bin", ["influxdb", "influxdb-client"])
+    with make_data_dir() as directory:
+        (directory / "influxdb").mkdir()
+        server = InfluxServer(directory / "influxdb", programs)
+        try:
+            yield server
+        finally:
+            if server.process is not None and server.process.poll() is None:
+                server.stop()
+
+
+@pytest.fixture(scope="session")
+def influxdb() -> Iterator[str]:
+    """The address of Debian's InfluxDB 1.6.7, without a database."""
+    with make_influx() as server:
+        server.start()
+        yield server.url
 
 
 @pytest.fixture(scope="session")

@@ -35,5 +35,8 @@ worker_batch_duration = Histogram(
 )
 worker_lag_seconds = Gauge("nbpulse_worker_lag_seconds", "Age of the newest event processed, at its commit")
 series_debt_batches = Gauge("nbpulse_series_debt_batches", "Batches stored but not yet in the time series")
+series_rejected_points = Counter(
+    "nbpulse_series_rejected_points_total", "Points the time-series store refused for good, set aside", ["reason"]
+)
 live_frames = Counter("nbpulse_live_frames_total", "Frames encoded for boards")
 live_viewers = Gauge("nbpulse_live_viewers", "Boards connected to this process")

@@ -40,6 +40,14 @@ class CellExecutionPoint(msgspec.Struct, frozen=True):
     execution_count: int | None
 
 
+class RejectedPoint(msgspec.Struct, frozen=True):
+    """A point that the time-series store will never take as it stands, and why, in the store's words."""
+
+    user_id: UUID
+    time_ns: int
+    reason: str
+
+
 class Recorded(msgspec.Struct, frozen=True):
     """What one transaction of the ledger did, and what the next steps need of it."""
 
@@ -56,8 +64,8 @@ class Ledger(Protocol):
     async def record_events(self, events: Sequence[ReceivedEvent]) -> Recorded:
         """Store a batch in one transaction. Raises Unavailable (nothing stored) or PoisonEvent (one event's fault)."""
 
-    async def settle_debt(self, debt_id: UUID) -> None:
-        """The batch's points are in the time series: forget the debt."""
+    async def settle_debt(self, debt_id: UUID, rejected: Sequence[RejectedPoint]) -> None:
+        """The batch's points are in the time series, but for the rejected, which are set aside: forget the debt."""
 
 
 class Publisher(Protocol):
@@ -70,8 +78,8 @@ class Publisher(Protocol):
 class TimeSeries(Protocol):
     """The time-series store (timeseries/)."""
 
-    async def write_points(self, points: Sequence[CellExecutionPoint]) -> None:
-        """Write points; the same point again overwrites itself. Raises Unavailable."""
+    async def write_points(self, points: Sequence[CellExecutionPoint]) -> Sequence[RejectedPoint]:
+        """Write points; the same point again overwrites itself. Gives those refused for good. Raises Unavailable."""
 
 
 async def process_events(events: Sequence[ReceivedEvent], *, ledger: Ledger, publisher: Publisher) -> Recorded:
@@ -92,8 +100,8 @@ async def measure(recorded: Recorded, *, ledger: Ledger, series: TimeSeries) -> 
         return True
     try:
         async with asyncio.timeout(SERIES_DEADLINE_S):
-            await series.write_points(recorded.points)
-            await ledger.settle_debt(recorded.debt_id)
+            rejected = await series.write_points(recorded.points)
+            await ledger.settle_debt(recorded.debt_id, rejected)
     except (Unavailable, TimeoutError):
         return False
     return True

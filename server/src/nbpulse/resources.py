@@ -26,6 +26,7 @@ from nbpulse.records.people import People
 from nbpulse.records.views import ClassReader
 from nbpulse.settings import Settings
 from nbpulse.stream import EventStream
+from nbpulse.timeseries import TimeSeriesStore
 from nbpulse.timeseries.postgres import PostgresTimeSeries
 
 REDIS_POOL_SIZE = 20
@@ -45,7 +46,7 @@ class Resources:
     hub: LiveHub
     people: People
     classes: ClassReader
-    series: PostgresTimeSeries
+    series: TimeSeriesStore
     ledger: PostgresLedger
     promise: str
 
@@ -94,7 +95,7 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
             hub=LiveHub(client, classes, cache.read_presence, stream.measure_backlog),
             people=People(pool, seal),
             classes=classes,
-            series=PostgresTimeSeries(pool),
+            series=await stack.enter_async_context(_open_series(settings, pool)),
             ledger=PostgresLedger(pool, seal, NotebookDirectory()),
             promise=await _check_promise(settings, stream),
         )
@@ -112,6 +113,23 @@ async def open_stream(settings: Settings) -> AsyncIterator[EventStream]:
     finally:
         await stream.close()
         await client.aclose()
+
+
+@asynccontextmanager
+async def _open_series(settings: Settings, pool: asyncpg.Pool) -> AsyncIterator[TimeSeriesStore]:
+    """InfluxDB where its address is set, else PostgreSQL. Raises StartupError (NB-3080): that is no address."""
+    if not settings.influx_url:
+        yield PostgresTimeSeries(pool)
+        return
+    from nbpulse.timeseries.influx import open_influx  # its client is 0.2 s of imports
+
+    async with open_influx(
+        settings.influx_url,
+        token=settings.influx_token,
+        tags=settings.influx_tags,
+        error_text=settings.influx_error_text,
+    ) as series:
+        yield series
 
 
 def _make_redis(url: str) -> redis.asyncio.Redis:

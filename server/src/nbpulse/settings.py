@@ -53,6 +53,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis_url: Annotated[
         str | None, Meta(description="URL of your own Redis 7 or Valkey 8-9; unset = the embedded one")
     ] = None
+    influx_url: Annotated[
+        str | None,
+        Meta(description="`http://[user:password@]host:8086/database` of InfluxDB; unset = time series in PostgreSQL"),
+    ] = None
+    influx_token: Annotated[str | None, Meta(description="Token for InfluxDB 2.x or 3.x")] = None
+    influx_tags: Annotated[
+        Literal["specified", "lean"],
+        Meta(description="`lean`: cell_index and event_type as fields, for far fewer series"),
+    ] = "specified"
+    influx_error_text: Annotated[
+        Literal["normalised", "none"], Meta(description="What the field error_message holds: the masked text, nothing")
+    ] = "normalised"
     encryption_keys: Annotated[
         str | None, Meta(description="Fernet keys, newest first, comma between; unset = the data directory's key file")
     ] = None

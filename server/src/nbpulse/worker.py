@@ -143,11 +143,12 @@ class Worker:
                 self._to_measure.task_done()
 
     async def _pay_debts(self) -> None:
-        owed = await self._resources.ledger.find_debts(DEBT_AGE_S)
-        metrics.series_debt_batches.set(len(owed))
-        for recorded in owed:
-            if not await measure(recorded, ledger=self._resources.ledger, series=self._resources.series):
-                return
+        while owed := await self._resources.ledger.find_debts(DEBT_AGE_S):
+            metrics.series_debt_batches.set(len(owed))
+            for recorded in owed:
+                if not await measure(recorded, ledger=self._resources.ledger, series=self._resources.series):
+                    return
+        metrics.series_debt_batches.set(0)
 
     async def _watch_stream(self) -> None:
         metrics.stream_backlog_events.set(await self._resources.stream.measure_backlog())

@@ -400,12 +400,20 @@ async def test_workers_killed_at_any_point_lose_and_double_nothing(database_url:
                 process.wait(10)
                 workers[name] = start_worker(database_url, redis_url, name)
             await until(lambda: is_drained(stores.stream))
+            # With three acknowledgements in ten deadly, a good entry may twice be the last its worker tried: it looks
+            # like the cause and is buried, which must lose nothing either.
+            letters = DeadLetters(stores.pool, stores.seal)
+            buried = await letters.list_letters()
+            assert len(buried) <= DEATHS // 5
+            for letter in buried:
+                assert letter.reason == "the worker died of it"
+                await letters.replay(letter.id, stores.stream.append_payloads)
+            await until(lambda: is_drained(stores.stream))
             await until(lambda: is_paid(database_url))
         finally:
             for process in workers.values():
                 process.kill()
                 process.wait(10)
-    assert await count_rows(database_url, "dead_letters") == [0]
     await check_conservation(database_url, accepted)
 
 

@@ -21,7 +21,7 @@ from nbpulse.crypto import EncryptedField
 from nbpulse.errors import Unavailable
 from nbpulse.events import ReceivedEvent
 from nbpulse.metrics import database_query_duration
-from nbpulse.pipeline import CellExecutionPoint, Recorded
+from nbpulse.pipeline import CellExecutionPoint, Recorded, RejectedPoint
 from nbpulse.records import learners, sessions
 from nbpulse.records.learners import StateKey
 from nbpulse.records.notebooks import CourseNotebook, NotebookDirectory
@@ -76,6 +76,10 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING
 """
 # Requests and withdrawals may arrive in any order: a request ends with the first withdrawal after it in the ledger,
 # worked out anew each time; what a member of staff closed stays closed.
+_SET_ASIDE = """
+INSERT INTO series_rejects (user_id, shard, time_ns, reason) VALUES ($1, $2, $3, $4)
+ON CONFLICT (user_id, shard, time_ns) DO UPDATE SET reason = excluded.reason, at = now()
+"""
 _CLOSE_HELP = """
 UPDATE help_requests h SET closed_at = (
     SELECT min(c.occurred_at) FROM events c
@@ -186,10 +190,14 @@ class PostgresLedger:
         there = {(row["user_id"], row["course_id"]) for row in rows}
         return [event for event in events if (event.user_id, event.course_id) in there]
 
-    async def settle_debt(self, debt_id: UUID) -> None:
-        """The batch's points are written: delete its debt row. Raises Unavailable (NB-2003)."""
+    async def settle_debt(self, debt_id: UUID, rejected: Sequence[RejectedPoint] = ()) -> None:
+        """The batch's points are written, or set aside: delete its debt. Raises Unavailable (NB-2003)."""
         try:
-            await self._pool.execute("DELETE FROM series_debt WHERE id = $1", debt_id, timeout=5)
+            async with self._pool.acquire(timeout=5) as connection, connection.transaction():
+                if rejected:
+                    rows = [(one.user_id, get_shard_number(one.user_id), one.time_ns, one.reason) for one in rejected]
+                    await connection.executemany(_SET_ASIDE, rows)
+                await connection.execute("DELETE FROM series_debt WHERE id = $1", debt_id)
         except UNAVAILABLE as error:
             raise Unavailable("NB-2003") from error
 

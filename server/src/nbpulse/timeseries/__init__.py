@@ -14,7 +14,7 @@ from uuid import UUID
 
 import msgspec
 
-from nbpulse.pipeline import CellExecutionPoint
+from nbpulse.pipeline import CellExecutionPoint, RejectedPoint
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -44,7 +44,11 @@ class ErrorRate(msgspec.Struct, frozen=True):
 
 
 class Percentiles(msgspec.Struct, frozen=True):
-    """Exact percentiles of the durations in one bucket."""
+    """
+    Percentiles of the durations in one bucket: interpolated on PostgreSQL, the nearest rank's on InfluxDB.
+
+    The two lie between the same two neighbouring durations or one further.
+    """
 
     at: datetime
     p50_ms: float
@@ -55,8 +59,18 @@ class Percentiles(msgspec.Struct, frozen=True):
 class TimeSeriesStore(Protocol):
     """What the worker writes and the board's charts read. `user_ids` narrows to those people; None = everybody."""
 
-    async def write_points(self, points: Sequence[CellExecutionPoint]) -> None:
-        """Write points; the same (user_id, time_ns) again overwrites itself. Raises Unavailable (NB-2005)."""
+    async def write_points(self, points: Sequence[CellExecutionPoint]) -> Sequence[RejectedPoint]:
+        """
+        Write points; the same (user_id, time_ns) again overwrites itself. Raises Unavailable (NB-2005).
+
+        Gives those that the store will never take as they stand; all others are written.
+        """
+
+    async def refresh_rollups(self, settle_s: float = 5) -> int:
+        """
+        Compute what the store keeps rolled up anew where points came; how many stale minutes there were, 0 where the
+        store keeps nothing. Raises Unavailable (NB-2005).
+        """
 
     async def query_activity(self, window: Window, user_ids: Sequence[UUID] | None = None) -> list[Activity]:
         """Specification: mean and count of the duration per bucket and user (1 h by 10 min). By time, then user."""

@@ -16,7 +16,7 @@ import msgspec
 
 from nbpulse.errors import Unavailable
 from nbpulse.metrics import database_query_duration
-from nbpulse.pipeline import CellExecutionPoint
+from nbpulse.pipeline import CellExecutionPoint, RejectedPoint
 from nbpulse.timeseries import Activity, ErrorRate, Percentiles, Window
 
 _MINUTE_NS: Final = 60_000_000_000
@@ -114,14 +114,14 @@ class PostgresTimeSeries:
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
 
-    async def write_points(self, points: Sequence[CellExecutionPoint]) -> None:
-        """Write points and mark their minutes stale, in one transaction. Raises Unavailable (NB-2005)."""
+    async def write_points(self, points: Sequence[CellExecutionPoint]) -> Sequence[RejectedPoint]:
+        """Write points and mark their minutes stale, in one transaction; refuses none. Raises Unavailable (NB-2005)."""
         # In key order: two workers that write the same students' points never wait for each other in a circle.
         # (By the id's number: comparing UUIDs costs ten times as much.)
         unique = {(point.user_id.int, point.time_ns): point for point in points}
         rows = [unique[key] for key in sorted(unique)]
         if not rows:
-            return
+            return ()
         marks = {(point.time_ns // _MINUTE_NS * _MINUTE_NS, point.user_id.int): point.user_id for point in rows}
         minutes = [(minute_ns, marks[minute_ns, number]) for minute_ns, number in sorted(marks)]
         try:
@@ -131,6 +131,7 @@ class PostgresTimeSeries:
                     await connection.execute(_MARK, [one[0] for one in minutes], [one[1] for one in minutes])
         except _UNAVAILABLE as error:
             raise Unavailable("NB-2005") from error
+        return ()
 
     async def refresh_rollups(self, settle_s: float = 5) -> int:
         """

@@ -1,0 +1,304 @@
+"""The time series on InfluxDB: line protocol in, InfluxQL out, as 1.x, 2.x (DBRP mapping) and 3.x understand them.
+
+Promises: a write is acknowledged only after the server's 204; the same point again overwrites itself; a point the
+server refuses is named with its reason and never fails its neighbours; what does not answer is Unavailable (NB-2005).
+
+Line protocol: https://docs.influxdata.com/influxdb/v1/write_protocols/line_protocol_reference/
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal, NamedTuple
+from urllib.parse import unquote, urlsplit
+from uuid import UUID
+
+import httpx2
+import structlog
+
+from nbpulse.errors import StartupError, Unavailable
+from nbpulse.metrics import database_query_duration, series_rejected_points
+from nbpulse.pipeline import CellExecutionPoint, RejectedPoint
+from nbpulse.timeseries import Activity, ErrorRate, Percentiles, Window
+
+TagSet = Literal["specified", "lean"]
+ErrorText = Literal["normalised", "none"]
+
+_WRITE_DEADLINE_S: Final = 10.0
+_CONNECTIONS_MAX: Final = 8
+_WRITE_POINTS_MAX: Final = 5_000
+_log = structlog.get_logger(__name__)
+
+
+class InfluxAddress(NamedTuple):
+    """What `NBPULSE_INFLUX_URL` says."""
+
+    base_url: str
+    database: str
+    user: str | None
+    password: str | None
+
+
+def read_address(url: str) -> InfluxAddress:
+    """`http[s]://[user:password@]host:port[/database]`, database `nbpulse` where none is named. Raises StartupError."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise StartupError("NB-3080", setting="NBPULSE_INFLUX_URL")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    port = f":{parts.port}" if parts.port else ""
+    user, password = (unquote(one) if one else None for one in (parts.username, parts.password))
+    return InfluxAddress(f"{parts.scheme}://{host}{port}", unquote(parts.path.strip("/")) or "nbpulse", user, password)
+
+
+@asynccontextmanager
+async def open_influx(
+    url: str, *, token: str | None = None, tags: TagSet = "specified", error_text: ErrorText = "normalised"
+) -> AsyncIterator[InfluxTimeSeries]:
+    """One store with a pool of connections of its own. Nothing is asked of the server yet: it may be away."""
+    address = read_address(url)
+    auth = httpx2.BasicAuth(address.user, address.password or "") if address.user else None
+    limits = httpx2.Limits(max_connections=_CONNECTIONS_MAX)
+    headers = {"Authorization": f"Token {token}"} if token else {}
+    async with httpx2.AsyncClient(
+        base_url=address.base_url, auth=auth, headers=headers, limits=limits, timeout=_WRITE_DEADLINE_S, trust_env=False
+    ) as client:
+        yield InfluxTimeSeries(client, address.database, tags=tags, error_text=error_text)
+
+
+class InfluxTimeSeries:
+    """`timeseries.TimeSeriesStore` on InfluxDB."""
+
+    name: Final = "influxdb"
+
+    def __init__(
+        self,
+        client: httpx2.AsyncClient,
+        database: str,
+        *,
+        tags: TagSet = "specified",
+        error_text: ErrorText = "normalised",
+    ) -> None:
+        self._client = client
+        self._database = database
+        self._tags: TagSet = tags
+        self._error_text: ErrorText = error_text
+        self._is_known = False
+
+    # --- writing --------------------------------------------------------------------------------------------------
+
+    async def write_points(self, points: Sequence[CellExecutionPoint]) -> list[RejectedPoint]:
+        """Write points; those the server will never take, with its reason. Raises Unavailable (NB-2005)."""
+        rejected: list[RejectedPoint] = []
+        for start in range(0, len(points), _WRITE_POINTS_MAX):
+            rejected += await self._write(points[start : start + _WRITE_POINTS_MAX])
+        return rejected
+
+    async def _write(self, points: Sequence[CellExecutionPoint]) -> list[RejectedPoint]:
+        """What the server takes of these is written; halved until each point it refuses stands alone."""
+        lines = "\n".join(describe_point(point, tags=self._tags, error_text=self._error_text) for point in points)
+        reason = await self._send(lines)
+        if reason is None:
+            return []
+        if is_series_limit(reason):
+            # Every new series is refused until the operator acts: looking for them one by one would only cost time.
+            _log.error("influx.series_limit", reason=reason[:200], points=len(points))
+        elif len(points) > 1:
+            middle = len(points) // 2
+            return await self._write(points[:middle]) + await self._write(points[middle:])
+        series_rejected_points.labels(reason="series_limit" if is_series_limit(reason) else "refused").inc(len(points))
+        return [RejectedPoint(point.user_id, point.time_ns, reason[:500]) for point in points]
+
+    async def _send(self, lines: str) -> str | None:
+        """None when all was taken, else why something was not. Raises Unavailable: nothing may have been."""
+        if not self._is_known:
+            await self._ensure_database()
+        body = gzip.compress(lines.encode(), compresslevel=1)
+        headers = {"Content-Encoding": "gzip", "Content-Type": "text/plain; charset=utf-8"}
+        query = {"db": self._database, "precision": "ns"}
+        answer = await self._ask("write_points", "POST", "/write", params=query, content=body, headers=headers)
+        if answer.status_code == 204:
+            return None
+        if answer.status_code == 404:  # dropped since
+            self._is_known = False
+        if answer.status_code not in (400, 413, 422):
+            raise self._refuse(answer)
+        return read_error(answer)
+
+    async def _ensure_database(self) -> None:
+        """1.x makes it here; 2.x and 3.x refuse the statement, and have it from their operator."""
+        statement = f"CREATE DATABASE {quote_name(self._database)}"
+        answer = await self._ask("create_database", "POST", "/query", data={"q": statement})
+        if answer.status_code in (401, 403) or answer.status_code >= 500:
+            raise self._refuse(answer)
+        self._is_known = True
+
+    async def refresh_rollups(self, settle_s: float = 5) -> int:  # noqa: ARG002 - the contract's
+        """InfluxDB keeps no rollups of ours."""
+        return 0
+
+    # --- asking ---------------------------------------------------------------------------------------------------
+
+    async def query_activity(self, window: Window, user_ids: Sequence[UUID] | None = None) -> list[Activity]:
+        """Mean and count of the duration per bucket and user. Raises Unavailable (NB-2005)."""
+        rows = await self._select(
+            "query_activity",
+            'mean("execution_duration_ms") AS "mean", count("execution_duration_ms") AS "count"',
+            window,
+            user_ids,
+            by="user_id",
+        )
+        found = [Activity(at, UUID(tags["user_id"]), mean, count) for tags, at, (mean, count) in rows]
+        return sorted(found, key=lambda one: (one.at, one.user_id))
+
+    async def query_error_rate(self, window: Window, user_ids: Sequence[UUID] | None = None) -> list[ErrorRate]:
+        """Errors and executions per bucket and notebook. Raises Unavailable (NB-2005)."""
+        rows = await self._select(
+            "query_error_rate",
+            'sum("error_count") AS "errors", count("error_count") AS "total"',
+            window,
+            user_ids,
+            by="notebook_path",
+        )
+        found = [ErrorRate(at, tags["notebook_path"], int(errors), total) for tags, at, (errors, total) in rows]
+        return sorted(found, key=lambda one: (one.at, one.notebook_path))
+
+    async def query_percentiles(self, window: Window, user_ids: Sequence[UUID] | None = None) -> list[Percentiles]:
+        """p50 and p95 of the duration per bucket, by nearest rank. Raises Unavailable (NB-2005)."""
+        rows = await self._select(
+            "query_percentiles",
+            'percentile("execution_duration_ms", 50) AS "p50", percentile("execution_duration_ms", 95) AS "p95",'
+            ' count("execution_duration_ms") AS "count"',
+            window,
+            user_ids,
+        )
+        return [Percentiles(at, p50, p95, count) for _, at, (p50, p95, count) in rows]
+
+    async def check(self) -> None:
+        """One round trip. Raises Unavailable (NB-2005)."""
+        answer = await self._ask("check", "GET", "/ping")
+        if answer.status_code >= 300:
+            raise self._refuse(answer)
+
+    async def _select(
+        self, name: str, what: str, window: Window, user_ids: Sequence[UUID] | None, *, by: str | None = None
+    ) -> list[tuple[Mapping[str, str], datetime, list[Any]]]:
+        """(tags, start of the bucket, values) of every bucket that holds something."""
+        if user_ids is not None and not user_ids:
+            return []
+        where = f"time >= {_to_ns(window.start)} AND time < {_to_ns(window.end)}"
+        if user_ids is not None:
+            where += " AND (" + " OR ".join(f"\"user_id\" = '{UUID(str(one))}'" for one in user_ids) + ")"
+        bucket = f"time({window.bucket // timedelta(microseconds=1)}u)"
+        group = f'{bucket}, "{by}"' if by else bucket
+        # Only numbers, ids and names of ours are in it.
+        statement = f'SELECT {what} FROM "cell_executions" WHERE {where} GROUP BY {group} fill(none)'  # noqa: S608
+        form = {"db": self._database, "epoch": "ns", "q": statement}
+        answer = await self._ask(name, "POST", "/query", data=form)
+        if answer.status_code != 200:
+            raise self._refuse(answer)
+        result = answer.json()["results"][0]
+        if "error" in result:
+            if "database not found" in result["error"]:
+                return []  # nothing was ever written
+            raise self._refuse(answer)
+        return [
+            (series.get("tags", {}), datetime.fromtimestamp(row[0] // 1_000_000_000, UTC), row[1:])
+            for series in result.get("series", ())
+            for row in series["values"]
+            if row[1] is not None
+        ]
+
+    async def _ask(self, name: str, method: str, path: str, **request: Any) -> httpx2.Response:
+        try:
+            with database_query_duration.labels("influxdb", name).time():
+                return await self._client.request(method, path, **request)
+        except (httpx2.TransportError, OSError) as error:
+            raise Unavailable("NB-2005") from error
+
+    def _refuse(self, answer: httpx2.Response) -> Unavailable:
+        """What the server says goes to the log, for the operator; it names no person."""
+        _log.warning("influx.refused", status=answer.status_code, reason=read_error(answer)[:300])
+        return Unavailable("NB-2005")
+
+
+# --- the two languages --------------------------------------------------------------------------------------------
+
+
+def describe_point(point: CellExecutionPoint, *, tags: TagSet = "specified", error_text: ErrorText) -> str:
+    """
+    One line. `has_error` is written only when true, so that the specification's `count("has_error")` counts errors;
+    `error_count` beside it is 0 or 1. Every field has one type for ever: another one is refused by the server.
+    """
+    written: dict[str, str] = {"user_id": str(point.user_id), "notebook_path": point.notebook_path or "unknown"}
+    fields: list[str] = []
+    if tags == "specified":
+        if point.cell_index is not None:
+            written["cell_index"] = str(point.cell_index)
+        written["event_type"] = point.event_type
+    else:
+        if point.cell_index is not None:
+            fields.append(f"cell_index={point.cell_index}i")
+        fields.append(f"event_type={_quote_text(point.event_type)}")
+    if point.execution_duration_ms is not None:
+        fields.append(f"execution_duration_ms={float(point.execution_duration_ms)!r}")
+    if point.has_error:
+        fields.append("has_error=true")
+        if point.error_message and error_text == "normalised":
+            fields.append(f"error_message={_quote_text(point.error_message[:200])}")
+    fields.append(f"error_count={int(point.has_error)}i")
+    if point.execution_count is not None:
+        fields.append(f"execution_count={int(point.execution_count)}i")
+    return f"{_name_series('cell_executions', written)} {','.join(fields)} {point.time_ns}"
+
+
+def _name_series(measurement: str, tags: Mapping[str, str]) -> str:
+    """Tags in the order of their names, as the server sorts them anyway."""
+    return ",".join([measurement, *(f"{name}={_escape_tag(tags[name])}" for name in sorted(tags))])
+
+
+_TAG_SPECIAL: Final = re.compile(r"([,= ])")
+_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def _escape_tag(value: str) -> str:
+    """A tag's value cannot hold a line break, and a backslash at its end would take the next comma with it."""
+    clean = _CONTROLS.sub(" ", value)
+    if clean.endswith("\\"):
+        clean += "_"
+    return _TAG_SPECIAL.sub(r"\\\1", clean)
+
+
+def _quote_text(text: str) -> str:
+    escaped = _CONTROLS.sub(" ", text).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def quote_name(name: str) -> str:
+    """A name in InfluxQL."""
+    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def read_error(answer: httpx2.Response) -> str:
+    """The server's own words, from whichever of its answers carries them."""
+    try:
+        body = answer.json()
+    except ValueError:
+        return answer.text
+    if isinstance(body, dict):
+        results: Iterable[Any] = body.get("results") or ()
+        found = [body.get("error"), body.get("message"), *(one.get("error") for one in results)]
+        return str(next((one for one in found if one), answer.text))
+    return answer.text
+
+
+def is_series_limit(reason: str) -> bool:
+    """True when the database holds as many series, or a tag as many values, as its operator allows."""
+    return "max-series-per-database" in reason or "max-values-per-tag" in reason
+
+
+def _to_ns(moment: datetime) -> int:
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000
