@@ -34,12 +34,15 @@ async def create_database(server_url: str) -> str:
 
 
 @asynccontextmanager
-async def open_stores(database_url: str, redis_url: str, *, worker: str = "worker-1") -> AsyncIterator[Resources]:
+async def open_stores(
+    database_url: str, redis_url: str, *, worker: str = "worker-1", influx_url: str | None = None
+) -> AsyncIterator[Resources]:
     """What a worker process shares, under the worker's own login: what it may not do fails here too."""
     settings = Settings(
         database_url=database_url,
         worker_database_url=f"postgresql://nbpulse_worker:{WORKER_PASSWORD}@{database_url.rpartition('@')[2]}",
         redis_url=redis_url,
+        influx_url=influx_url,
         encryption_keys=_KEY,
         worker_name=worker,
         promise="memory",

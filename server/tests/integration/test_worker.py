@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,7 @@ from nbpulse.records.dead_letters import DeadLetters
 from nbpulse.resources import Resources
 from nbpulse.stream import STREAM_KEYS, EventStream
 from stores import connect, count_rows, create_database, make_class, make_error, make_event, open_stores, spread
+from working import is_drained, is_paid, until, work
 
 # Deaths of a worker, most of them between its commit and its acknowledgement.
 DEATHS = 60 if os.environ.get("NBPULSE_TEST_SCALE") == "full" else 6
@@ -47,32 +48,6 @@ async def stores(database_url: str, redis_url: str) -> AsyncIterator[Resources]:
     async with open_stores(database_url, redis_url) as resources:
         await resources.stream.ensure_groups()
         yield resources
-
-
-@asynccontextmanager
-async def work(resources: Resources, *, claim_idle_s: float = 5) -> AsyncIterator[int]:
-    """A worker in this process; the port of its /metrics."""
-    stop, port = asyncio.Event(), asyncio.get_running_loop().create_future()
-    running = asyncio.create_task(worker.run(resources, stop, claim_idle_s=claim_idle_s, announce=port.set_result))
-    try:
-        yield await port
-    finally:
-        stop.set()
-        async with asyncio.timeout(15):
-            await running
-
-
-async def until(check: Callable[[], Awaitable[object]], limit_s: float = 60) -> None:
-    async with asyncio.timeout(limit_s):
-        while not await check():  # noqa: ASYNC110 - what is waited for happens in other processes
-            await asyncio.sleep(0.03)
-
-
-async def is_drained(stream: EventStream) -> bool:
-    try:
-        return await stream.measure_backlog() == 0
-    except Unavailable:
-        return False
 
 
 async def check_conservation(database_url: str, accepted: Sequence[ReceivedEvent]) -> None:
@@ -115,10 +90,6 @@ async def test_events_go_all_the_way_once_and_are_told_to_everybody(stores: Reso
     assert {message["event_type"] for message in heard["session_events"]} == {"session_start"}
     states = [state for message in heard[f"nbpulse:live:{course_id}"] for state in message["states"]]
     assert {state["user_id"] for state in states} == {str(user_id) for user_id in users}
-
-
-async def is_paid(database_url: str) -> bool:
-    return await count_rows(database_url, "series_debt") == [0]
 
 
 async def test_one_bad_event_is_buried_and_its_neighbours_are_stored(stores: Resources, database_url: str) -> None:
