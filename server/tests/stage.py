@@ -10,7 +10,7 @@ import gzip
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -37,6 +37,8 @@ from nbpulse.records.notebooks import NotebookDirectory
 from nbpulse.records.people import People
 from nbpulse.records.views import ClassReader
 from nbpulse.stream import LANES, EventStream
+from nbpulse.timeseries import TimeSeriesStore
+from nbpulse.timeseries.influx import open_influx
 from nbpulse.timeseries.postgres import PostgresTimeSeries
 from stores import WORKER_PASSWORD
 
@@ -52,7 +54,7 @@ class StageParts:
     people: People
     classes: ClassReader
     hub: LiveHub
-    series: PostgresTimeSeries
+    series: TimeSeriesStore
     promise: str = "power"
 
 
@@ -159,27 +161,34 @@ async def open_redis(redis_url: str) -> AsyncIterator[Redis]:
 
 
 @asynccontextmanager
-async def open_parts(database_url: str, redis_url: str) -> AsyncIterator[StageParts]:
+async def open_parts(database_url: str, redis_url: str, influx_url: str | None = None) -> AsyncIterator[StageParts]:
     """What one API process shares."""
     api_url = with_login(database_url, "nbpulse_api", WORKER_PASSWORD)
     async with open_redis(redis_url) as redis, asyncpg.create_pool(api_url, min_size=1, max_size=6) as pool:
         seal, cache, stream = EncryptedField(KEY), Cache(redis), EventStream(redis)
         classes = ClassReader(pool, seal)
         hub = LiveHub(redis, classes, cache.read_presence, stream.measure_backlog)
+        parts = StageParts(stream, cache, People(pool, seal), classes, hub, PostgresTimeSeries(pool))
         try:
-            yield StageParts(stream, cache, People(pool, seal), classes, hub, PostgresTimeSeries(pool))
+            if influx_url is None:
+                yield parts
+            else:
+                async with open_influx(influx_url) as series:
+                    yield replace(parts, series=series)
         finally:
             await stream.close()
 
 
 @asynccontextmanager
-async def serve_api(database_url: str, redis_url: str, **options: Any) -> AsyncIterator[tuple[str, StageParts]]:
+async def serve_api(
+    database_url: str, redis_url: str, *, influx_url: str | None = None, **options: Any
+) -> AsyncIterator[tuple[str, StageParts]]:
     """An API on a free port: its URL and its parts."""
     opened: list[StageParts] = []
 
     @asynccontextmanager
     async def open_noted() -> AsyncIterator[StageParts]:
-        async with open_parts(database_url, redis_url) as parts:
+        async with open_parts(database_url, redis_url, influx_url) as parts:
             opened.append(parts)
             yield parts
 

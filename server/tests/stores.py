@@ -33,12 +33,11 @@ async def create_database(server_url: str) -> str:
     return url
 
 
-@asynccontextmanager
-async def open_stores(
+def make_settings(
     database_url: str, redis_url: str, *, worker: str = "worker-1", influx_url: str | None = None
-) -> AsyncIterator[Resources]:
-    """What a worker process shares, under the worker's own login: what it may not do fails here too."""
-    settings = Settings(
+) -> Settings:
+    """Of one worker, with the owner's URL beside its own."""
+    return Settings(
         database_url=database_url,
         worker_database_url=f"postgresql://nbpulse_worker:{WORKER_PASSWORD}@{database_url.rpartition('@')[2]}",
         redis_url=redis_url,
@@ -47,6 +46,14 @@ async def open_stores(
         worker_name=worker,
         promise="memory",
     )
+
+
+@asynccontextmanager
+async def open_stores(
+    database_url: str, redis_url: str, *, worker: str = "worker-1", influx_url: str | None = None
+) -> AsyncIterator[Resources]:
+    """What a worker process shares, under the worker's own login: what it may not do fails here too."""
+    settings = make_settings(database_url, redis_url, worker=worker, influx_url=influx_url)
     async with open_resources(settings, login="nbpulse_worker", pool_size=8) as resources:
         yield resources
 

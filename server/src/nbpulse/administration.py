@@ -20,7 +20,7 @@ from nbpulse.directory import hold_directory, read_running
 from nbpulse.embedded import EmbeddedPostgres
 from nbpulse.errors import NotFound, StartupError
 from nbpulse.preparation import DEMO_SHORT_NAME, ensure_course
-from nbpulse.records import merging
+from nbpulse.records import merging, points
 from nbpulse.records.courses import Courses
 from nbpulse.records.dead_letters import DeadLetter, DeadLetters
 from nbpulse.records.owner import find_user_id, open_owner
@@ -168,6 +168,37 @@ def replay_letters(settings: Settings, letter_id: str) -> int:
 
     with _name_letter(letter_id):
         return asyncio.run(replay())
+
+
+def rebuild_timeseries(settings: Settings, start: datetime, end: datetime) -> tuple[int, int]:
+    """
+    Write every run of the ledger in the window to the time series again, with a bar; (points, refused) afterwards.
+
+    Doing it twice changes nothing. Raises Unavailable (NB-2005): what was written stays, do it again.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    async def rebuild() -> tuple[int, int]:
+        from nbpulse.resources import open_resources
+
+        rejected: list[Any] = []
+        async with (
+            open_resources(settings, login="nbpulse_worker", pool_size=1) as resources,
+            _open_people(settings) as (pool, seal),
+        ):
+            total = await points.count_runs(pool, start, end)
+            with Progress(console=Console(stderr=True), transient=True) as progress:
+                bar = progress.add_task(get_text("rebuilding"), total=total)
+                async for batch in points.read_points(pool, seal, start, end):
+                    rejected += await resources.series.write_points(batch)
+                    progress.advance(bar, len(batch))
+            while await resources.series.refresh_rollups():
+                pass
+            await points.replace_rejects(pool, start, end, rejected)
+        return total, len(rejected)
+
+    return asyncio.run(rebuild())
 
 
 def drop_letters(settings: Settings, letter_id: str) -> int:

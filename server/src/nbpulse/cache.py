@@ -23,6 +23,8 @@ TICKET_LIFE_S: Final = 30
 PRESENCE_LIFE_S: Final = 60
 CONNECTIONS_KEY: Final = "websocket_connections"
 CONNECTION_STALE_S: Final = 90
+WORKERS_KEY: Final = "nbpulse:workers"
+WORKER_STALE_S: Final = 5
 _DEADLINE_S: Final = 1.0
 
 _encode = msgspec.json.Encoder().encode
@@ -49,6 +51,12 @@ class _Connection(msgspec.Struct, frozen=True):
     last_activity: float
 
 
+class _AtWork(msgspec.Struct, frozen=True):
+    at: float
+    lag_ms: int
+
+
+_decode_at_work = msgspec.json.Decoder(_AtWork).decode
 _decode_ticket = msgspec.json.Decoder(Ticket).decode
 _decode_connection = msgspec.json.Decoder(_Connection).decode
 
@@ -124,6 +132,19 @@ class Cache:
         """A WebSocket is closed."""
         async with _deadline():
             await self._redis.hdel(CONNECTIONS_KEY, connection_id)
+
+    async def note_worker(self, name: str, lag_ms: int) -> None:
+        """The worker of that name is at work; `lag_ms`: from an event's receipt to its being stored, 0 when idle."""
+        async with _deadline():
+            await self._redis.hset(WORKERS_KEY, name, _encode(_AtWork(time.time(), lag_ms)))
+
+    async def read_workers(self) -> dict[str, int]:
+        """Workers at work in the last 5 s: name -> lag in ms."""
+        async with _deadline():
+            entries = await self._redis.hgetall(WORKERS_KEY)
+        found = {bytes(name).decode(): _decode_at_work(entry) for name, entry in entries.items()}  # type: ignore[arg-type]
+        oldest = time.time() - WORKER_STALE_S
+        return {name: one.lag_ms for name, one in found.items() if one.at >= oldest}
 
     async def sweep_connections(self) -> int:
         """Remove the connections of API processes that died; how many."""

@@ -10,12 +10,13 @@ import asyncio
 import json
 import os
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nbpulse.errors import NbpulseError, StartupError
+from nbpulse.errors import InvalidInput, NbpulseError, StartupError
 from nbpulse.terminal import answer, describe_error, get_text, say
 
 if TYPE_CHECKING:
@@ -239,6 +240,22 @@ def merge_users(
     say(get_text("users_merged", count=administration.merge_people(_connect(data), keep, drop), keep=keep))
 
 
+@app.command("rebuild-timeseries", **_describe("rebuild", "rebuild-timeseries --from 2026-11-01 --to 2026-12-01"))
+def rebuild_timeseries(
+    start: Annotated[datetime, typer.Option("--from", help=get_text("opt_from"))],
+    end: Annotated[datetime, typer.Option("--to", help=get_text("opt_to"))],
+    data: DataDir = None,
+) -> None:
+    from nbpulse import administration
+
+    # A time without a zone is this machine's.
+    window = start.astimezone(), end.astimezone()
+    if window[0] >= window[1]:
+        raise InvalidInput("NB-3081", start=window[0].isoformat(), end=window[1].isoformat())
+    count, refused = administration.rebuild_timeseries(_connect(data), *window)
+    say(get_text("rebuilt", count=count, refused=refused))
+
+
 @tokens.command("list", **_describe("token_list", "token list"))
 def list_tokens(data: DataDir = None, as_json: Json = False) -> None:
     from nbpulse import administration
@@ -312,6 +329,7 @@ def _connect(data: Path | None, *, is_needed: bool = True) -> Settings:
     if not (os.environ.get("NBPULSE_DATABASE_URL") and os.environ.get("NBPULSE_REDIS_URL")):
         running = _find_running(data)
         names = {"NBPULSE_DATABASE_URL": "admin_database_url", "NBPULSE_REDIS_URL": "redis_url"}
+        names["NBPULSE_INFLUX_URL"] = "influx_url"
         for variable, name in names.items():
             if running.get(name):
                 os.environ.setdefault(variable, running[name])

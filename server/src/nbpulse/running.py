@@ -306,6 +306,5 @@ def _note(running: Running) -> None:
     for program in [*running.apis, *running.workers, *([running.demo] if running.demo else [])]:
         with contextlib.suppress(psutil.NoSuchProcess):
             processes.append([program.pid, psutil.Process(program.pid).create_time()])
-    write_running(
-        running.options.data_dir, described | {"processes": processes, "admin_database_url": running.get_admin_url()}
-    )
+    private = {"admin_database_url": running.get_admin_url(), "influx_url": os.environ.get("NBPULSE_INFLUX_URL")}
+    write_running(running.options.data_dir, described | private | {"processes": processes})

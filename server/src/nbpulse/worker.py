@@ -96,6 +96,7 @@ class Worker:
         self._claim_idle_s = claim_idle_s
         self._to_measure: asyncio.Queue[Recorded] = asyncio.Queue(_MEASURE_QUEUE_MAX)
         self.breaker = _Breaker()
+        self.lag_ms = 0
 
     async def run(self) -> None:
         """Work until `stop`; then finish the batches in hand, within 10 s, and measure what is stored."""
@@ -151,7 +152,10 @@ class Worker:
         metrics.series_debt_batches.set(0)
 
     async def _watch_stream(self) -> None:
-        metrics.stream_backlog_events.set(await self._resources.stream.measure_backlog())
+        backlog = await self._resources.stream.measure_backlog()
+        metrics.stream_backlog_events.set(backlog)
+        if not self.breaker.is_open:
+            await self._resources.cache.note_worker(self._resources.stream.consumer, self.lag_ms if backlog else 0)
 
     async def _repeat(self, name: str, every_s: float, job: Callable[[], Awaitable[object]]) -> None:
         backoff = _Backoff(name)
@@ -267,7 +271,9 @@ class _Lane:
         metrics.worker_events.labels("stored").inc(recorded.stored_count)
         metrics.worker_events.labels("duplicate").inc(recorded.duplicate_count)
         newest = max(event.received_at for event in received)
-        metrics.worker_lag_seconds.set((datetime.now(UTC) - newest).total_seconds())
+        lag_s = max(0.0, (datetime.now(UTC) - newest).total_seconds())
+        metrics.worker_lag_seconds.set(lag_s)
+        self._worker.lag_ms = round(lag_s * 1000)
 
     async def _try_alone(self, delivery: Delivery, event: ReceivedEvent) -> None:
         """

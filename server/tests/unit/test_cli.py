@@ -16,6 +16,7 @@ COMMANDS = [
     "up",
     "demo",
     "rehearse",
+    "rebuild-timeseries",
     "api",
     "worker",
     "migrate",
@@ -87,6 +88,7 @@ def test_what_nobody_foresaw_is_said_in_a_sentence_too_and_shown_in_full_with_de
         (["up", "--tls-cert", "absent.pem", "--tls-key", "absent.pem"], "NB-3020"),
         (["rehearse", "http://127.0.0.1:1"], "NB-3024"),
         (["dead-letters", "show", "no-id"], "NB-3019"),
+        (["rebuild-timeseries", "--from", "2026-11-02", "--to", "2026-11-01"], "NB-3081"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_starts(

@@ -11,7 +11,7 @@ import pytest
 
 from nbpulse import pipeline
 from nbpulse.errors import Unavailable
-from nbpulse.pipeline import Recorded, measure, process_events
+from nbpulse.pipeline import Recorded, RejectedPoint, measure, process_events
 
 
 class Steps:
@@ -34,12 +34,13 @@ class Steps:
     async def publish(self, events: Sequence[Any], states: Sequence[Any]) -> None:
         self._do("publish")
 
-    async def write_points(self, points: Sequence[Any]) -> None:
+    async def write_points(self, points: Sequence[Any]) -> Sequence[RejectedPoint]:
         if self.failing == "hang":
             await asyncio.sleep(60)
         self._do("write")
+        return ()
 
-    async def settle_debt(self, debt_id: UUID) -> None:
+    async def settle_debt(self, debt_id: UUID, rejected: Sequence[RejectedPoint]) -> None:
         assert debt_id == self.debt_id
         self._do("settle")
 

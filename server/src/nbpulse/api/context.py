@@ -10,12 +10,13 @@ import msgspec
 from starlette.requests import HTTPConnection
 
 from nbpulse.api.access import Gate
-from nbpulse.api.ingest import Ingest, Stream
+from nbpulse.api.ingest import Ingest
 from nbpulse.cache import Cache
 from nbpulse.errors import NotFound
 from nbpulse.hub import LiveHub
 from nbpulse.records.people import People, Person
 from nbpulse.records.views import ClassReader
+from nbpulse.stream import EventStream
 from nbpulse.timeseries import TimeSeriesStore
 
 
@@ -30,7 +31,7 @@ class Parts(Protocol):
     """What the API needs of a process's resources (resources.py)."""
 
     @property
-    def stream(self) -> Stream: ...
+    def stream(self) -> EventStream: ...
     @property
     def cache(self) -> Cache: ...
     @property
@@ -50,6 +51,7 @@ class Context:
     """One running API."""
 
     options: ApiOptions
+    stream: EventStream
     cache: Cache
     people: People
     classes: ClassReader
@@ -66,6 +68,7 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
     gate = Gate(parts.people, options.public_url)
     return Context(
         options=options,
+        stream=parts.stream,
         cache=parts.cache,
         people=parts.people,
         classes=parts.classes,

@@ -1,4 +1,8 @@
-"""How this process is: alive, ready, and its metrics. Round trips are real; versions and addresses are not told."""
+"""How this nbpulse is: alive, ready, every store and the worker, and its metrics.
+
+Round trips are real and bounded to 1 s, also when a server hangs; versions, addresses and reasons are not told: the
+code says what to do, `nbpulse doctor` the rest.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,7 @@ from nbpulse.errors import Unavailable
 
 router = APIRouter()
 _CHECK_LIMIT_S: Final = 1.0
+HEALTHY: Final = frozenset({"healthy", "disabled"})
 
 
 @router.get("/health/live")
@@ -32,18 +37,18 @@ async def show_ready(request: Request) -> Response:
 
     The database may be away meanwhile ("degraded"): events are kept in the stream.
     """
-    health = await check_health(get_context(request))
+    health = await check_database_health(get_context(request))
     if get_context(request).is_stopping:
         raise Unavailable("NB-2004")
-    if health["checks"]["redis"]["status"] != "healthy":
+    if health["redis"]["status"] != "healthy":
         raise Unavailable("NB-2001")
     return answer(health)
 
 
 @router.get("/health")
 async def show_health(request: Request) -> Response:
-    """Every store with its measured response time, and the promise that holds for accepted events."""
-    return answer(await check_health(get_context(request)))
+    """Every store with its measured `response_time` in ms, the worker's lag, and the promise for accepted events."""
+    return answer(await check_database_health(get_context(request)))
 
 
 @router.get("/metrics")
@@ -52,22 +57,60 @@ async def show_metrics() -> Response:
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
-async def check_health(context: Context) -> dict[str, Any]:
-    """One round trip to each store, at the same time, each within 1 s."""
-    postgresql, redis = await asyncio.gather(_measure(context.people.check()), _measure(context.cache.check()))
-    is_healthy = postgresql["status"] == redis["status"] == "healthy"
-    return {
-        "status": "healthy" if is_healthy else "degraded",
-        "promise": context.promise,
-        "checks": {"postgresql": postgresql, "redis": redis},
-    }
+async def check_database_health(context: Context) -> dict[str, Any]:
+    """
+    One round trip to each store, all at the same time, each within 1 s; status `healthy | unhealthy | disabled`.
+
+    The whole is `healthy` when every part is (or is not configured), else `degraded`.
+    """
+    postgresql, influxdb, redis, worker = await asyncio.gather(
+        check_postgres_connection(context),
+        check_influx_connection(context),
+        check_redis_connection(context),
+        check_worker(context),
+    )
+    parts = {"postgresql": postgresql, "influxdb": influxdb, "redis": redis, "worker": worker}
+    is_healthy = all(part["status"] in HEALTHY for part in parts.values())
+    return {"status": "healthy" if is_healthy else "degraded", "promise": context.promise, **parts}
 
 
-async def _measure(check: Awaitable[None]) -> dict[str, Any]:
+async def check_postgres_connection(context: Context) -> dict[str, Any]:
+    """The ledger's server."""
+    return await _measure(context.people.check(), "NB-2003")
+
+
+async def check_influx_connection(context: Context) -> dict[str, Any]:
+    """The time series' own server; `disabled` where PostgreSQL keeps them."""
+    if not context.series.has_server:
+        return {"status": "disabled"}
+    return await _measure(context.series.check(), "NB-2005")
+
+
+async def check_redis_connection(context: Context) -> dict[str, Any]:
+    """The server of stream, cache and live wire."""
+    return await _measure(context.cache.check(), "NB-2001")
+
+
+async def check_worker(context: Context) -> dict[str, Any]:
+    """Workers that were at work in the last 5 s, how far behind the last of them is, and what waits in the stream."""
+    try:
+        async with asyncio.timeout(_CHECK_LIMIT_S):
+            workers, backlog = await asyncio.gather(context.cache.read_workers(), context.stream.measure_backlog())
+    except (Unavailable, TimeoutError):
+        return {"status": "unhealthy", "error": "NB-2001"}
+    status = {"count": len(workers), "lag_ms": max(workers.values(), default=None), "backlog": backlog}
+    return {"status": "healthy", **status} if workers else {"status": "unhealthy", "error": "NB-2006", **status}
+
+
+async def _measure(check: Awaitable[None], code: str) -> dict[str, Any]:
     started = time.perf_counter()
     try:
         async with asyncio.timeout(_CHECK_LIMIT_S):
             await check
-    except (Unavailable, TimeoutError) as error:
-        return {"status": "unhealthy", "code": getattr(error, "code", "NB-2003")}
-    return {"status": "healthy", "response_time": round(time.perf_counter() - started, 6)}
+    except (Unavailable, TimeoutError):
+        return {"status": "unhealthy", "response_time": _count_ms(started), "error": code}
+    return {"status": "healthy", "response_time": _count_ms(started)}
+
+
+def _count_ms(started: float) -> float:
+    return round((time.perf_counter() - started) * 1000, 3)

@@ -25,6 +25,7 @@ from nbpulse.pipeline import CellExecutionPoint, Recorded, RejectedPoint
 from nbpulse.records import learners, sessions
 from nbpulse.records.learners import StateKey
 from nbpulse.records.notebooks import CourseNotebook, NotebookDirectory
+from nbpulse.records.points import make_point, set_aside
 from nbpulse.shards import get_shard_number
 
 UNAVAILABLE = (
@@ -76,10 +77,6 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING
 """
 # Requests and withdrawals may arrive in any order: a request ends with the first withdrawal after it in the ledger,
 # worked out anew each time; what a member of staff closed stays closed.
-_SET_ASIDE = """
-INSERT INTO series_rejects (user_id, shard, time_ns, reason) VALUES ($1, $2, $3, $4)
-ON CONFLICT (user_id, shard, time_ns) DO UPDATE SET reason = excluded.reason, at = now()
-"""
 _CLOSE_HELP = """
 UPDATE help_requests h SET closed_at = (
     SELECT min(c.occurred_at) FROM events c
@@ -195,8 +192,7 @@ class PostgresLedger:
         try:
             async with self._pool.acquire(timeout=5) as connection, connection.transaction():
                 if rejected:
-                    rows = [(one.user_id, get_shard_number(one.user_id), one.time_ns, one.reason) for one in rejected]
-                    await connection.executemany(_SET_ASIDE, rows)
+                    await set_aside(connection, rejected)
                 await connection.execute("DELETE FROM series_debt WHERE id = $1", debt_id)
         except UNAVAILABLE as error:
             raise Unavailable("NB-2003") from error
@@ -242,7 +238,7 @@ class PostgresLedger:
         await sessions.record_sessions(connection, session_items)
         states |= await self._fold_states(connection, new, states)
         cells = await self._record_cells(connection, items, new)
-        points = tuple(_make_point(item) for item in items if item.event.event_type == "cell_execution")
+        points = tuple(_measure(item) for item in items if item.event.event_type == "cell_execution")
         return Recorded(
             states=tuple(
                 msgspec.structs.replace(state, cells=tuple(cells.get(key, ()))) for key, state in states.items()
@@ -374,22 +370,8 @@ async def _note_debt(connection: asyncpg.Connection, points: tuple[CellExecution
     return debt_id
 
 
-def _make_point(item: _Item) -> CellExecutionPoint:
-    event, data = item.event, item.event.data
-    has_error = data.get("status") == "error"
-    message = None
-    if has_error:
-        name = str(data.get("error_name") or "Error")
-        message = f"{name}: {classroom.normalise_message(name, str(data.get('error_message') or ''))}"[:200]
-    duration_ms = data.get("execution_duration_ms")
-    return CellExecutionPoint(
-        user_id=event.user_id,
-        time_ns=round(item.occurred_at.timestamp() * 1000) * 1_000_000 + item.ordinal % 1_000_000,
-        notebook_path=item.notebook.path if item.notebook else "",
-        cell_index=event.cell_index,
-        event_type=event.event_type,
-        execution_duration_ms=None if duration_ms is None else float(duration_ms),
-        has_error=has_error,
-        error_message=message,
-        execution_count=data.get("execution_count"),
+def _measure(item: _Item) -> CellExecutionPoint:
+    event, path = item.event, item.notebook.path if item.notebook else ""
+    return make_point(
+        event.user_id, item.occurred_at, item.ordinal, path=path, cell_index=event.cell_index, data=event.data
     )

@@ -135,6 +135,11 @@ class EventStream:
         self._backlog_task: asyncio.Task[None] | None = None
         self._generation: bytes | None = None
 
+    @property
+    def consumer(self) -> str:
+        """This process's name in the group."""
+        return self._consumer.decode()
+
     async def close(self) -> None:
         """Close every connection; entries in hand stay pending for this consumer."""
         await self._appender.close()

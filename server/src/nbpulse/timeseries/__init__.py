@@ -59,6 +59,12 @@ class Percentiles(msgspec.Struct, frozen=True):
 class TimeSeriesStore(Protocol):
     """What the worker writes and the board's charts read. `user_ids` narrows to those people; None = everybody."""
 
+    has_server: bool
+    """Whether the store is a server of its own, apart from PostgreSQL."""
+
+    async def check(self) -> None:
+        """One round trip. Raises Unavailable (NB-2005)."""
+
     async def write_points(self, points: Sequence[CellExecutionPoint]) -> Sequence[RejectedPoint]:
         """
         Write points; the same (user_id, time_ns) again overwrites itself. Raises Unavailable (NB-2005).

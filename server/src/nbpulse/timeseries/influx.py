@@ -72,7 +72,7 @@ async def open_influx(
 class InfluxTimeSeries:
     """`timeseries.TimeSeriesStore` on InfluxDB."""
 
-    name: Final = "influxdb"
+    has_server = True
 
     def __init__(
         self,

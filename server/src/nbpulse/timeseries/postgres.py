@@ -111,8 +111,14 @@ _encode = msgspec.json.Encoder().encode
 class PostgresTimeSeries:
     """`timeseries.TimeSeriesStore` on the schema `timeseries`."""
 
+    has_server = False
+
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
+
+    async def check(self) -> None:
+        """One round trip. Raises Unavailable (NB-2005)."""
+        await self._fetch("check", "SELECT 1")
 
     async def write_points(self, points: Sequence[CellExecutionPoint]) -> Sequence[RejectedPoint]:
         """Write points and mark their minutes stale, in one transaction; refuses none. Raises Unavailable (NB-2005)."""
