@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -26,6 +26,7 @@ CONNECTION_STALE_S: Final = 90
 WORKERS_KEY: Final = "nbpulse:workers"
 WORKER_STALE_S: Final = 5
 _DEADLINE_S: Final = 1.0
+_MAKING_S: Final = 2.0
 
 _encode = msgspec.json.Encoder().encode
 
@@ -145,6 +146,36 @@ class Cache:
         found = {bytes(name).decode(): _decode_at_work(entry) for name, entry in entries.items()}  # type: ignore[arg-type]
         oldest = time.time() - WORKER_STALE_S
         return {name: one.lag_ms for name, one in found.items() if one.at >= oldest}
+
+    async def get_or_make(self, key: str, life_s: int, make: Callable[[], Awaitable[bytes]]) -> bytes:
+        """
+        What is cached under `key`, else what `make` makes, kept for `life_s`. Raises what `make` raises.
+
+        Of many who miss at once one makes it and the others wait for up to 2 s. Without the server, everybody makes it
+        for themselves: it is a cache.
+        """
+        lock = f"{key}:lock"
+        try:
+            deadline = time.monotonic() + _MAKING_S
+            while time.monotonic() < deadline:
+                async with _deadline():
+                    cached = await self._redis.get(key)
+                    if cached is not None:
+                        return bytes(cached)  # type: ignore[arg-type]
+                    if await self._redis.set(lock, b"1", nx=True, px=round(_MAKING_S * 1000)):
+                        break
+                await asyncio.sleep(0.02)
+            made = await make()
+            async with _deadline():
+                pipe = self._redis.pipeline(transaction=False)
+                pipe.set(key, made, ex=life_s)
+                pipe.delete(lock)
+                await pipe.execute()
+        except Unavailable as error:
+            if error.code != "NB-2001":
+                raise
+            made = await make()
+        return made
 
     async def sweep_connections(self) -> int:
         """Remove the connections of API processes that died; how many."""

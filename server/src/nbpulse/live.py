@@ -6,7 +6,9 @@ next state or by the hub's look at PostgreSQL; the specification's channels carr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
@@ -25,6 +27,14 @@ _CHANNEL_DATA: Final = ("status", "execution_duration_ms", "has_error", "error_n
 # One command and one argument per channel instead of one per event: 500 events cost the worker 1 ms, not 10.
 _PUBLISH: Final = "for _, one in ipairs(cmsgpack.unpack(ARGV[2])) do redis.call('PUBLISH', ARGV[1], one) end return 1"
 
+# The specification's two caches (cache.py reads them and makes them anew): value and expiry in one step.
+SESSION_LIFE_S: Final = 3_600
+SUMMARY_LIFE_S: Final = 300
+_NOTE_SESSIONS: Final = (
+    "for _, one in ipairs(cmsgpack.unpack(ARGV[1])) do redis.call('SET', one[1], one[2], 'EX', ARGV[2]) end return 1"
+)
+SUMMARY_STALE_S: Final = 5.0
+
 _encode = msgspec.json.Encoder().encode
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -34,11 +44,29 @@ def name_live_channel(course_id: str) -> str:
     return f"nbpulse:live:{course_id}"
 
 
+def name_session(user_id: str) -> str:
+    """The specification's `session:<user_id>`."""
+    return f"session:{user_id}"
+
+
+def name_summary(notebook_id: str) -> str:
+    """The specification's `class_summary:<notebook_id>`."""
+    return f"class_summary:{notebook_id}"
+
+
+def encode_session(notebook_id: str | None, last_activity_ms: int | None) -> bytes:
+    """The value of `session:<user_id>`; None, None for somebody who has not begun."""
+    last_activity = None if last_activity_ms is None else datetime.fromtimestamp(last_activity_ms / 1000, UTC)
+    return _encode({"current_notebook": notebook_id, "last_activity": last_activity})
+
+
 class LivePublisher:
     """Publishes what a batch changed, as `pipeline.Publisher`."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        # When each notebook's summary was last thrown away: in a busy class not with every batch.
+        self._summaries: dict[str, float] = {}
 
     async def publish(self, events: Sequence[ReceivedEvent], states: Sequence[LearnerState]) -> None:
         """Tell the boards the new states and the specification's channels each event. Raises Unavailable (NB-2001)."""
@@ -48,10 +76,26 @@ class LivePublisher:
         for channel, messages in _encode_events(events).items():
             if messages:
                 pipe.eval(_PUBLISH, 0, channel, _pack([one.decode() for one in messages]))
+        if states:
+            sessions = [
+                (name_session(one.user_id), encode_session(one.notebook_id, one.last_activity_ms).decode())
+                for one in states
+            ]
+            pipe.eval(_NOTE_SESSIONS, 0, _pack(sessions), SESSION_LIFE_S)
+        if stale := self._find_stale_summaries(states):
+            pipe.delete(*stale)
         try:
             await pipe.execute()
         except (RedisError, OSError, TimeoutError) as error:
             raise Unavailable("NB-2001") from error
+
+    def _find_stale_summaries(self, states: Iterable[LearnerState]) -> list[str]:
+        """Keys of the summaries these states change, those left out that were thrown away in the last 5 s."""
+        now = time.monotonic()
+        self._summaries = {name: at for name, at in self._summaries.items() if now - at < SUMMARY_STALE_S}
+        changed = {cell.notebook_id for state in states for cell in state.cells} - self._summaries.keys()
+        self._summaries |= dict.fromkeys(changed, now)
+        return [name_summary(notebook_id) for notebook_id in changed]
 
 
 def _encode_states(events: Sequence[ReceivedEvent], states: Sequence[LearnerState]) -> dict[str, bytes]:

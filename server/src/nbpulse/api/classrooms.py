@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
+import msgspec
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
@@ -15,6 +16,7 @@ from nbpulse.api.joining import answer
 from nbpulse.cache import TICKET_LIFE_S, Ticket
 from nbpulse.classroom import HelpRequest
 from nbpulse.errors import AccessDenied
+from nbpulse.live import SESSION_LIFE_S, SUMMARY_LIFE_S, encode_session, name_session, name_summary
 from nbpulse.records.people import Person
 from nbpulse.timeseries import Window
 
@@ -27,6 +29,35 @@ async def show_live(request: Request, course_id: str, notebook: str | None = Non
     notebook_id = parse_id(notebook) if notebook else None
     view = await get_context(request).hub.open_view(parse_id(course_id), notebook_id)
     return Response(view.encode_snapshot(), 200, {"Cache-Control": "no-store"}, "application/json")
+
+
+@router.get("/courses/{course_id}/notebooks/{notebook_id}/summary")
+async def show_summary(request: Request, course_id: str, notebook_id: str) -> Response:
+    """
+    A notebook's class in numbers: `total_students`, `started_students`, `active_students` (15 minutes), `total_cells`,
+    `avg_progress` (0..1). At most some seconds old while the class works, 5 minutes otherwise.
+    """
+    context, course, notebook = get_context(request), parse_id(course_id), parse_id(notebook_id)
+
+    async def make() -> bytes:
+        return msgspec.json.encode(await context.classes.summarise_class(course, notebook))
+
+    # The key does not name the course: who may see one course must not read another's numbers by its notebook's id.
+    await context.classes.check_notebook(course, notebook)
+    body = await context.cache.get_or_make(name_summary(str(notebook)), SUMMARY_LIFE_S, make)
+    return Response(body, 200, {"Cache-Control": "no-store"}, "application/json")
+
+
+@router.get("/me/session")
+async def show_session(request: Request) -> Response:
+    """What the student who asks worked in last (`current_notebook`: its id) and when (`last_activity`)."""
+    context, person = get_context(request), get_person(request)
+
+    async def make() -> bytes:
+        return encode_session(*await context.classes.find_session(person.user_id))
+
+    body = await context.cache.get_or_make(name_session(str(person.user_id)), SESSION_LIFE_S, make)
+    return Response(body, 200, {"Cache-Control": "no-store"}, "application/json")
 
 
 @router.post("/courses/{course_id}/tickets", status_code=201)

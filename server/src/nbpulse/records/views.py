@@ -76,6 +76,24 @@ FROM learner_cells WHERE notebook_id = $1 AND ($2::uuid[] IS NULL OR user_id = A
 """
 
 
+# Progress of a student: distinct cells of the course notebook whose last run was ok, of all of them.
+_SUMMARY = f"""
+WITH wanted AS ({_COLUMNS}),
+done AS (
+    SELECT c.user_id, count(*) FILTER (WHERE c.last_status = 'ok') AS completed, max(c.last_at) AS last_at
+    FROM learner_cells c JOIN wanted w USING (cell_id) JOIN enrolments e
+        ON e.user_id = c.user_id AND e.course_id = $2 AND e.role = 'student'
+    WHERE c.notebook_id = $1 GROUP BY c.user_id
+)
+SELECT (SELECT count(*) FROM enrolments WHERE course_id = $2 AND role = 'student') AS total_students,
+    (SELECT count(*) FROM done) AS started_students,
+    (SELECT count(*) FROM done WHERE last_at > now() - interval '15 minutes') AS active_students,
+    (SELECT count(*) FROM wanted) AS total_cells,
+    (SELECT coalesce(sum(completed), 0) FROM done) AS completed_cells
+FROM notebooks WHERE id = $1 AND course_id = $2
+"""  # noqa: S608 - constants
+
+
 class ClassReader:
     """Reads classes from PostgreSQL. Every method raises Unavailable (NB-2003) when it is away."""
 
@@ -135,6 +153,45 @@ class ClassReader:
                 course_id,
             )
         return read_state(row, self._seal).help if row else HelpRequest()
+
+    async def summarise_class(self, course_id: UUID, notebook_id: UUID) -> dict[str, Any]:
+        """
+        A notebook's class in numbers; `avg_progress` is 0..1 over all students, also those who have not begun.
+
+        Raises NotFound (NB-1201): no such notebook in the course.
+        """
+        async with self._people.connect("class_summary") as connection:
+            row = await connection.fetchrow(_SUMMARY, notebook_id, course_id)
+        if row is None:
+            raise NotFound("NB-1201")
+        whole = row["total_students"] * row["total_cells"]
+        counts = ("total_students", "started_students", "active_students", "total_cells")
+        return {
+            **{name: int(row[name]) for name in counts},
+            "avg_progress": round(int(row["completed_cells"]) / whole, 4) if whole else 0.0,
+        }
+
+    async def check_notebook(self, course_id: UUID, notebook_id: UUID) -> None:
+        """Raises NotFound (NB-1201) when the course has no such notebook."""
+        async with self._people.connect("check_notebook") as connection:
+            if not await connection.fetchval(
+                "SELECT true FROM notebooks WHERE id = $1 AND course_id = $2", notebook_id, course_id
+            ):
+                raise NotFound("NB-1201")
+
+    async def find_session(self, user_id: UUID) -> tuple[str | None, int | None]:
+        """The notebook a student worked in last, and the last activity in ms since 1970; None, None for none yet."""
+        async with self._people.connect("find_session") as connection:
+            row = await connection.fetchrow(
+                "SELECT notebook_id, last_activity_at FROM learner_states WHERE user_id = $1 AND shard = $2"
+                " ORDER BY last_activity_at DESC NULLS LAST LIMIT 1",
+                user_id,
+                get_shard_number(user_id),
+            )
+        if row is None or row["last_activity_at"] is None:
+            return None, None
+        notebook_id = str(row["notebook_id"]) if row["notebook_id"] else None
+        return notebook_id, round(row["last_activity_at"].timestamp() * 1000)
 
     async def list_students(self, course_id: UUID) -> list[UUID]:
         """The ids of the course's students."""
