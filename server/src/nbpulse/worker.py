@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import traceback
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,8 +23,9 @@ import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from nbpulse import events, metrics
-from nbpulse.errors import NbpulseError, PoisonEvent, Unavailable
+from nbpulse.errors import PoisonEvent, Unavailable
 from nbpulse.events import ReceivedEvent
+from nbpulse.patience import Backoff, Breaker, sleep_until
 from nbpulse.pipeline import Recorded, measure, process_events
 from nbpulse.records.dead_letters import DeadLetters
 from nbpulse.resources import Resources
@@ -45,48 +45,6 @@ _Decoded = tuple[Delivery, ReceivedEvent]
 _log = structlog.get_logger(__name__)
 
 
-class _Backoff:
-    """Waits 0.1 s to 2 s between tries at something that is away; says so once, and once that it is back."""
-
-    def __init__(self, part: str) -> None:
-        self._part = part
-        self._delay_s = 0.0
-
-    def reset(self) -> None:
-        """It answered."""
-        if self._delay_s:
-            _log.info("worker.back", part=self._part)
-            self._delay_s = 0.0
-
-    async def wait(self, error: Unavailable, stop: asyncio.Event) -> None:
-        """It did not: wait before the next try, not longer than until `stop`."""
-        if not self._delay_s:
-            cause = error.__cause__ or error
-            detail = f"{type(cause).__name__}: {cause}"[:200]
-            _log.warning("worker.waiting", part=self._part, code=error.code, detail=detail)
-        self._delay_s = min(2.0, self._delay_s * 2 or 0.1)
-        await _sleep(self._delay_s, stop)
-
-
-class _Breaker:
-    """Opens when so many entries fail that the fault must be ours: 50 in a row, or over 10 % of the last 100..1,000."""
-
-    def __init__(self) -> None:
-        self._failures: deque[bool] = deque(maxlen=1_000)
-        self._in_row = 0
-        self.is_open = False
-
-    def note(self, count: int, *, failed: bool) -> None:
-        """`count` entries ended well, or did not."""
-        self._failures.extend([failed] * min(count, 1_000))
-        self._in_row = self._in_row + count if failed else 0
-        seen, failures = len(self._failures), sum(self._failures)
-        if not self.is_open and (self._in_row >= 50 or (seen >= 100 and failures > seen * 0.1)):
-            self.is_open = True
-            error = NbpulseError("NB-4003", failed=failures, seen=seen)
-            _log.error("worker.breaker_open", code=error.code, title=error.title("en"), todo=error.todo("en"))
-
-
 class Worker:
     """One worker process at work: two lanes, the measuring behind them and the periodic jobs."""
 
@@ -95,7 +53,7 @@ class Worker:
         self._stop = stop
         self._claim_idle_s = claim_idle_s
         self._to_measure: asyncio.Queue[Recorded] = asyncio.Queue(_MEASURE_QUEUE_MAX)
-        self.breaker = _Breaker()
+        self.breaker = Breaker()
         self.lag_ms = 0
 
     async def run(self) -> None:
@@ -158,8 +116,8 @@ class Worker:
             await self._resources.cache.note_worker(self._resources.stream.consumer, self.lag_ms if backlog else 0)
 
     async def _repeat(self, name: str, every_s: float, job: Callable[[], Awaitable[object]]) -> None:
-        backoff = _Backoff(name)
-        while not await _sleep(every_s, self._stop):
+        backoff = Backoff(name)
+        while not await sleep_until(every_s, self._stop):
             try:
                 await job()
                 backoff.reset()
@@ -184,7 +142,7 @@ class _Lane:
         self._claim_idle_s = claim_idle_s
         self._claim_at = 0.0
         self._took_at = 0.0
-        self._backoff = _Backoff(f"{lane} lane")
+        self._backoff = Backoff(f"{lane} lane")
         # Suspects this process has begun to try, with how often others died of them before.
         self._deaths: dict[tuple[bytes, bytes], int] = {}
 
@@ -337,16 +295,6 @@ def _describe(error: Exception) -> str:
     return f"{type(error).__name__}{place}"
 
 
-async def _sleep(delay_s: float, stop: asyncio.Event) -> bool:
-    """Sleep, but not longer than until `stop`; whether it is set."""
-    try:
-        async with asyncio.timeout(delay_s):
-            await stop.wait()
-    except TimeoutError:
-        return False
-    return True
-
-
 async def run(
     resources: Resources,
     stop: asyncio.Event,
@@ -365,7 +313,7 @@ async def run(
     async with server:
         if announce is not None:
             announce(server.sockets[0].getsockname()[1])
-        backoff = _Backoff("stream")
+        backoff = Backoff("stream")
         while not stop.is_set():
             try:
                 await resources.stream.ensure_groups()

@@ -5,12 +5,13 @@ import asyncio
 import pytest
 
 from nbpulse.errors import Unavailable
+from nbpulse.patience import Backoff, Breaker
 from nbpulse.stream import Delivery
-from nbpulse.worker import _Backoff, _Breaker, _describe, _sort
+from nbpulse.worker import _describe, _sort
 
 
 def test_a_few_bad_entries_among_many_good_ones_keep_the_breaker_closed() -> None:
-    breaker = _Breaker()
+    breaker = Breaker()
     for _ in range(100):
         breaker.note(10, failed=False)
         breaker.note(1, failed=True)
@@ -18,7 +19,7 @@ def test_a_few_bad_entries_among_many_good_ones_keep_the_breaker_closed() -> Non
 
 
 def test_fifty_bad_entries_in_a_row_open_it_however_many_were_good_before() -> None:
-    breaker = _Breaker()
+    breaker = Breaker()
     breaker.note(5_000, failed=False)
     for _ in range(49):
         breaker.note(1, failed=True)
@@ -28,7 +29,7 @@ def test_fifty_bad_entries_in_a_row_open_it_however_many_were_good_before() -> N
 
 
 def test_more_than_a_tenth_of_at_least_a_hundred_opens_it() -> None:
-    breaker = _Breaker()
+    breaker = Breaker()
     for _ in range(9):
         breaker.note(8, failed=False)
         breaker.note(2, failed=True)
@@ -45,8 +46,8 @@ async def test_waiting_grows_from_a_tenth_of_a_second_to_two_and_starts_anew(mon
         waits.append(delay_s)
         return False
 
-    monkeypatch.setattr("nbpulse.worker._sleep", note)
-    backoff, stop = _Backoff("events lane"), asyncio.Event()
+    monkeypatch.setattr("nbpulse.patience.sleep_until", note)
+    backoff, stop = Backoff("events lane"), asyncio.Event()
     for _ in range(7):
         await backoff.wait(Unavailable("NB-2003"), stop)
     assert waits == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0]
@@ -58,7 +59,7 @@ async def test_waiting_grows_from_a_tenth_of_a_second_to_two_and_starts_anew(mon
 async def test_waiting_ends_when_the_worker_is_to_stop() -> None:
     stop = asyncio.Event()
     stop.set()
-    backoff = _Backoff("events lane")
+    backoff = Backoff("events lane")
     async with asyncio.timeout(1):
         for _ in range(20):
             await backoff.wait(Unavailable("NB-2003"), stop)

@@ -25,6 +25,7 @@ from nbpulse.errors import Unavailable
 from nbpulse.shards import SHARD_COUNT, get_shard_key
 from nbpulse.stream.appender import Appender, Entry
 from nbpulse.stream.link import ANSWER_DEADLINE_S, Command, Link, pair_answer
+from nbpulse.stream.scripts import ACK, MEASURE, SUSPECT, TRIM
 
 Lane = Literal["events", "help"]
 Promise = Literal["power", "process", "memory"]
@@ -41,64 +42,6 @@ STREAM_KEYS: Final[dict[Lane, tuple[bytes, ...]]] = {
     lane: tuple(f"nbpulse:{lane}:{{shard_{number}}}".encode() for number in range(SHARD_COUNT)) for lane in LANES
 }
 _ALL_KEYS: Final = tuple(key for lane in LANES for key in STREAM_KEYS[lane])
-# One question for all streams instead of some for each: the work is the server's, in C, and the answer two numbers.
-_MEASURE: Final = b"""
-local waiting, pending = 0, 0
-for _, key in ipairs(KEYS) do
-    local groups, mine = redis.pcall('XINFO', 'GROUPS', key), false
-    for _, group in ipairs(groups.err and {} or groups) do
-        local fact = {}
-        for i = 1, #group, 2 do fact[group[i]] = group[i + 1] end
-        if fact['name'] == ARGV[1] then
-            -- The server does not always know its lag (nil after XDEL): the length bounds it.
-            mine = true
-            pending = pending + fact['pending']
-            waiting = waiting + (fact['lag'] or math.max(0, redis.call('XLEN', key) - fact['pending']))
-        end
-    end
-    if not mine then waiting = waiting + redis.call('XLEN', key) end
-end
-return {waiting, pending}
-"""
-# Removes what lies before every group's place and before our oldest pending entry, in one step that nobody can part.
-_TRIM: Final = b"""
-local function parse(id) local ms, n = string.match(id, '(%d+)-(%d+)'); return tonumber(ms), tonumber(n) end
-local left = {}
-for _, key in ipairs(KEYS) do
-    local groups, ms, n = redis.pcall('XINFO', 'GROUPS', key), nil, nil
-    local function keep(id, step)
-        local id_ms, id_n = parse(id)
-        if ms == nil or id_ms < ms or (id_ms == ms and id_n + step < n) then ms, n = id_ms, id_n + step end
-    end
-    for _, group in ipairs(groups.err and {} or groups) do
-        local fact = {}
-        for i = 1, #group, 2 do fact[group[i]] = group[i + 1] end
-        keep(fact['last-delivered-id'], 1)
-        local oldest = redis.call('XPENDING', key, fact['name'])[2]
-        if oldest then
-            keep(oldest, 0)
-            left[#left + 1] = key
-        end
-    end
-    if ms ~= nil then redis.call('XTRIM', key, 'MINID', string.format('%.0f-%.0f', ms, n)) end
-end
-return left
-"""
-# Each stream's ids come in one argument, with spaces between.
-_ACK: Final = b"""
-for i, key in ipairs(KEYS) do
-    for id in string.gmatch(ARGV[i], '%S+') do redis.call('XACK', key, ARGV[#ARGV], id) end
-end
-return #KEYS
-"""
-# Only its present owner may count a try; doing so begins its time in hand anew, so that nobody takes it meanwhile.
-_SUSPECT: Final = b"""
-local entry = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)[1]
-if not entry or entry[2] ~= ARGV[2] then return -1 end
-redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3], 'JUSTID')
-return redis.call('HINCRBY', KEYS[2], ARGV[4], 1) - 1
-"""
-
 _log = structlog.get_logger(__name__)
 
 
@@ -197,7 +140,7 @@ class EventStream:
         return (await self._measure())[1]
 
     async def _measure(self) -> list[int]:
-        counts: list[int] = await self._run_script(_MEASURE, _ALL_KEYS, [GROUP])
+        counts: list[int] = await self._run_script(MEASURE, _ALL_KEYS, [GROUP])
         return counts
 
     async def _run_script(self, script: bytes, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Any:
@@ -305,7 +248,7 @@ class EventStream:
         ids: dict[bytes, list[bytes]] = {}
         for one in done:
             ids.setdefault(one.stream, []).append(one.entry_id)
-        await self._run_script(_ACK, list(ids), [*(b" ".join(some) for some in ids.values()), GROUP])
+        await self._run_script(ACK, list(ids), [*(b" ".join(some) for some in ids.values()), GROUP])
         self._touched.update(ids)
 
     async def suspect(self, delivery: Delivery) -> int | None:
@@ -315,7 +258,7 @@ class EventStream:
         None: another worker has taken it over (the wait for its turn was long), or it is done; nothing was noted.
         """
         arguments = [GROUP, self._consumer, delivery.entry_id, _name_suspect(delivery)]
-        count: int = await self._run_script(_SUSPECT, [delivery.stream, SUSPECTS_KEY], arguments)
+        count: int = await self._run_script(SUSPECT, [delivery.stream, SUSPECTS_KEY], arguments)
         return None if count < 0 else count
 
     async def trim(self) -> None:
@@ -324,7 +267,7 @@ class EventStream:
             return
         keys, self._touched = sorted(self._touched), set()
         try:
-            self._touched.update(await self._run_script(_TRIM, keys, []))
+            self._touched.update(await self._run_script(TRIM, keys, []))
         except Unavailable:
             self._touched.update(keys)
             raise
