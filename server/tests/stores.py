@@ -17,7 +17,7 @@ from nbpulse.resources import Resources, open_resources
 from nbpulse.settings import Settings
 
 WORKER_PASSWORD = "worker-of-the-tests"
-_KEY = make_key().decode()
+KEY = make_key().decode()
 _numbers = itertools.count()
 
 
@@ -42,7 +42,7 @@ def make_settings(
         worker_database_url=f"postgresql://nbpulse_worker:{WORKER_PASSWORD}@{database_url.rpartition('@')[2]}",
         redis_url=redis_url,
         influx_url=influx_url,
-        encryption_keys=_KEY,
+        encryption_keys=KEY,
         worker_name=worker,
         promise="memory",
     )

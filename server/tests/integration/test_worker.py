@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+import stores as test_stores
 from nbpulse import events, worker
 from nbpulse.embedded import EmbeddedValkey
 from nbpulse.errors import Unavailable
@@ -313,9 +314,12 @@ async def send(stream: EventStream, batch: Sequence[ReceivedEvent]) -> None:
 WORKER = """
 import asyncio, os, random, signal, sys
 sys.path.insert(0, {tests!r})
+import stores
 from stores import open_stores
 from nbpulse import worker
 from nbpulse.stream import EventStream
+
+stores.KEY = {key!r}
 
 ack = EventStream.ack
 
@@ -342,6 +346,7 @@ def start_worker(database_url: str, redis_url: str, name: str, death_ratio: floa
         database_url=database_url,
         redis_url=redis_url,
         name=name,
+        key=test_stores.KEY,
         death_ratio=death_ratio,
     )
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL)
