@@ -163,11 +163,6 @@ async def forget_older_keys(pool: asyncpg.Pool, seal: EncryptedField) -> None:
     await pool.execute("DELETE FROM sealing_keys WHERE key_id <> $1", seal.key_ids[0])
 
 
-async def list_key_ids(pool: asyncpg.Pool) -> list[str]:
-    """The keys that this database needs, by `crypto.identify_key`."""
-    return [row["key_id"] for row in await pool.fetch("SELECT key_id FROM sealing_keys ORDER BY first_used_at")]
-
-
 async def _read_batches(
     connection: asyncpg.Connection, column: SealedColumn, after: list[str] | None
 ) -> AsyncIterator[list[Any]]:
