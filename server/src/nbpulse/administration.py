@@ -16,9 +16,9 @@ from uuid import UUID
 import msgspec
 
 from nbpulse.crypto import EncryptedField
-from nbpulse.directory import hold_directory, read_running
-from nbpulse.embedded import EmbeddedPostgres
+from nbpulse.directory import read_running
 from nbpulse.errors import NotFound, StartupError
+from nbpulse.offline import open_database
 from nbpulse.preparation import DEMO_SHORT_NAME, ensure_course
 from nbpulse.records import merging, points
 from nbpulse.records.courses import Courses
@@ -252,24 +252,9 @@ def remove_demo(data_dir: Path, settings: Settings) -> None:
     running = read_running(data_dir)
     if running is not None and (pid := running["pids"].get("demo")):
         raise StartupError("NB-3025", pid=pid)
-    if settings.database_url:
-        count = asyncio.run(_delete_demo(settings.database_url, settings))
-    else:
-        with hold_directory(data_dir), _start_postgresql(data_dir) as database_url:
-            count = asyncio.run(_delete_demo(database_url, settings))
+    with open_database(data_dir, settings.database_url) as database_url:
+        count = asyncio.run(_delete_demo(database_url, settings))
     say(get_text("demo_removed", count=count) if count is not None else get_text("demo_none"))
-
-
-@contextmanager
-def _start_postgresql(data_dir: Path) -> Iterator[str]:
-    if not (data_dir / "postgresql").exists():
-        raise StartupError("NB-3019", path=data_dir)
-    server = EmbeddedPostgres(data_dir)
-    server.start()
-    try:
-        yield server.url
-    finally:
-        server.stop()
 
 
 async def _delete_demo(database_url: str, settings: Settings) -> int | None:

@@ -229,6 +229,17 @@ def link(data: DataDir = None, as_json: Json = False) -> None:
         say(get_text("link_once"))
 
 
+@app.command("rotate-keys", **_describe("rotate_keys", "rotate-keys --drop-old"))
+def rotate_keys(
+    *,
+    drop_old: Annotated[bool, typer.Option("--drop-old", help=get_text("opt_drop_old"))] = False,
+    data: DataDir = None,
+) -> None:
+    from nbpulse import keys
+
+    keys.rotate_keys(_connect(data, is_needed=False), drop_old=drop_old)
+
+
 @app.command("merge-users", **_describe("merge_users", "merge-users class-12 class-31"))
 def merge_users(
     keep: Annotated[str, typer.Argument(help=get_text("arg_keep"))],

@@ -15,6 +15,7 @@ from nbpulse.errors import StartupError
 from nbpulse.records.courses import Course, Courses
 from nbpulse.records.owner import OwnerPool, is_current, open_owner, set_passwords
 from nbpulse.records.people import People
+from nbpulse.records.sealing import check_keys
 from nbpulse.settings import Settings
 from nbpulse.terminal import get_text
 
@@ -55,12 +56,17 @@ async def ensure_schema(settings: Settings) -> bool:
 
 
 async def prepare(settings: Settings, *, is_demo: bool) -> dict[str, Any]:
-    """Everything `up` has to know before its parts can go on: logins, course, join code, teacher's token and link."""
+    """
+    Everything `up` has to know before its parts can go on: logins, course, join code, teacher's token and link.
+
+    Raises StartupError: like `ensure_schema`, and when the keys do not open what is sealed in the database (NB-3060).
+    """
     await ensure_schema(settings)
     if not settings.database_url:
         raise StartupError("NB-3052", setting="NBPULSE_DATABASE_URL")
     seal = EncryptedField(settings.read_encryption_keys())
     async with open_owner(settings.database_url) as pool:
+        await check_keys(pool, seal)
         course, teacher_id = await (renew_demo_course if is_demo else ensure_course)(pool, seal)
         people = People(pool, seal)
         link_code = await people.create_link(teacher_id)

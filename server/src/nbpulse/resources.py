@@ -23,6 +23,7 @@ from nbpulse.metrics import database_connection_pool
 from nbpulse.records.ledger import PostgresLedger
 from nbpulse.records.notebooks import NotebookDirectory
 from nbpulse.records.people import People
+from nbpulse.records.sealing import check_keys
 from nbpulse.records.views import ClassReader
 from nbpulse.settings import Settings
 from nbpulse.stream import EventStream
@@ -71,7 +72,8 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
     """
     Everything for one process under one database login (`nbpulse_api`, `nbpulse_worker`, `nbpulse_operator`).
 
-    Raises StartupError: a store does not answer (NB-3053, NB-3054), or the stream keeps less than promised (NB-3055).
+    Raises StartupError: a store does not answer (NB-3053, NB-3054), the stream keeps less than promised (NB-3055), or
+    the keys do not open what is sealed in the database (NB-3060).
     """
     if not settings.redis_url:
         raise StartupError("NB-3052", setting="NBPULSE_REDIS_URL")
@@ -81,7 +83,8 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
         client = _make_redis(settings.redis_url)
         stack.push_async_callback(client.aclose)
         database_connection_pool.labels("redis").set(REDIS_POOL_SIZE)
-        seal = EncryptedField(settings.read_encryption_keys())
+        seal = EncryptedField(settings.read_encryption_keys(), key_file=settings.key_file)
+        await _check_keys(pool, seal)
         stream = EventStream(client, consumer=settings.worker_name, backlog_limit=settings.backlog_limit_events)
         stack.push_async_callback(stream.close)
         cache, classes = Cache(client), ClassReader(pool, seal)
@@ -158,6 +161,13 @@ async def _open_pool(url: str, size: int) -> asyncpg.Pool:
         raise StartupError("NB-3053", detail=f"{type(error).__name__}: {error}") from error
     database_connection_pool.labels("postgresql").set(size)
     return pool
+
+
+async def _check_keys(pool: asyncpg.Pool, seal: EncryptedField) -> None:
+    try:
+        await check_keys(pool, seal)
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise StartupError("NB-3053", detail=f"{type(error).__name__}: {error}") from error
 
 
 async def _close_pool(pool: asyncpg.Pool) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -97,13 +98,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """
         The keys that seal people's texts, newest first; the key file is made (0600) at the first start.
 
-        Raises StartupError (NB-3051) when the file cannot be read or made.
+        Raises StartupError: the file cannot be read or made (NB-3051), what is given is no key (NB-3061).
         """
-        if self.encryption_keys:
-            return [key.strip().encode() for key in self.encryption_keys.split(",") if key.strip()]
-        from nbpulse.crypto import make_key  # its import is slow, and not every command needs a key
+        if self.key_file is None:
+            keys = (self.encryption_keys or "").replace(",", " ").split()
+        else:
+            from nbpulse.crypto import make_key  # its import is slow, and not every command needs a key
 
-        return [line.encode() for line in self._read_secret("encryption.key", lambda: make_key().decode()).split()]
+            keys = self._read_secret(self.key_file.name, lambda: make_key().decode()).split()
+        if not keys or not all(re.fullmatch(r"[\w-]{43}=", key, re.ASCII) for key in keys):
+            raise StartupError("NB-3061", place=self.key_file or "NBPULSE_ENCRYPTION_KEYS")
+        return [key.encode() for key in keys]
+
+    @property
+    def key_file(self) -> Path | None:
+        """Where the keys stand; None when they are given in NBPULSE_ENCRYPTION_KEYS."""
+        return None if self.encryption_keys else self.data_dir / "encryption.key"
 
     def make_password(self, login: str) -> str:
         """The password of a login that `migrate` makes: derived from the data directory's secret, never stored."""

@@ -25,6 +25,7 @@ COMMANDS = [
     "token",
     "dead-letters",
     "merge-users",
+    "rotate-keys",
 ]
 SUBCOMMANDS = ["token list", "token revoke", "dead-letters list", "dead-letters show", "dead-letters replay"]
 
