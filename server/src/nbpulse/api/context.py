@@ -14,6 +14,7 @@ from nbpulse.api.ingest import Ingest
 from nbpulse.cache import Cache
 from nbpulse.errors import NotFound
 from nbpulse.hub import LiveHub
+from nbpulse.records.analysis import CourseHistory
 from nbpulse.records.people import People, Person
 from nbpulse.records.views import ClassReader
 from nbpulse.stream import EventStream
@@ -57,6 +58,7 @@ class Context:
     classes: ClassReader
     hub: LiveHub
     series: TimeSeriesStore
+    history: CourseHistory
     promise: str
     gate: Gate
     ingest: Ingest
@@ -74,6 +76,7 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         classes=parts.classes,
         hub=parts.hub,
         series=parts.series,
+        history=CourseHistory(parts.people),
         promise=parts.promise,
         gate=gate,
         ingest=Ingest(gate, parts.stream, parts.cache),

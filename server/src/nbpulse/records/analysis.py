@@ -1,0 +1,131 @@
+"""History for the analyst: the specification's two queries and what else a course's staff ask of it.
+
+Promises: every query is bounded by a course, a window and a limit, and answers with plain rows: columns and values in
+one order for JSON and CSV alike; nothing sealed is opened.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+import msgspec
+
+from nbpulse.errors import NotFound
+from nbpulse.records.people import People
+
+ROWS_MAX: Final = 5_000
+
+_SESSIONS = """
+SELECT ls.id, u.username, ls.user_id, ls.notebook_id, n.path AS notebook_path, ls.started_at, ls.ended_at,
+    ls.total_duration_ms, ls.cell_executions, ls.error_count
+FROM learning_sessions ls JOIN users u ON u.id = ls.user_id LEFT JOIN notebooks n ON n.id = ls.notebook_id
+WHERE ls.course_id = $1 AND ls.started_at >= $2 AND ls.started_at < $3
+    AND ($4::uuid IS NULL OR ls.user_id = $4) AND ($5::uuid IS NULL OR ls.notebook_id = $5)
+    AND ($6::timestamptz IS NULL OR (ls.started_at, ls.id) < ($6, $7::uuid))
+ORDER BY ls.started_at DESC, ls.id DESC LIMIT $8
+"""
+# A cell counts as the course notebook's when it makes a column of the board (records/views.py).
+_PROGRESS = """
+WITH wanted AS (
+    SELECT c.notebook_id, c.cell_id FROM notebook_cells c JOIN notebooks n ON n.id = c.notebook_id
+    WHERE n.course_id = $1 AND ($2::uuid IS NULL OR n.id = $2) AND (c.is_registered OR c.student_count >= greatest(1,
+        least(3, ceil(0.1 * (SELECT count(*) FROM enrolments WHERE course_id = $1 AND role = 'student')))))
+), totals AS (SELECT notebook_id, count(*) AS total FROM wanted GROUP BY notebook_id)
+SELECT u.username, c.user_id, c.notebook_id, n.path AS notebook_path,
+    count(*) FILTER (WHERE c.last_status = 'ok') AS completed_cells, t.total AS total_cells,
+    round(100.0 * count(*) FILTER (WHERE c.last_status = 'ok') / t.total, 2)::float8 AS progress_percentage,
+    max(c.last_at) AS last_activity
+FROM learner_cells c JOIN wanted w USING (notebook_id, cell_id) JOIN totals t USING (notebook_id)
+    JOIN notebooks n ON n.id = c.notebook_id JOIN users u ON u.id = c.user_id
+    JOIN enrolments e ON e.user_id = c.user_id AND e.course_id = $1 AND e.role = 'student'
+GROUP BY u.username, c.user_id, c.notebook_id, n.path, t.total ORDER BY n.path, u.username LIMIT $3
+"""
+_FAILING_CELLS = """
+SELECT c.notebook_id, n.path AS notebook_path, c.cell_id, max(c.cell_index) AS cell_index,
+    sum(c.attempt_count)::bigint AS attempts, sum(c.error_count)::bigint AS errors,
+    count(*) AS students, count(*) FILTER (WHERE c.error_count > 0) AS failing_students,
+    count(*) FILTER (WHERE c.error_count > 0 AND c.last_ok_at IS NULL) AS never_passed_students
+FROM learner_cells c JOIN notebooks n ON n.id = c.notebook_id
+WHERE n.course_id = $1 AND ($2::uuid IS NULL OR n.id = $2)
+GROUP BY c.notebook_id, n.path, c.cell_id HAVING sum(c.error_count) > 0
+ORDER BY failing_students DESC, errors DESC, c.cell_id LIMIT $3
+"""
+_COMMON_ERRORS = """
+SELECT e.error_fingerprint AS fingerprint, min(e.data->>'error_name') AS error_name, e.notebook_id,
+    n.path AS notebook_path, min(e.cell_id) AS cell_id, count(*) AS errors, count(DISTINCT e.user_id) AS students,
+    min(e.occurred_at) AS first_at, max(e.occurred_at) AS last_at
+FROM events e LEFT JOIN notebooks n ON n.id = e.notebook_id
+WHERE e.course_id = $1 AND e.occurred_at >= $2 AND e.occurred_at < $3 AND e.error_fingerprint IS NOT NULL
+    AND ($4::uuid IS NULL OR e.notebook_id = $4)
+GROUP BY e.error_fingerprint, e.notebook_id, n.path ORDER BY students DESC, errors DESC, fingerprint LIMIT $5
+"""
+
+
+class Table(msgspec.Struct, frozen=True):
+    """Rows with their columns' names, in one order."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+
+
+class Span(NamedTuple):
+    """`start` <= time < `end`, aware."""
+
+    start: datetime
+    end: datetime
+
+
+class Place(NamedTuple):
+    """Where a page of sessions ended: its last row."""
+
+    started_at: datetime
+    session_id: UUID
+
+
+class CourseHistory:
+    """Reads one course's history. Every method raises Unavailable (NB-2003) when PostgreSQL is away."""
+
+    def __init__(self, people: People) -> None:
+        self._people = people
+
+    async def read_time_zone(self, course_id: UUID) -> str:
+        """The course's time zone by its name. Raises NotFound (NB-1202)."""
+        async with self._people.connect("course_time_zone") as connection:
+            found = await connection.fetchval("SELECT time_zone FROM courses WHERE id = $1", course_id)
+        if found is None:
+            raise NotFound("NB-1202")
+        return str(found)
+
+    async def list_sessions(
+        self,
+        course_id: UUID,
+        span: Span,
+        *,
+        user_id: UUID | None,
+        notebook_id: UUID | None,
+        after: Place | None,
+        limit: int,
+    ) -> Table:
+        """Learning sessions begun in the window, newest first: the specification's queries 1 and (one student) 2."""
+        place = after or (None, None)
+        return await self._read("sessions", _SESSIONS, course_id, *span, user_id, notebook_id, *place, limit)
+
+    async def list_progress(self, course_id: UUID, notebook_id: UUID | None, limit: int) -> Table:
+        """Per student and notebook: cells of the course notebook whose last run was ok; percentage 0..100."""
+        return await self._read("progress", _PROGRESS, course_id, notebook_id, limit)
+
+    async def list_failing_cells(self, course_id: UUID, notebook_id: UUID | None, limit: int) -> Table:
+        """Cells by how many students failed on them."""
+        return await self._read("failing_cells", _FAILING_CELLS, course_id, notebook_id, limit)
+
+    async def list_common_errors(self, course_id: UUID, span: Span, notebook_id: UUID | None, limit: int) -> Table:
+        """Error groups by how many students met them; the messages themselves stay sealed."""
+        return await self._read("common_errors", _COMMON_ERRORS, course_id, *span, notebook_id, limit)
+
+    async def _read(self, name: str, query: str, *values: object) -> Table:
+        async with self._people.connect(name) as connection:
+            statement = await connection.prepare(query)
+            rows = await statement.fetch(*values)
+            return Table(tuple(column.name for column in statement.get_attributes()), [tuple(row) for row in rows])
