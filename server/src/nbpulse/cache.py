@@ -22,7 +22,7 @@ from nbpulse.errors import Unavailable
 TICKET_LIFE_S: Final = 30
 PRESENCE_LIFE_S: Final = 60
 CONNECTIONS_KEY: Final = "websocket_connections"
-CONNECTION_STALE_S: Final = 90
+CONNECTION_STALE_S: Final = 40
 WORKERS_KEY: Final = "nbpulse:workers"
 WORKER_STALE_S: Final = 5
 _DEADLINE_S: Final = 1.0

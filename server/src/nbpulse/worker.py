@@ -33,6 +33,7 @@ from nbpulse.stream import LANES, Delivery, EventStream, Lane
 
 DRAIN_S: Final = 10.0
 DEBT_AGE_S: Final = 5.0
+SWEEP_S: Final = 15.0
 # From its third delivery on an entry is tried alone; alone it may fail to end twice (the worker died of it).
 SUSPECT_DELIVERIES: Final = 3
 SUSPECT_TRIES_MAX: Final = 2
@@ -63,6 +64,7 @@ class Worker:
             asyncio.create_task(self._repeat("trim", 1.0, self._resources.stream.trim)),
             asyncio.create_task(self._repeat("backlog", 1.0, self._watch_stream)),
             asyncio.create_task(self._repeat("debts", 5.0, self._pay_debts)),
+            asyncio.create_task(self._repeat("connections", SWEEP_S, self._resources.cache.sweep_connections)),
             asyncio.create_task(self._repeat("rollups", 5.0, self._resources.series.refresh_rollups)),
             asyncio.create_task(self._repeat("idle_sessions", 30.0, self._resources.ledger.close_idle_sessions)),
         ]

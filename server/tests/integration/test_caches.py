@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
@@ -10,6 +11,8 @@ import pytest
 
 from nbpulse.records.views import ClassReader
 from stage import Stage, make_run
+from stores import open_stores
+from working import until, work
 
 
 async def ask(stage: Stage, path: str, headers: dict[str, str] | None = None) -> dict[str, Any]:
@@ -61,6 +64,26 @@ async def test_the_class_summary_counts_students_and_cells_and_is_renewed_by_the
     await stage.post(tokens[0], make_run(2))
     await stage.work()
     assert (await ask(stage, path))["avg_progress"] == 0.4375
+
+
+async def test_the_boards_of_a_killed_api_leave_the_list_and_others_stay(
+    stage: Stage, stage_database: str, embedded_valkey: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nbpulse.worker.SWEEP_S", 0.05)
+    redis = stage.parts.cache._redis
+    async with stage.watch() as socket:
+        await socket.recv()
+        alive = set(await redis.hkeys("websocket_connections"))
+        # As a process left it that was killed 41 s ago: nobody renews it any more.
+        dead = json.dumps({"user_id": str(uuid4()), "last_activity": time.time() - 41})
+        await redis.hset("websocket_connections", "of-a-killed-api", dead)
+        async with open_stores(stage_database, embedded_valkey) as stores, work(stores):
+
+            async def is_swept() -> bool:
+                return set(await redis.hkeys("websocket_connections")) == alive
+
+            await until(is_swept, 5)
+        assert len(alive) == 1
 
 
 async def test_of_many_who_miss_at_once_one_asks_the_database(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

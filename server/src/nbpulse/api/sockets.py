@@ -142,7 +142,6 @@ class _Board:
         self._heard_seq: int | None = None  # None: it reads a snapshot and says "resume" after it
         self._turn = 0  # rises with each jump of `_heard_seq`
         self._id = secrets.token_hex(8)
-        self._is_announced = False
 
     async def serve(self, hello: ClientMessage) -> None:
         """Send frames and read messages until either side ends. Raises _Closed, WebSocketDisconnect."""
@@ -273,9 +272,6 @@ class _Board:
     async def _announce(self) -> None:
         try:
             await self._context.cache.note_connection(self._id, self._person.user_id)
-            if not self._is_announced:
-                await self._context.cache.sweep_connections()
-            self._is_announced = True
         except Unavailable as error:
             _log.debug("sockets.not_announced", code=error.code)
 
