@@ -11,7 +11,7 @@ import pytest
 
 from nbpulse.records.views import ClassReader
 from stage import Stage, make_run
-from stores import open_stores
+from stores import create_database, open_stores
 from working import until, work
 
 
@@ -67,7 +67,7 @@ async def test_the_class_summary_counts_students_and_cells_and_is_renewed_by_the
 
 
 async def test_the_boards_of_a_killed_api_leave_the_list_and_others_stay(
-    stage: Stage, stage_database: str, embedded_valkey: str, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, embedded_postgres: str, embedded_valkey: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nbpulse.worker.SWEEP_S", 0.05)
     redis = stage.parts.cache._redis
@@ -77,7 +77,8 @@ async def test_the_boards_of_a_killed_api_leave_the_list_and_others_stay(
         # As a process left it that was killed 41 s ago: nobody renews it any more.
         dead = json.dumps({"user_id": str(uuid4()), "last_activity": time.time() - 41})
         await redis.hset("websocket_connections", "of-a-killed-api", dead)
-        async with open_stores(stage_database, embedded_valkey) as stores, work(stores):
+        database_url = await create_database(embedded_postgres)
+        async with open_stores(database_url, embedded_valkey) as stores, work(stores):
 
             async def is_swept() -> bool:
                 return set(await redis.hkeys("websocket_connections")) == alive
