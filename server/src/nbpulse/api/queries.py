@@ -71,10 +71,8 @@ async def list_student_sessions(
     bom: Bom = True,
 ) -> Response:
     """One student's learning sessions, newest first (specification, query 2), by default of the last 400 days."""
-    if start is None:
-        start = (end or datetime.now(UTC)) - SPAN_MAX
     history, course = get_context(request).history, parse_id(course_id)
-    span, after = await _find_span(request, course, start, end), _read_cursor(cursor)
+    span, after = await _find_span(request, course, start, end, SPAN_MAX), _read_cursor(cursor)
     table = await history.list_sessions(
         course, span, user_id=parse_id(user_id), notebook_id=_parse_optional(notebook), after=after, limit=limit
     )
@@ -132,12 +130,18 @@ async def list_common_errors(
     return _answer(table, "common-errors", format, bom)
 
 
-async def _find_span(request: Request, course_id: UUID, start: datetime | None, end: datetime | None) -> Span:
-    """The window asked for. Raises InvalidInput (NB-1204): it is empty, or longer than 400 days."""
+async def _find_span(
+    request: Request,
+    course_id: UUID,
+    start: datetime | None,
+    end: datetime | None,
+    default: timedelta = timedelta(days=1),
+) -> Span:
+    """The window asked for, `default` long without a start. Raises InvalidInput (NB-1204): empty, or over 400 days."""
     zone = ZoneInfo(await get_context(request).history.read_time_zone(course_id))
     try:
         last = _place(end, zone) if end else datetime.now(UTC)
-        first = _place(start, zone) if start else last - timedelta(days=1)
+        first = _place(start, zone) if start else last - default
     except (OverflowError, ValueError) as error:  # a year that no zone knows
         raise InvalidInput("NB-1204") from error
     if not first < last or last - first > SPAN_MAX + timedelta(days=1):
@@ -168,11 +172,9 @@ def _read_cursor(cursor: str | None) -> Place | None:
         return None
     try:
         place = msgspec.json.decode(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)), type=Place)
-    except ValueError as error:
+        return Place(place.started_at.astimezone(UTC), place.session_id)
+    except (ValueError, OverflowError) as error:
         raise InvalidInput("NB-1205") from error
-    if place.started_at.tzinfo is None:
-        raise InvalidInput("NB-1205")
-    return place
 
 
 def _answer(table: Table, name: str, format: str, bom: bool, **more: Any) -> Response:  # noqa: A002
