@@ -89,7 +89,7 @@ async def test_downloads_hold_the_same_rows_and_no_formulas(stage: Stage) -> Non
     wanted = (await ask(stage, "sessions"))["sessions"]
     path = f"/api/v1/courses/{stage.course.id}/sessions"
     answer = await stage.http.get(path, params={"format": "csv"}, headers=stage.staff)
-    assert answer.headers["content-disposition"] == 'attachment; filename="sessions.csv"'
+    assert f'filename="{stage.course.short_name}-sessions-' in answer.headers["content-disposition"]
     assert answer.content.startswith(b"\xef\xbb\xbf")
     rows = list(csv.DictReader(io.StringIO(answer.content.decode("utf-8-sig"))))
     assert [row["id"] for row in rows] == [row["id"] for row in wanted]

@@ -1,152 +1,242 @@
-"""A course's history for its staff, as JSON, NDJSON or CSV."""
+"""A course's history for its staff: the specification's queries and more, in the forms of downloads.py."""
 
 from __future__ import annotations
 
 import base64
-import csv
-import io
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import msgspec
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
 from nbpulse.api.context import get_context, parse_id
+from nbpulse.api.downloads import AskedForm, Subject, answer_table
 from nbpulse.errors import InvalidInput
-from nbpulse.records.analysis import Place, Span, Table
+from nbpulse.records.analysis import Course, Place, Span, Table
+from nbpulse.timeseries import Activity, Percentiles, Window
 
 router = APIRouter(prefix="/api/v1/courses/{course_id}")
 SPAN_MAX: Final = timedelta(days=400)
-# What a spreadsheet would take for a formula: https://owasp.org/www-community/attacks/CSV_Injection
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+BUCKETS_MAX: Final = 1_000
+# What nanoseconds since 1970 hold in 64 bits, whole years.
+_FIRST: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST: Final = datetime(2262, 1, 1, tzinfo=UTC)
+_BUCKETS: Final = {
+    "1m": timedelta(minutes=1),
+    "10m": timedelta(minutes=10),
+    "1h": timedelta(hours=1),
+    "6h": timedelta(hours=6),
+}
 
-Format = Annotated[Literal["json", "ndjson", "csv"], Query(description="json, or a download as NDJSON or CSV")]
 Moment = Annotated[
     datetime | None, Query(description="With a UTC offset, else in the course's time zone. Default: the last day")
 ]
 Limit = Annotated[int, Query(ge=1, le=5_000)]
-Bom = Annotated[bool, Query(description="0: CSV without the byte order mark that Excel needs")]
+Bucket = Annotated[
+    Literal["1m", "10m", "1h", "6h"],
+    Query(description="Buckets begin at whole multiples since 1970 UTC; a window holds at most 1,000"),
+]
+
+
+class Scope(msgspec.Struct, frozen=True):
+    """What of which course is asked for."""
+
+    course_id: UUID
+    course: Course
+    span: Span
+    notebook_id: UUID | None
+
+    def name(self, name: str) -> Subject:
+        """What rows of that name are."""
+        return Subject(name, self.course, self.span)
+
+
+async def _read_scope(
+    request: Request, course_id: str, start: Moment = None, end: Moment = None, notebook: str | None = None
+) -> Scope:
+    """Raises InvalidInput (NB-1204): the window is empty, longer than 400 days, or not within 1970 to 2261."""
+    return await _find_scope(request, course_id, start=start, end=end, notebook=notebook, default=timedelta(days=1))
+
+
+async def _read_long_scope(
+    request: Request, course_id: str, start: Moment = None, end: Moment = None, notebook: str | None = None
+) -> Scope:
+    """As `_read_scope`, by default the last 400 days."""
+    return await _find_scope(request, course_id, start=start, end=end, notebook=notebook, default=SPAN_MAX)
+
+
+AskedScope = Annotated[Scope, Depends(_read_scope)]
+AskedLongScope = Annotated[Scope, Depends(_read_long_scope)]
 
 
 @router.get("/sessions")
 async def list_sessions(
-    request: Request,
-    course_id: str,
-    *,
-    start: Moment = None,
-    end: Moment = None,
-    notebook: str | None = None,
-    cursor: str | None = None,
-    limit: Limit = 500,
-    format: Format = "json",  # noqa: A002 - the wire's name
-    bom: Bom = True,
+    request: Request, scope: AskedScope, form: AskedForm, cursor: str | None = None, limit: Limit = 500
 ) -> Response:
     """
     The class's learning sessions, newest first (specification, query 1), by default of the last day. `next` is the
     cursor of the next page, null on the last; sessions that begin meanwhile do not shift it.
     """
-    history, course = get_context(request).history, parse_id(course_id)
-    span, after = await _find_span(request, course, start, end), _read_cursor(cursor)
-    table = await history.list_sessions(
-        course, span, user_id=None, notebook_id=_parse_optional(notebook), after=after, limit=limit
-    )
-    return _answer(table, "sessions", format, bom, next=_find_next(table, limit))
+    return await _answer_sessions(request, scope, form, user_id=None, cursor=cursor, limit=limit)
 
 
 @router.get("/students/{user_id}/sessions")
 async def list_student_sessions(
     request: Request,
-    course_id: str,
+    scope: AskedLongScope,
+    form: AskedForm,
     user_id: str,
     *,
-    start: Moment = None,
-    end: Moment = None,
-    notebook: str | None = None,
     cursor: str | None = None,
     limit: Limit = 10,
-    format: Format = "json",  # noqa: A002
-    bom: Bom = True,
 ) -> Response:
     """One student's learning sessions, newest first (specification, query 2), by default of the last 400 days."""
-    history, course = get_context(request).history, parse_id(course_id)
-    span, after = await _find_span(request, course, start, end, SPAN_MAX), _read_cursor(cursor)
-    table = await history.list_sessions(
-        course, span, user_id=parse_id(user_id), notebook_id=_parse_optional(notebook), after=after, limit=limit
+    return await _answer_sessions(request, scope, form, user_id=parse_id(user_id), cursor=cursor, limit=limit)
+
+
+@router.get("/activity")
+async def list_activity(request: Request, scope: AskedScope, form: AskedForm, bucket: Bucket = "10m") -> Response:
+    """
+    The class's runs per bucket: students at work, runs, and the mean, median and p95 of their durations.
+
+    Of the course's students, whatever they ran: one who is in two courses counts in both. Only runs with a duration.
+    """
+    context, window = get_context(request), _make_window(scope.span, bucket)
+    students = await context.classes.list_students(scope.course_id)
+    activity = await context.series.query_activity(window, students)
+    percentiles = await context.series.query_percentiles(window, students)
+    table = _fold_activity(activity, percentiles)
+    return await answer_table(request, table, scope.name("activity"), form)
+
+
+@router.get("/error-rate")
+async def list_error_rate(request: Request, scope: AskedScope, form: AskedForm, bucket: Bucket = "1h") -> Response:
+    """Runs and errors per bucket and notebook (the specification's error rate), of the course's students."""
+    context, window = get_context(request), _make_window(scope.span, bucket)
+    rates = await context.series.query_error_rate(window, await context.classes.list_students(scope.course_id))
+    table = Table(
+        ("at", "notebook_path", "error_count", "total_executions", "error_rate"),
+        ("time", "text", "integer", "integer", "number"),
+        [
+            (one.at, one.notebook_path, one.error_count, one.total_executions, one.error_count / one.total_executions)
+            for one in rates
+        ],
     )
-    return _answer(table, "sessions", format, bom, next=_find_next(table, limit))
+    return await answer_table(request, table, scope.name("error-rate"), form)
 
 
 @router.get("/progress")
 async def list_progress(
-    request: Request,
-    course_id: str,
-    *,
-    notebook: str | None = None,
-    limit: Limit = 5_000,
-    format: Format = "json",  # noqa: A002
-    bom: Bom = True,
+    request: Request, course_id: str, form: AskedForm, notebook: str | None = None, limit: Limit = 5_000
 ) -> Response:
     """Per student and notebook: cells whose last run was ok, of the course notebook's, and `progress_percentage`."""
     history, course = get_context(request).history, parse_id(course_id)
     table = await history.list_progress(course, _parse_optional(notebook), limit)
-    return _answer(table, "progress", format, bom)
+    return await answer_table(request, table, Subject("progress", await history.find_course(course)), form)
 
 
 @router.get("/failing-cells")
 async def list_failing_cells(
-    request: Request,
-    course_id: str,
-    *,
-    notebook: str | None = None,
-    limit: Limit = 100,
-    format: Format = "json",  # noqa: A002
-    bom: Bom = True,
+    request: Request, course_id: str, form: AskedForm, notebook: str | None = None, limit: Limit = 100
 ) -> Response:
     """Cells by how many students failed on them, and how many of those never passed."""
     history, course = get_context(request).history, parse_id(course_id)
     table = await history.list_failing_cells(course, _parse_optional(notebook), limit)
-    return _answer(table, "failing-cells", format, bom)
+    return await answer_table(request, table, Subject("failing-cells", await history.find_course(course)), form)
 
 
 @router.get("/common-errors")
-async def list_common_errors(
+async def list_common_errors(request: Request, scope: AskedScope, form: AskedForm, limit: Limit = 100) -> Response:
+    """Error groups by how many students met them in the window, by default the last day."""
+    table = await get_context(request).history.list_common_errors(scope.course_id, scope.span, scope.notebook_id, limit)
+    return await answer_table(request, table, scope.name("common-errors"), form)
+
+
+@router.get("/slow-cells")
+async def list_slow_cells(request: Request, scope: AskedScope, form: AskedForm, limit: Limit = 100) -> Response:
+    """Cells by the p95 of how long their runs took in the window, slowest first."""
+    table = await get_context(request).history.list_slow_cells(scope.course_id, scope.span, scope.notebook_id, limit)
+    return await answer_table(request, table, scope.name("slow-cells"), form)
+
+
+@router.get("/recovery-times")
+async def list_recovery_times(request: Request, scope: AskedScope, form: AskedForm, limit: Limit = 100) -> Response:
+    """
+    Per cell: the time from each error to the same student's next ok on it, median and p90, longest first.
+
+    An error without an ok in the window counts in `errors`, not in `recovered_errors` nor in the times.
+    """
+    table = await get_context(request).history.list_recovery_times(
+        scope.course_id, scope.span, scope.notebook_id, limit
+    )
+    return await answer_table(request, table, scope.name("recovery-times"), form)
+
+
+async def _answer_sessions(
+    request: Request, scope: Scope, form: AskedForm, *, user_id: UUID | None, cursor: str | None, limit: int
+) -> Response:
+    # One row more than asked for: whether there is a next page.
+    table = await get_context(request).history.list_sessions(
+        scope.course_id,
+        scope.span,
+        user_id=user_id,
+        notebook_id=scope.notebook_id,
+        after=_read_cursor(cursor),
+        limit=limit + 1,
+    )
+    page = msgspec.structs.replace(table, rows=table.rows[:limit])
+    following = _make_cursor(page) if len(table.rows) > limit else None
+    return await answer_table(request, page, scope.name("sessions"), form, next=following)
+
+
+def _fold_activity(activity: list[Activity], percentiles: list[Percentiles]) -> Table:
+    """One row per bucket of the class: the mean is weighted by each student's number of runs."""
+    counts: dict[datetime, tuple[int, int, float]] = {}
+    for one in activity:
+        students, runs, sum_ms = counts.get(one.at, (0, 0, 0.0))
+        sum_ms += one.avg_duration_ms * one.execution_count
+        counts[one.at] = students + 1, runs + one.execution_count, sum_ms
+    by_time = {one.at: one for one in percentiles}
+    rows = []
+    for at, (students, runs, sum_ms) in sorted(counts.items()):
+        # A run between the two reads may make a bucket that only one of them knows.
+        found = by_time.get(at)
+        rows.append((at, students, runs, sum_ms / runs, found and found.p50_ms, found and found.p95_ms))
+    return Table(
+        ("at", "students", "execution_count", "avg_duration_ms", "p50_duration_ms", "p95_duration_ms"),
+        ("time", "integer", "integer", "number", "number", "number"),
+        rows,
+    )
+
+
+def _make_window(span: Span, bucket: str) -> Window:
+    """Raises InvalidInput (NB-1206): more buckets than an answer holds."""
+    if (span.end - span.start) / _BUCKETS[bucket] > BUCKETS_MAX:
+        raise InvalidInput("NB-1206", limit=BUCKETS_MAX)
+    return Window(span.start, span.end, _BUCKETS[bucket])
+
+
+async def _find_scope(
     request: Request,
     course_id: str,
     *,
-    start: Moment = None,
-    end: Moment = None,
-    notebook: str | None = None,
-    limit: Limit = 100,
-    format: Format = "json",  # noqa: A002
-    bom: Bom = True,
-) -> Response:
-    """Error groups by how many students met them in the window, by default the last day."""
-    history, course = get_context(request).history, parse_id(course_id)
-    span = await _find_span(request, course, start, end)
-    table = await history.list_common_errors(course, span, _parse_optional(notebook), limit)
-    return _answer(table, "common-errors", format, bom)
-
-
-async def _find_span(
-    request: Request,
-    course_id: UUID,
     start: datetime | None,
     end: datetime | None,
-    default: timedelta = timedelta(days=1),
-) -> Span:
-    """The window asked for, `default` long without a start. Raises InvalidInput (NB-1204): empty, or over 400 days."""
-    zone = ZoneInfo(await get_context(request).history.read_time_zone(course_id))
+    notebook: str | None,
+    default: timedelta,
+) -> Scope:
+    course = await get_context(request).history.find_course(parse_id(course_id))
     try:
-        last = _place(end, zone) if end else datetime.now(UTC)
-        first = _place(start, zone) if start else last - default
+        last = _place(end, course.zone) if end else datetime.now(UTC)
+        first = _place(start, course.zone) if start else last - default
     except (OverflowError, ValueError) as error:  # a year that no zone knows
         raise InvalidInput("NB-1204") from error
-    if not first < last or last - first > SPAN_MAX + timedelta(days=1):
+    if not _FIRST <= first < last <= _LAST or last - first > SPAN_MAX:
         raise InvalidInput("NB-1204")
-    return Span(first, last)
+    return Scope(parse_id(course_id), course, Span(first, last), _parse_optional(notebook))
 
 
 def _place(moment: datetime, zone: ZoneInfo) -> datetime:
@@ -157,10 +247,8 @@ def _parse_optional(text: str | None) -> UUID | None:
     return parse_id(text) if text else None
 
 
-def _find_next(table: Table, limit: int) -> str | None:
-    """The cursor of the page after this one; None when there can be none."""
-    if len(table.rows) < limit:
-        return None
+def _make_cursor(table: Table) -> str:
+    """The cursor of the page after this one."""
     last = dict(zip(table.columns, table.rows[-1], strict=True))
     place = msgspec.json.encode(Place(last["started_at"], last["id"]))
     return base64.urlsafe_b64encode(place).decode().rstrip("=")
@@ -175,37 +263,3 @@ def _read_cursor(cursor: str | None) -> Place | None:
         return Place(place.started_at.astimezone(UTC), place.session_id)
     except (ValueError, OverflowError) as error:
         raise InvalidInput("NB-1205") from error
-
-
-def _answer(table: Table, name: str, format: str, bom: bool, **more: Any) -> Response:  # noqa: A002
-    if format == "csv":
-        text = _compose_csv(table)
-        return _download(("\ufeff" + text if bom else text).encode(), f"{name}.csv", "text/csv; charset=utf-8")
-    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-    if format == "ndjson":
-        lines = b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
-        return _download(lines, f"{name}.ndjson", "application/x-ndjson")
-    body = msgspec.json.encode({name.replace("-", "_"): rows, **more})
-    return Response(body, 200, {"Cache-Control": "no-store"}, "application/json")
-
-
-def _download(content: bytes, name: str, kind: str) -> Response:
-    headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
-    return Response(content, 200, headers, kind)
-
-
-def _compose_csv(table: Table) -> str:
-    """RFC 4180 with times in ISO 8601; texts that begin like a formula get an apostrophe."""
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow(table.columns)
-    writer.writerows([_compose_cell(value) for value in row] for row in table.rows)
-    return out.getvalue()
-
-
-def _compose_cell(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, str) and value.startswith(_FORMULA):
-        return "'" + value
-    return "" if value is None else value

@@ -6,9 +6,10 @@ one order for JSON and CSV alike; nothing sealed is opened.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime, timedelta, tzinfo
 from typing import Any, Final, NamedTuple
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import msgspec
 
@@ -61,13 +62,67 @@ WHERE e.course_id = $1 AND e.occurred_at >= $2 AND e.occurred_at < $3 AND e.erro
     AND ($4::uuid IS NULL OR e.notebook_id = $4)
 GROUP BY e.error_fingerprint, e.notebook_id, n.path ORDER BY students DESC, errors DESC, fingerprint LIMIT $5
 """
+_SLOW_CELLS = """
+WITH run AS (
+    SELECT user_id, notebook_id, cell_id, cell_index, (data->>'execution_duration_ms')::float8 AS duration_ms
+    FROM events WHERE course_id = $1 AND occurred_at >= $2 AND occurred_at < $3 AND event_type = 'cell_execution'
+        AND cell_id IS NOT NULL AND ($4::uuid IS NULL OR notebook_id = $4)
+        AND data->>'status' <> 'aborted' AND data->>'execution_duration_ms' IS NOT NULL
+)
+SELECT r.notebook_id, n.path AS notebook_path, r.cell_id, max(r.cell_index) AS cell_index, count(*) AS executions,
+    count(DISTINCT r.user_id) AS students, avg(duration_ms) AS avg_ms,
+    percentile_cont(0.5) WITHIN GROUP (ORDER BY duration_ms) AS median_ms,
+    percentile_cont(0.95) WITHIN GROUP (ORDER BY duration_ms) AS p95_ms, max(duration_ms) AS max_ms
+FROM run r LEFT JOIN notebooks n ON n.id = r.notebook_id
+GROUP BY r.notebook_id, n.path, r.cell_id ORDER BY p95_ms DESC, n.path, r.cell_id LIMIT $5
+"""
+# Walked backwards in time, the next ok is the smallest time of an ok so far: one pass, however often a cell was run.
+_RECOVERY_TIMES = """
+WITH run AS (
+    SELECT user_id, notebook_id, cell_id, cell_index, occurred_at, data->>'status' AS status,
+        min(occurred_at) FILTER (WHERE data->>'status' = 'ok') OVER (PARTITION BY user_id, notebook_id, cell_id
+            ORDER BY occurred_at DESC, sequence DESC, ordinal DESC
+            ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS next_ok_at
+    FROM events WHERE course_id = $1 AND occurred_at >= $2 AND occurred_at < $3 AND event_type = 'cell_execution'
+        AND cell_id IS NOT NULL AND ($4::uuid IS NULL OR notebook_id = $4)
+), error AS (
+    SELECT *, (extract(epoch FROM next_ok_at - occurred_at) * 1000)::float8 AS recovery_ms FROM run
+    WHERE status = 'error'
+)
+SELECT r.notebook_id, n.path AS notebook_path, r.cell_id, max(r.cell_index) AS cell_index, count(*) AS errors,
+    count(r.next_ok_at) AS recovered_errors, count(DISTINCT r.user_id) AS students,
+    percentile_cont(0.5) WITHIN GROUP (ORDER BY recovery_ms) AS median_ms,
+    percentile_cont(0.9) WITHIN GROUP (ORDER BY recovery_ms) AS p90_ms
+FROM error r LEFT JOIN notebooks n ON n.id = r.notebook_id
+GROUP BY r.notebook_id, n.path, r.cell_id ORDER BY median_ms DESC NULLS LAST, n.path, r.cell_id LIMIT $5
+"""
+_TYPES: Final = {
+    "uuid": "uuid",
+    "int4": "integer",
+    "int8": "integer",
+    "float8": "number",
+    "bool": "boolean",
+    "timestamptz": "time",
+}
 
 
 class Table(msgspec.Struct, frozen=True):
-    """Rows with their columns' names, in one order."""
+    """Rows with their columns' names and types (text, uuid, integer, number, boolean, time), in one order."""
 
     columns: tuple[str, ...]
+    types: tuple[str, ...]
     rows: list[tuple[Any, ...]]
+
+
+class Course(NamedTuple):
+    """What an answer says of the course it is about."""
+
+    short_name: str
+    time_zone: str
+
+    @property
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.time_zone)
 
 
 class Span(NamedTuple):
@@ -75,6 +130,14 @@ class Span(NamedTuple):
 
     start: datetime
     end: datetime
+
+    def first_day(self, zone: tzinfo) -> date:
+        """The day there on which the window begins."""
+        return self.start.astimezone(zone).date()
+
+    def last_day(self, zone: tzinfo) -> date:
+        """The last day there that the window has a part of: one that ends at midnight ends with the day before."""
+        return (self.end - timedelta(microseconds=1)).astimezone(zone).date()
 
 
 class Place(NamedTuple):
@@ -90,13 +153,13 @@ class CourseHistory:
     def __init__(self, people: People) -> None:
         self._people = people
 
-    async def read_time_zone(self, course_id: UUID) -> str:
-        """The course's time zone by its name. Raises NotFound (NB-1202)."""
-        async with self._people.connect("course_time_zone") as connection:
-            found = await connection.fetchval("SELECT time_zone FROM courses WHERE id = $1", course_id)
-        if found is None:
+    async def find_course(self, course_id: UUID) -> Course:
+        """The course's short name and time zone. Raises NotFound (NB-1202)."""
+        async with self._people.connect("find_course") as connection:
+            row = await connection.fetchrow("SELECT short_name, time_zone FROM courses WHERE id = $1", course_id)
+        if row is None:
             raise NotFound("NB-1202")
-        return str(found)
+        return Course(**dict(row))
 
     async def list_sessions(
         self,
@@ -124,8 +187,21 @@ class CourseHistory:
         """Error groups by how many students met them; the messages themselves stay sealed."""
         return await self._read("common_errors", _COMMON_ERRORS, course_id, *span, notebook_id, limit)
 
+    async def list_slow_cells(self, course_id: UUID, span: Span, notebook_id: UUID | None, limit: int) -> Table:
+        """Cells by how long their runs took; aborted runs and those without a duration are no runs here."""
+        return await self._read("slow_cells", _SLOW_CELLS, course_id, *span, notebook_id, limit)
+
+    async def list_recovery_times(self, course_id: UUID, span: Span, notebook_id: UUID | None, limit: int) -> Table:
+        """Cells by the time from each error in the window to the same student's next ok on it, still in the window."""
+        return await self._read("recovery_times", _RECOVERY_TIMES, course_id, *span, notebook_id, limit)
+
     async def _read(self, name: str, query: str, *values: object) -> Table:
         async with self._people.connect(name) as connection:
             statement = await connection.prepare(query)
             rows = await statement.fetch(*values)
-            return Table(tuple(column.name for column in statement.get_attributes()), [tuple(row) for row in rows])
+            columns = statement.get_attributes()
+        return Table(
+            tuple(column.name for column in columns),
+            tuple(_TYPES.get(column.type.name, "text") for column in columns),
+            [tuple(row) for row in rows],
+        )
