@@ -71,6 +71,8 @@ class Stage:
     teacher_id: UUID
     teacher_token: str
     courses: Courses
+    people: People
+    """With the owner's rights; the API's own are in `parts`."""
 
     @property
     def staff(self) -> dict[str, str]:
@@ -233,6 +235,7 @@ async def open_stage(database_url: str, redis_url: str, **options: Any) -> Async
         courses = Courses(owner, seal)
         course = await courses.ensure_course("情報 I", f"c{uuid4().hex[:8]}")
         teacher_id = await courses.ensure_teacher(course.id)
+        people = People(owner, seal)
         stage = Stage(
             url=url,
             http=http,
@@ -241,8 +244,9 @@ async def open_stage(database_url: str, redis_url: str, **options: Any) -> Async
             redis_url=redis_url,
             course=course,
             teacher_id=teacher_id,
-            teacher_token=await People(owner, seal).create_staff_token(teacher_id),
+            teacher_token=await people.create_staff_token(teacher_id),
             courses=courses,
+            people=people,
         )
         stage._worker = EventStream(redis, consumer="worker-1")
         stage._ledger = PostgresLedger(writer, seal, NotebookDirectory())

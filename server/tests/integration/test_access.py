@@ -123,12 +123,12 @@ async def test_joining_with_bad_input_says_what_is_wrong(stage: Stage, body: Any
 
 
 async def sign_in(stage: Stage, http: httpx2.AsyncClient) -> httpx2.Response:
-    code = await stage.parts.people.create_link(stage.teacher_id)
+    code = await stage.people.create_link(stage.teacher_id)
     return await http.post("/api/v1/sign-in", json={"code": code}, headers={"Origin": stage.url})
 
 
 async def test_a_link_signs_in_once_and_the_cookie_opens_the_board(stage: Stage) -> None:
-    code = await stage.parts.people.create_link(stage.teacher_id)
+    code = await stage.people.create_link(stage.teacher_id)
     answer = await stage.http.post("/api/v1/sign-in", json={"code": code}, headers={"Origin": stage.url})
     assert answer.status_code == 200
     assert [course["id"] for course in answer.json()["courses"]].count(str(stage.course.id)) == 1
@@ -142,13 +142,13 @@ async def test_a_link_signs_in_once_and_the_cookie_opens_the_board(stage: Stage)
 
 
 async def test_a_link_that_is_used_twice_at_once_signs_in_once(stage: Stage) -> None:
-    code = await stage.parts.people.create_link(stage.teacher_id)
+    code = await stage.people.create_link(stage.teacher_id)
     answers = await asyncio.gather(*(stage.http.post("/api/v1/sign-in", json={"code": code}) for _ in range(8)))
     assert sorted(answer.status_code for answer in answers) == [200] + [401] * 7
 
 
 async def test_a_link_of_11_minutes_ago_is_refused(stage: Stage) -> None:
-    code = await stage.parts.people.create_link(stage.teacher_id)
+    code = await stage.people.create_link(stage.teacher_id)
     connection = await asyncpg.connect(stage.database_url)
     try:
         await connection.execute("UPDATE tokens SET expires_at = now() - interval '1 minute' WHERE kind = 'link'")
@@ -183,7 +183,7 @@ async def test_a_cookie_over_https_is_secure(stage_database: str, embedded_valke
     from stage import open_stage
 
     async with open_stage(stage_database, embedded_valkey, public_url="https://board.example") as stage:
-        code = await stage.parts.people.create_link(stage.teacher_id)
+        code = await stage.people.create_link(stage.teacher_id)
         answer = await stage.http.post(
             "/api/v1/sign-in", json={"code": code}, headers={"Origin": "https://board.example"}
         )
@@ -199,7 +199,7 @@ async def test_a_revoked_token_ends_within_30_seconds(stage: Stage, monkeypatch:
     assert (await stage.post(token, make_run())).status_code == 202
     person = await stage.parts.people.find_person(token)
     assert person is not None
-    assert await stage.parts.people.revoke_token(person.token_id)
+    assert await stage.people.revoke_token(person.token_id)
     assert not await stage.parts.people.revoke_token(person.token_id)
     assert (await stage.post(token, make_run())).status_code == 202  # the cached yes
     monkeypatch.setattr("nbpulse.api.access._REFRESH_AFTER_S", 0.0)

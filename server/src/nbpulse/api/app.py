@@ -26,6 +26,7 @@ from nbpulse.api.catalogue import describe_problems, show_errors
 from nbpulse.api.context import ApiOptions, Context, Parts, make_context
 from nbpulse.api.problems import find_framework_error, make_problem
 from nbpulse.errors import InvalidInput, NbpulseError
+from nbpulse.identity import ask_as
 
 __all__ = ["ApiOptions", "Application", "create_app"]
 
@@ -127,7 +128,8 @@ async def _admit(connection: HTTPConnection) -> None:
         return
     context: Context = connection.app.state.context
     rule = RULES[f"{connection.method} {connection.scope['route'].path}"]
-    connection.state.person = await context.gate.admit(connection, rule)
+    connection.state.person = person = await context.gate.admit(connection, rule)
+    ask_as(person.user_id if person else None)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

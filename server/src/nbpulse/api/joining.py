@@ -15,6 +15,7 @@ from nbpulse.api.access import COOKIE
 from nbpulse.api.bodies import SMALL_BODY_BYTES_MAX, decode_body, read_body
 from nbpulse.api.context import describe_body, get_context, get_person
 from nbpulse.errors import InvalidInput, Unavailable
+from nbpulse.identity import ask_as
 from nbpulse.records.people import SESSION_LIFE
 
 router = APIRouter(prefix="/api/v1")
@@ -61,6 +62,7 @@ async def sign_in(request: Request) -> Response:
     context = get_context(request)
     code = decode_body(await _read_small_body(request), SignInRequest).code
     user_id, token = await context.people.use_link(code)
+    ask_as(user_id)
     person = await context.gate.find_person(token)
     _, courses = await context.people.describe_person(person)
     response = answer({"user_id": user_id, "courses": courses})

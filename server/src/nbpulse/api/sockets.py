@@ -22,6 +22,7 @@ from nbpulse import metrics
 from nbpulse.api.context import Context, get_context, parse_id
 from nbpulse.errors import AccessDenied, NbpulseError, NotFound, Unavailable
 from nbpulse.hub.view import View
+from nbpulse.identity import ask_as
 from nbpulse.records.people import Person
 
 NOT_SIGNED_IN: Final = 4401
@@ -73,6 +74,7 @@ async def watch_classroom(websocket: WebSocket, course_id: str) -> None:
         course = parse_id(course_id)
         hello = await _read_hello(websocket)
         person = await _prove(context, hello, course)
+        ask_as(person.user_id)
         notebook_id = parse_id(hello.notebook) if hello.notebook else None
         board = _Board(websocket, context, person, course, await context.hub.open_view(course, notebook_id))
         board.follows_default = notebook_id is None

@@ -27,6 +27,7 @@ from redis.exceptions import RedisError
 from nbpulse.classroom import LearnerState
 from nbpulse.errors import Unavailable
 from nbpulse.hub.view import TICK_S, ClassSource, View, decode_message
+from nbpulse.identity import asking_as
 
 RECONCILE_S: Final = 2.0
 VIEW_LIFE_S: Final = 90.0
@@ -95,12 +96,11 @@ class LiveHub:
         if notebook_id is None:
             known = next((view for view in wire.views.values() if view.default_notebook_id == view.notebook_id), None)
             if known is not None:
-                known.used_at = time.monotonic()
+                known.use()
                 return known
         elif notebook_id in wire.views:
-            view = wire.views[notebook_id]
-            view.used_at = time.monotonic()
-            return view
+            wire.views[notebook_id].use()
+            return wire.views[notebook_id]
         task = wire.loading.get(notebook_id)
         if task is None:
             task = asyncio.create_task(self._load_view(wire, course_id, notebook_id))
@@ -232,7 +232,10 @@ class LiveHub:
         except Unavailable as error:
             _log.warning("hub.backlog_unknown", code=error.code)
         try:
-            await view.reconcile(self._source)
+            # As whoever opened it last: when they are of the course's staff no more, they see nobody, the view goes,
+            # and the boards on it ask for one of their own.
+            with asking_as(view.reader_id):
+                await view.reconcile(self._source)
         except Unavailable as error:
             _log.warning("hub.not_reconciled", code=error.code)
 

@@ -15,6 +15,7 @@ import msgspec
 from nbpulse import metrics
 from nbpulse.classroom import Classroom, Column, Learner, LearnerState
 from nbpulse.errors import Unavailable
+from nbpulse.identity import get_asker
 
 TICK_S: Final = 0.25
 RING_S: Final = 60.0
@@ -93,7 +94,7 @@ class View:
         self.seq = 0
         self.backlog = 0
         self.viewers: set[asyncio.Event] = set()
-        self.used_at = time.monotonic()
+        self.use()
         self.wants_reconcile = False
         self.wants_roster = False
         self.is_gone = False
@@ -118,6 +119,11 @@ class View:
         for state in loaded.states:
             self._apply(state)
         self._columns = {column.id for column in loaded.pulse.columns}
+
+    def use(self) -> None:
+        """Somebody looks: from now on it is read as them."""
+        self.used_at = time.monotonic()
+        self.reader_id = get_asker()
 
     @property
     def is_left(self) -> bool:

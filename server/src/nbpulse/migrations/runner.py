@@ -15,7 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 
-_MONTHS_AHEAD = 3
+MONTHS_AHEAD = 3
 _LOCK = 6_622_001
 
 # Roles belong to the whole server, not to one database: made here, before the first migration, and found afterwards.
@@ -23,7 +23,7 @@ _ENSURE_ROLES = """
 DO $$
 DECLARE name text;
 BEGIN
-    FOREACH name IN ARRAY ARRAY['nbpulse_owner', 'app_reader', 'app_writer', 'app_user'] LOOP
+    FOREACH name IN ARRAY ARRAY['nbpulse_owner', 'app_reader', 'app_writer', 'app_user', 'app_maintenance'] LOOP
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) THEN
             EXECUTE format('CREATE ROLE %I NOLOGIN', name);
         END IF;
@@ -35,42 +35,11 @@ BEGIN
     END LOOP;
     EXECUTE format('GRANT CREATE ON DATABASE %I TO nbpulse_owner', current_database());
 END $$;
-GRANT nbpulse_owner TO nbpulse_migrator, CURRENT_USER;
+GRANT nbpulse_owner, app_maintenance TO nbpulse_migrator, CURRENT_USER;
+GRANT nbpulse_migrator TO CURRENT_USER;
 GRANT app_user TO nbpulse_api;
 GRANT app_writer TO nbpulse_worker;
-GRANT CREATE, USAGE ON SCHEMA public TO nbpulse_owner
-"""
-
-# A month is made only where no row of it lies in the default partition yet; those wait there, counted and readable.
-_ENSURE_MONTHS = """
-DO $$
-DECLARE
-    month date;
-    parent text;
-    label text;
-    bounds text;
-BEGIN
-    FOR month IN SELECT generate_series(date_trunc('month', now()), now() + interval '{months} months', '1 month') LOOP
-        label := to_char(month, 'YYYY_MM');
-        FOREACH parent IN ARRAY ARRAY['events', 'learning_sessions', 'timeseries.cell_executions'] LOOP
-            IF to_regclass(parent || '_' || label) IS NULL THEN
-                IF parent = 'timeseries.cell_executions' THEN
-                    bounds := format('FROM (%s) TO (%s)',
-                        extract(epoch FROM month::timestamp AT TIME ZONE 'UTC')::bigint * 1000000000,
-                        extract(epoch FROM (month + interval '1 month') AT TIME ZONE 'UTC')::bigint * 1000000000);
-                ELSE
-                    bounds := format('FROM (%L) TO (%L)',
-                        month::timestamp AT TIME ZONE 'UTC', (month + interval '1 month') AT TIME ZONE 'UTC');
-                END IF;
-                BEGIN
-                    EXECUTE format('CREATE TABLE %s_%s PARTITION OF %s FOR VALUES %s', parent, label, parent, bounds);
-                EXCEPTION WHEN check_violation THEN
-                    RAISE WARNING 'rows of % already lie in the default partition of %', label, parent;
-                END;
-            END IF;
-        END LOOP;
-    END LOOP;
-END $$
+GRANT CREATE, USAGE ON SCHEMA public TO nbpulse_owner, nbpulse_migrator, app_maintenance
 """
 
 
@@ -93,8 +62,7 @@ async def migrate(database_url: str, passwords: Mapping[str, str]) -> None:
             for statement in (head + "END $$", *grants.split(";\n"), "SET LOCAL ROLE nbpulse_owner"):
                 await connection.exec_driver_sql(statement)
             await connection.run_sync(_upgrade)
-            await connection.exec_driver_sql("SET LOCAL TIME ZONE 'UTC'")
-            await connection.exec_driver_sql(_ENSURE_MONTHS.format(months=_MONTHS_AHEAD))
+            await connection.exec_driver_sql(f"SELECT ensure_months({MONTHS_AHEAD})")
             await connection.exec_driver_sql("RESET ROLE")
             for login, password in passwords.items():
                 literal = password.replace("'", "''")

@@ -86,19 +86,18 @@ class Courses:
         return count
 
 
-async def open_rehearsal(people: People, staff_id: UUID) -> Course:
-    """A course of its own for a rehearsal, with that member of staff as its instructor; marked as a demo."""
-    code = make_code(6)
+async def open_rehearsal(people: People) -> Course:
+    """
+    A course of its own for a rehearsal, with the member of staff who asks as its instructor; marked as a demo.
+
+    Raises AccessDenied (NB-1103): who asks is of no course's staff.
+    """
+    code, title = make_code(6), "Rehearsal / リハーサル"
     async with people.connect("open_rehearsal") as connection:
-        row = await connection.fetchrow(
-            "INSERT INTO courses (title, short_name, join_code, is_demo)"
-            " VALUES ('Rehearsal / リハーサル', 'rehearsal-' || $1, $1, TRUE)"
-            " RETURNING id, title, short_name, join_code, is_demo",
-            code,
-        )
-        await connection.execute(
-            "INSERT INTO enrolments (user_id, course_id, role) VALUES ($1, $2, 'instructor')", staff_id, row["id"]
-        )
+        course_id = await connection.fetchval("SELECT open_rehearsal($1, $2)", title, code)
+        if course_id is None:
+            raise AccessDenied("NB-1103")
+        row = await connection.fetchrow(f"{_READ_COURSE} WHERE id = $1", course_id)
     return Course(**dict(row))
 
 
@@ -106,7 +105,7 @@ async def remove_demo_course(people: People, course_id: UUID) -> int:
     """
     Remove a demo or rehearsal course with all work in it; how many students went with it.
 
-    Raises AccessDenied (NB-1103) for any other course.
+    Raises AccessDenied (NB-1103) for any other course, and for who is not of its staff.
     """
     async with people.connect("remove_demo_course") as connection:
         await connection.execute("SET LOCAL statement_timeout = '60s'")

@@ -21,6 +21,7 @@ import msgspec
 
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import AccessDenied, Unavailable
+from nbpulse.identity import asking_as, identify
 from nbpulse.metrics import database_query_duration
 from nbpulse.records.ledger import UNAVAILABLE
 from nbpulse.shards import get_shard_number
@@ -82,24 +83,9 @@ class TokenRow(msgspec.Struct, frozen=True):
     revoked_at: datetime | None
 
 
-_FIND_PERSON = """
-SELECT t.id, t.kind, t.user_id, t.course_id, t.scopes, t.secret_hash, t.last_used_at,
-    array_agg(e.course_id) FILTER (WHERE e.role IS NOT NULL) AS courses,
-    array_agg(e.role) FILTER (WHERE e.role IS NOT NULL) AS roles
-FROM tokens t LEFT JOIN enrolments e ON e.user_id = t.user_id AND (t.course_id IS NULL OR e.course_id = t.course_id)
-WHERE t.id = $1 AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now())
-GROUP BY t.id
-"""
+_FIND_TOKEN = "SELECT * FROM find_token($1)"
 _ADD_TOKEN_ROW = """
 INSERT INTO tokens (id, kind, user_id, course_id, scopes, secret_hash, expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7)
-"""
-# Counting up locks the course's row: two machines joining with one number at once come one after the other.
-_OPEN_COURSE = """
-UPDATE courses SET joined_count = joined_count + 1 WHERE join_code = $1 RETURNING id, title, short_name, joined_count
-"""
-_FIND_RESUME = """
-SELECT t.user_id, t.secret_hash, u.username FROM tokens t JOIN users u ON u.id = t.user_id
-WHERE t.kind = 'resume' AND t.course_id = $1 AND t.secret_hash = $2 AND t.revoked_at IS NULL
 """
 
 
@@ -127,11 +113,13 @@ class People:
 
     @asynccontextmanager
     async def connect(self, query_type: str) -> AsyncIterator[asyncpg.Connection]:
-        """A connection in a transaction of at most 5 s; the driver's errors leave as Unavailable."""
+        """A connection in a transaction of at most 5 s, as who asks; the driver's errors leave as Unavailable."""
         try:
             with database_query_duration.labels("postgresql", query_type).time():
                 async with self._pool.acquire(timeout=_QUERY_LIMIT_S) as connection, connection.transaction():
-                    await connection.execute(f"SET LOCAL statement_timeout = {int(_QUERY_LIMIT_S * 1000)}")
+                    await connection.execute(
+                        f"SET LOCAL statement_timeout = {int(_QUERY_LIMIT_S * 1000)}; {identify()}"
+                    )
                     yield connection
         except (*UNAVAILABLE, asyncpg.QueryCanceledError) as error:
             raise Unavailable("NB-2003") from error
@@ -150,18 +138,19 @@ class People:
             return None
         token_id, secret = parsed
         async with self.connect("find_person") as connection:
-            row = await connection.fetchrow(_FIND_PERSON, token_id)
-            if row is None or not hmac.compare_digest(row["secret_hash"], hash_secret(secret)):
+            row = await connection.fetchrow(_FIND_TOKEN, token_id)
+            if row is None or not _is_hash_of(row["secret_hash"], secret):
                 return None
             used_at = row["last_used_at"]
             if used_at is None or datetime.now(UTC) - used_at > timedelta(minutes=5):
+                await _become(connection, row["user_id"])
                 await connection.execute("UPDATE tokens SET last_used_at = now() WHERE id = $1", token_id)
         return _read_person(row)
 
     async def find_person_by_id(self, token_id: UUID) -> Person | None:
         """Whom a token already proved stands for now; None once it is revoked or expired."""
         async with self.connect("find_person") as connection:
-            row = await connection.fetchrow(_FIND_PERSON, token_id)
+            row = await connection.fetchrow(_FIND_TOKEN, token_id)
         return _read_person(row) if row else None
 
     async def revoke_token(self, token_id: UUID) -> bool:
@@ -201,16 +190,16 @@ class People:
         """
         token_id, secret = _parse_token(code) or (uuid4(), "")
         async with self.connect("use_link") as connection:
-            row = await connection.fetchrow(
-                "SELECT user_id, secret_hash FROM tokens WHERE id = $1 AND kind = 'link' AND revoked_at IS NULL"
-                " AND expires_at > now() FOR UPDATE",
+            row = await connection.fetchrow(_FIND_TOKEN, token_id)
+            if row is None or row["kind"] != "link" or not _is_hash_of(row["secret_hash"], secret):
+                raise AccessDenied("NB-1104")
+            await _become(connection, row["user_id"])
+            used = await connection.execute(
+                "UPDATE tokens SET revoked_at = now(), last_used_at = now() WHERE id = $1 AND revoked_at IS NULL",
                 token_id,
             )
-            if row is None or not hmac.compare_digest(row["secret_hash"], hash_secret(secret)):
+            if used != "UPDATE 1":  # somebody else was quicker
                 raise AccessDenied("NB-1104")
-            await connection.execute(
-                "UPDATE tokens SET revoked_at = now(), last_used_at = now() WHERE id = $1", token_id
-            )
             return row["user_id"], await _add_token(connection, "session", row["user_id"], None, life=SESSION_LIFE)
 
     async def describe_person(self, person: Person) -> tuple[str, list[CourseRole]]:
@@ -240,16 +229,13 @@ class People:
         Raises AccessDenied: no such class (NB-1105), a resume code that does not fit (NB-1106).
         """
         async with self.connect("join") as connection:
-            course = await connection.fetchrow(_OPEN_COURSE, clean_code(join_code))
+            course = await connection.fetchrow("SELECT * FROM open_course_by_code($1)", clean_code(join_code))
             if course is None:
                 raise AccessDenied("NB-1105")
-            holder = await connection.fetchval(
-                "SELECT user_id FROM enrolments WHERE course_id = $1 AND student_number = $2 AND maybe_same_as IS NULL",
-                course["id"],
-                student_number,
-            )
+            holder = await connection.fetchval("SELECT find_number_holder($1, $2)", course["id"], student_number)
             if resume_code is not None:
                 user_id, username = await _resume(connection, course["id"], resume_code, holder)
+                await _become(connection, user_id)
                 new_code = None
             else:
                 user_id, username = await self._add_student(connection, course, display_name, student_number, holder)
@@ -270,6 +256,7 @@ class People:
         holder: UUID | None,
     ) -> tuple[UUID, str]:
         user_id = uuid4()
+        await _become(connection, user_id)
         sealed = self._seal.seal(display_name, table="users", column="display_name", user_id=user_id)
         username = student_number if student_number and holder is None else ""
         insert = "INSERT INTO users (id, username, display_name) VALUES ($1, $2, $3) ON CONFLICT (username) DO NOTHING"
@@ -298,8 +285,8 @@ async def _resume(
     connection: asyncpg.Connection, course_id: UUID, resume_code: str, holder: UUID | None
 ) -> tuple[UUID, str]:
     wanted = hash_secret(clean_code(resume_code))
-    row = await connection.fetchrow(_FIND_RESUME, course_id, wanted)
-    if row is None or not hmac.compare_digest(row["secret_hash"], wanted) or holder not in (None, row["user_id"]):
+    row = await connection.fetchrow("SELECT * FROM find_resume_code($1, $2)", course_id, wanted)
+    if row is None or holder not in (None, row["user_id"]):
         raise AccessDenied("NB-1106")
     return row["user_id"], row["username"]
 
@@ -319,6 +306,16 @@ async def _add_token(
         _ADD_TOKEN_ROW, token_id, kind, user_id, course_id, list(scopes), hash_secret(secret), expires_at
     )
     return f"nbp_{kind}_{token_id.hex}_{secret}"
+
+
+async def _become(connection: asyncpg.Connection, user_id: UUID) -> None:
+    """For the rest of the transaction the one who asks is `user_id`: they have just proved it, or are just made."""
+    with asking_as(user_id):
+        await connection.execute(identify())
+
+
+def _is_hash_of(stored: bytes, secret: str) -> bool:
+    return hmac.compare_digest(stored, hash_secret(secret))
 
 
 def _parse_token(token: str) -> tuple[UUID, str] | None:

@@ -15,6 +15,7 @@ import asyncpg
 import msgspec
 
 from nbpulse.errors import Unavailable
+from nbpulse.identity import identify
 from nbpulse.metrics import database_query_duration
 from nbpulse.pipeline import CellExecutionPoint, RejectedPoint
 from nbpulse.timeseries import Activity, ErrorRate, Percentiles, Window
@@ -184,7 +185,9 @@ class PostgresTimeSeries:
     async def _fetch(self, name: str, query: str, *values: object) -> list[Any]:
         try:
             with database_query_duration.labels("timeseries", name).time():
-                rows: list[Any] = await self._pool.fetch(query, *values, timeout=10)
+                async with self._pool.acquire(timeout=5) as connection, connection.transaction():
+                    await connection.execute(identify())
+                    rows: list[Any] = await connection.fetch(query, *values, timeout=10)
         except _UNAVAILABLE as error:
             raise Unavailable("NB-2005") from error
         return rows
