@@ -52,6 +52,7 @@ servers:
 	-@ops/debian.sh .cache/debian/postgresql postgresql-15 libpq5
 	-@ops/debian.sh .cache/debian/redis redis-server redis-tools
 	-@ops/debian.sh .cache/debian/influxdb influxdb influxdb-client
+	-@ops/debian.sh .cache/debian/pgbouncer pgbouncer libc-ares2
 
 chromium:
 	-@ops/chromium.sh

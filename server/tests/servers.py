@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -243,3 +244,44 @@ def chromium_path() -> str:
     if driver.returncode:
         give_up(f"playwright does not run here: {driver.stderr.strip()}")
     return found
+
+
+@contextmanager
+def run_pgbouncer(database_url: str, logins: dict[str, str], pool_size: int) -> Iterator[str]:
+    """Debian's pgbouncer in transaction mode before that database: `host:port/database`."""
+    programs = get_debian_programs("pgbouncer", "usr/sbin", ["pgbouncer", "libc-ares2"])
+    server, _, name = database_url.rpartition("@")[2].partition("/")
+    host, _, port = server.partition(":")
+    with make_data_dir() as directory:
+        account = choose_account(directory)  # it refuses to run as root
+        bin_dir = bring_within_reach(programs, account, directory)
+        own_port = find_free_port()
+        users, config = directory / "users.txt", directory / "pgbouncer.ini"
+        users.write_text("".join(f'"{login}" "{password}"\n' for login, password in logins.items()))
+        config.write_text(
+            f"[databases]\n{name} = host={host} port={port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
+            f"listen_port = {own_port}\nunix_socket_dir =\nauth_type = plain\nauth_file = {users}\n"
+            f"pool_mode = transaction\ndefault_pool_size = {pool_size}\nlogfile = {directory}/log\n"
+        )
+        options: dict[str, Any] = {}
+        if account:
+            os.chown(directory, account.uid, account.gid)
+            options = {"user": account.uid, "group": account.gid, "extra_groups": []}
+        process = subprocess.Popen(
+            [str(bin_dir / "pgbouncer"), "-q", str(config)],
+            stdin=subprocess.DEVNULL,
+            env={"PATH": os.defpath, "LD_LIBRARY_PATH": find_libraries(programs, bin_dir)},
+            **options,
+        )
+        try:
+            deadline_s = time.monotonic() + 10
+            while True:
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", own_port), 1):
+                    break
+                assert process.poll() is None, (directory / "log").read_text()
+                assert time.monotonic() < deadline_s, "pgbouncer did not answer within 10 s"
+                time.sleep(0.02)
+            yield f"127.0.0.1:{own_port}/{name}"
+        finally:
+            process.terminate()
+            process.wait(10)

@@ -27,6 +27,7 @@ from nbpulse.errors import PoisonEvent, Unavailable
 from nbpulse.events import ReceivedEvent
 from nbpulse.patience import Backoff, Breaker, sleep_until
 from nbpulse.pipeline import Recorded, measure, process_events
+from nbpulse.records import upkeep
 from nbpulse.records.dead_letters import DeadLetters
 from nbpulse.resources import Resources
 from nbpulse.stream import LANES, Delivery, EventStream, Lane
@@ -66,6 +67,10 @@ class Worker:
             asyncio.create_task(self._repeat("debts", 5.0, self._pay_debts)),
             asyncio.create_task(self._repeat("connections", SWEEP_S, self._resources.cache.sweep_connections)),
             asyncio.create_task(self._repeat("rollups", 5.0, self._resources.series.refresh_rollups)),
+            asyncio.create_task(
+                self._repeat("partitions", 3600.0, lambda: upkeep.keep_partitions(self._resources.pool))
+            ),
+            asyncio.create_task(self._repeat("cell_counts", 10.0, lambda: upkeep.count_cells(self._resources.pool))),
             asyncio.create_task(self._repeat("idle_sessions", 30.0, self._resources.ledger.close_idle_sessions)),
         ]
         lanes = [_Lane(self, lane, self._resources, self._stop, self._claim_idle_s) for lane in LANES]

@@ -15,7 +15,8 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 
-MONTHS_AHEAD = 3
+from nbpulse.records.upkeep import MONTHS_AHEAD
+
 _LOCK = 6_622_001
 
 # Roles belong to the whole server, not to one database: made here, before the first migration, and found afterwards.
