@@ -47,6 +47,8 @@ NOTEBOOK_EVENT_TYPES: Final = frozenset(
 FREE_EVENT_TYPES: Final = frozenset({"presence", "kernel_status", "help_request", "help_cancel"})
 EVENT_TYPES: Final = NOTEBOOK_EVENT_TYPES | FREE_EVENT_TYPES
 HELP_EVENT_TYPES: Final = frozenset({"help_request", "help_cancel"})
+CLASS_ENDED: Final = "class_ended"
+"""Why a hand went down that its student did not take down: `data.reason` of the help_cancel that we make."""
 EXECUTION_STATUSES: Final = frozenset({"ok", "error", "interrupted", "aborted", "kernel_died", "unknown"})
 PRESENCE_STATES: Final = frozenset({"active", "idle", "hidden"})
 
@@ -338,6 +340,8 @@ def _check_data(envelope: _Envelope) -> dict[str, Any]:
             return _check_execution(envelope, dict(data))
         if event_type == "help_request":
             msgspec.convert(data, _HelpData)
+        if event_type == "help_cancel":
+            data = {name: value for name, value in data.items() if name != "reason"}  # ours to say
         if event_type == "presence" and msgspec.convert(data, _PresenceData).state not in PRESENCE_STATES:
             raise InvalidEvent("NB-1011", "invalid_field", detail="data.state: active, idle or hidden")
     except msgspec.ValidationError as error:

@@ -27,7 +27,7 @@ from nbpulse.errors import PoisonEvent, Unavailable
 from nbpulse.events import ReceivedEvent
 from nbpulse.patience import Backoff, Breaker, sleep_until
 from nbpulse.pipeline import Recorded, measure, process_events
-from nbpulse.records import upkeep
+from nbpulse.records import meetings, upkeep
 from nbpulse.records.dead_letters import DeadLetters
 from nbpulse.resources import Resources
 from nbpulse.stream import LANES, Delivery, EventStream, Lane
@@ -71,6 +71,7 @@ class Worker:
                 self._repeat("partitions", 3600.0, lambda: upkeep.keep_partitions(self._resources.pool))
             ),
             asyncio.create_task(self._repeat("cell_counts", 10.0, lambda: upkeep.count_cells(self._resources.pool))),
+            asyncio.create_task(self._repeat("meetings", 5.0, self._keep_meetings)),
             asyncio.create_task(self._repeat("idle_sessions", 30.0, self._resources.ledger.close_idle_sessions)),
         ]
         lanes = [_Lane(self, lane, self._resources, self._stop, self._claim_idle_s) for lane in LANES]
@@ -115,6 +116,13 @@ class Worker:
                 if not await measure(recorded, ledger=self._resources.ledger, series=self._resources.series):
                     return
         metrics.series_debt_batches.set(0)
+
+    async def _keep_meetings(self) -> None:
+        changed = await meetings.keep_meetings(self._resources.pool)
+        for course_id in changed.course_ids:
+            await self._resources.cache.announce_roster(course_id)
+        if changed.withdrawals:
+            await self._resources.stream.append(changed.withdrawals)
 
     async def _watch_stream(self) -> None:
         backlog = await self._resources.stream.measure_backlog()

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from nbpulse import __version__
-from nbpulse.api import classrooms, health, ingest, joining, pages, queries, rehearsals, sockets
+from nbpulse.api import classrooms, health, ingest, joining, meetings, pages, queries, rehearsals, sockets
 from nbpulse.api.access import RULES, check_rules
 from nbpulse.api.catalogue import describe_problems, show_errors
 from nbpulse.api.context import ApiOptions, Context, Parts, make_context
@@ -98,7 +98,15 @@ def create_app(
         responses=describe_problems(),
         redirect_slashes=False,
     )
-    for router in (joining.router, classrooms.router, queries.router, rehearsals.router, health.router, pages.router):
+    for router in (
+        joining.router,
+        classrooms.router,
+        queries.router,
+        meetings.router,
+        rehearsals.router,
+        health.router,
+        pages.router,
+    ):
         app.include_router(router)
     app.include_router(sockets.router)
     app.add_api_route("/api/v1/errors", show_errors, methods=["GET"])

@@ -6,7 +6,7 @@ import zlib
 from typing import Final, TypeVar
 
 import msgspec
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
 from nbpulse.errors import InvalidInput
@@ -80,3 +80,13 @@ def decode_body(body: bytes, kind: type[T]) -> T:
         raise InvalidInput("NB-1007", detail=str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput("NB-1001") from error
+
+
+async def read_small_body(request: Request) -> bytes:
+    """`read_body` of at most 16 KB, for everything but deliveries. Raises as that."""
+    return await read_body(
+        request.receive,
+        content_type=request.headers.get("content-type", ""),
+        content_encoding=request.headers.get("content-encoding", ""),
+        limit=SMALL_BODY_BYTES_MAX,
+    )

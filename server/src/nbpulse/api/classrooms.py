@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 import msgspec
@@ -16,9 +16,16 @@ from nbpulse.api.joining import answer
 from nbpulse.cache import TICKET_LIFE_S, Ticket
 from nbpulse.classroom import HelpRequest
 from nbpulse.errors import AccessDenied
+from nbpulse.events import CLASS_ENDED
 from nbpulse.live import SESSION_LIFE_S, SUMMARY_LIFE_S, encode_session, name_session, name_summary
 from nbpulse.records.people import Person
 from nbpulse.timeseries import Window
+
+# The word to a student whose hand was up when the class ended.
+_CLASS_ENDED_TEXT: Final = {
+    "en": "The class has ended, so your raised hand was taken down. Ask again next time, or ask your teacher directly.",
+    "ja": "授業が終了したため、挙手を取り下げました。次回もう一度手を挙げるか、先生に直接聞いてください。",
+}
 
 router = APIRouter(prefix="/api/v1")
 
@@ -136,8 +143,10 @@ def _count_help(help_request: HelpRequest) -> int:
 
 def _describe_inbox(help_request: HelpRequest, after: int) -> dict[str, Any]:
     known = help_request.opened_ms > 0
+    was_ended = known and not help_request.is_open and help_request.closed_reason == CLASS_ENDED
+    is_news = was_ended and help_request.closed_ms > after
     return {
-        "messages": [],
+        "messages": [{"kind": CLASS_ENDED, "at": help_request.closed_ms, "text": _CLASS_ENDED_TEXT}] if is_news else [],
         "help": {"open": help_request.is_open, "since": help_request.opened_ms} if known else None,
         "after": max(after, _count_help(help_request)),
     }

@@ -15,6 +15,7 @@ from nbpulse.cache import Cache
 from nbpulse.errors import NotFound
 from nbpulse.hub import LiveHub
 from nbpulse.records.analysis import CourseHistory
+from nbpulse.records.meetings import Meetings
 from nbpulse.records.people import People, Person
 from nbpulse.records.views import ClassReader
 from nbpulse.stream import EventStream
@@ -59,6 +60,7 @@ class Context:
     hub: LiveHub
     series: TimeSeriesStore
     history: CourseHistory
+    meetings: Meetings
     promise: str
     gate: Gate
     ingest: Ingest
@@ -77,6 +79,7 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         hub=parts.hub,
         series=parts.series,
         history=CourseHistory(parts.people),
+        meetings=Meetings(parts.people),
         promise=parts.promise,
         gate=gate,
         ingest=Ingest(gate, parts.stream, parts.cache),

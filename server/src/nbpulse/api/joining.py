@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from nbpulse.api.access import COOKIE
-from nbpulse.api.bodies import SMALL_BODY_BYTES_MAX, decode_body, read_body
+from nbpulse.api.bodies import decode_body, read_small_body
 from nbpulse.api.context import describe_body, get_context, get_person
 from nbpulse.errors import InvalidInput, Unavailable
 from nbpulse.identity import ask_as
@@ -41,7 +41,7 @@ class SignInRequest(msgspec.Struct):
 @router.post("/join", status_code=201, openapi_extra=describe_body(JoinRequest))
 async def join(request: Request) -> Response:
     """Enrol a student by the class's join code; the token is shown once."""
-    wanted = decode_body(await _read_small_body(request), JoinRequest)
+    wanted = decode_body(await read_small_body(request), JoinRequest)
     context = get_context(request)
     joined = await context.people.join(
         wanted.join_code,
@@ -60,7 +60,7 @@ async def join(request: Request) -> Response:
 async def sign_in(request: Request) -> Response:
     """Exchange a link's one-use code for a session cookie."""
     context = get_context(request)
-    code = decode_body(await _read_small_body(request), SignInRequest).code
+    code = decode_body(await read_small_body(request), SignInRequest).code
     user_id, token = await context.people.use_link(code)
     ask_as(user_id)
     person = await context.gate.find_person(token)
@@ -100,15 +100,6 @@ async def show_me(request: Request) -> Response:
 def answer(body: Any, status: int = 200) -> Response:
     """A JSON answer nobody may keep."""
     return Response(_encode(body), status, {"Cache-Control": "no-store"}, "application/json")
-
-
-async def _read_small_body(request: Request) -> bytes:
-    return await read_body(
-        request.receive,
-        content_type=request.headers.get("content-type", ""),
-        content_encoding=request.headers.get("content-encoding", ""),
-        limit=SMALL_BODY_BYTES_MAX,
-    )
 
 
 def _clean_text(text: str | None, field: str) -> str | None:

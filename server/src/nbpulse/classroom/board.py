@@ -109,6 +109,8 @@ class Classroom:
         self._counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
         self._connected = 0
         self._median: float | None = None
+        self._meeting_since_ms = 0
+        self._is_over = False
         self._changes = _Changes()
         self.set_roster(learners)
         self.set_columns(columns)
@@ -173,6 +175,10 @@ class Classroom:
             self._lay_square(row, cell)
         self._place_learner(row)
 
+    def set_meeting(self, started_ms: int, *, is_over: bool) -> None:
+        """The newest class meeting: what began before it is no alert but an open hand; after its end nothing is."""
+        self._meeting_since_ms, self._is_over = started_ms, is_over
+
     def hear(self, user_id: str, at_ms: int, presence: str | None = None) -> None:
         """The learner's Jupyter was heard of; `presence` "active" counts as activity, as does a run."""
         row = self._rows.get(user_id)
@@ -194,7 +200,8 @@ class Classroom:
             is_connected = self._is_connected(row, now_ms)
             row.behind_since = find_behind(row.behind_since, row.position, pace, self.rules)
             standing = Standing(row.state, row.streak, is_connected, row.active_ms, row.behind_since)
-            alerts = {one.kind: self._make_alert(row, one) for one in find_alerts(standing, pace, self.rules)}
+            findings = (one for one in find_alerts(standing, pace, self.rules) if self._is_of_meeting(one))
+            alerts = {one.kind: self._make_alert(row, one) for one in findings}
             self._note_alerts(row, alerts)
             status = next((kind for kind in RANKS if kind in alerts), "ok" if is_connected else "offline")
             # Nothing here may depend on when this process looked: every process shows the same class.
@@ -247,6 +254,10 @@ class Classroom:
 
     def _is_connected(self, row: _Row, now_ms: int) -> bool:
         return row.heard_ms > 0 and now_ms - row.heard_ms <= self.rules.connected_ms
+
+    def _is_of_meeting(self, finding: Finding) -> bool:
+        """Whether the class's meeting is one in which this matters; a hand that is up at its beginning does."""
+        return not self._is_over and (finding.kind == "help" or finding.since_ms >= self._meeting_since_ms)
 
     def _lay_square(self, row: _Row, cell: CellState) -> None:
         place = self._places.get(cell.cell_id)

@@ -58,6 +58,7 @@ class HelpRequest(msgspec.Struct, frozen=True):
     text: str | None = None
     closed_ms: int = 0
     closed_sequence: int = 0
+    closed_reason: str = ""
 
     @property
     def is_open(self) -> bool:
@@ -138,7 +139,12 @@ def merge_states(state: LearnerState, other: LearnerState) -> LearnerState:
     return msgspec.structs.replace(
         state,
         recent=tuple(sorted({*state.recent, *other.recent})[-RECENT_RUNS:]),
-        help=msgspec.structs.replace(opened, closed_ms=closed.closed_ms, closed_sequence=closed.closed_sequence),
+        help=msgspec.structs.replace(
+            opened,
+            closed_ms=closed.closed_ms,
+            closed_sequence=closed.closed_sequence,
+            closed_reason=closed.closed_reason,
+        ),
         last_activity_ms=max(state.last_activity_ms, other.last_activity_ms),
         last_run_ms=max(state.last_run_ms, other.last_run_ms),
         notebook_id=place.notebook_id,
@@ -165,7 +171,12 @@ def _merge_help(help_request: HelpRequest, event: ReceivedEvent, notebook_id: st
     key = (at_ms, event.sequence)
     if event.event_type == "help_cancel":
         if key > (help_request.closed_ms, help_request.closed_sequence):
-            return msgspec.structs.replace(help_request, closed_ms=at_ms, closed_sequence=event.sequence)
+            return msgspec.structs.replace(
+                help_request,
+                closed_ms=at_ms,
+                closed_sequence=event.sequence,
+                closed_reason=event.data.get("reason", ""),
+            )
         return help_request
     if (*key, event.event_id.hex) <= (
         help_request.opened_ms,

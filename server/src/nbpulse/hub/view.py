@@ -34,6 +34,8 @@ class Pulse(Protocol):
     def notebooks(self) -> Sequence[dict[str, Any]]: ...
     @property
     def default_notebook_id(self) -> UUID | None: ...
+    @property
+    def meeting(self) -> dict[str, Any] | None: ...
 
 
 class LoadedClass(Protocol):
@@ -116,6 +118,7 @@ class View:
             columns=loaded.pulse.columns,
             learners=loaded.learners,
         )
+        self._take_meeting(loaded.pulse.meeting)
         for state in loaded.states:
             self._apply(state)
         self._columns = {column.id for column in loaded.pulse.columns}
@@ -184,6 +187,9 @@ class View:
         if list(pulse.notebooks) != self._notebooks:
             self._notebooks = list(pulse.notebooks)
             self._extra["notebooks"] = self._notebooks
+        if pulse.meeting != self._meeting:
+            self._take_meeting(pulse.meeting)
+            self._extra["meeting"] = pulse.meeting
         self.default_notebook_id = pulse.default_notebook_id
 
     def tick(self, now_ms: int) -> None:
@@ -229,6 +235,7 @@ class View:
                 "course": self._course,
                 "notebook": notebook and {name: notebook[name] for name in ("id", "path", "title")},
                 "notebooks": self._notebooks,
+                "meeting": self._meeting,
                 **self.classroom.snapshot(),
                 "h": self._describe_health(),
             }
@@ -236,6 +243,11 @@ class View:
         # The time is the answer's own: browsers set their clock by it.
         times = _encode({"server_time": datetime.now(UTC), "at": round(time.time() * 1000)})
         return times[:-1] + b"," + self._snapshot[1][1:]
+
+    def _take_meeting(self, meeting: dict[str, Any] | None) -> None:
+        self._meeting = meeting
+        if meeting:
+            self.classroom.set_meeting(meeting["started_at"], is_over=meeting["ended_at"] is not None)
 
     def _apply(self, state: LearnerState) -> None:
         self.classroom.apply(state)

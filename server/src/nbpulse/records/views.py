@@ -30,6 +30,8 @@ class Pulse(msgspec.Struct, frozen=True):
     columns: list[Column]
     notebooks: list[dict[str, Any]]
     default_notebook_id: UUID | None
+    meeting: dict[str, Any] | None
+    """The course's newest: `id`, `title`, `started_at` and `ended_at` in ms (None: it goes on); None for none yet."""
 
 
 class LoadedClass(msgspec.Struct, frozen=True):
@@ -58,6 +60,11 @@ SELECT n.id, n.path, n.title, count(s.user_id) AS active FROM notebooks n
 LEFT JOIN learner_states s ON s.course_id = n.course_id AND s.notebook_id = n.id
     AND s.last_activity_at > now() - interval '15 minutes'
 WHERE n.course_id = $1 GROUP BY n.id ORDER BY active DESC, n.created_at DESC, n.id
+"""
+_MEETING = """
+SELECT id, title, (extract(epoch FROM started_at) * 1000)::bigint AS started_at,
+    (extract(epoch FROM ended_at) * 1000)::bigint AS ended_at
+FROM class_meetings WHERE course_id = $1 ORDER BY started_at DESC LIMIT 1
 """
 # A cell makes a column when the teacher registered it, or 3 students (or 10 % of a small class) ran it.
 _COLUMNS = """
@@ -206,11 +213,13 @@ class ClassReader:
         default = notebooks[0]["id"] if notebooks else None
         columns = await connection.fetch(_COLUMNS, notebook_id or default, course_id)
         revisions = await connection.fetch(_REVISIONS, course_id)
+        meeting = await connection.fetchrow(_MEETING, course_id)
         return Pulse(
             learner_revisions={str(row["user_id"]): row["revision"] for row in revisions},
             columns=[Column(row["cell_id"], row["cell_index"], row["title"]) for row in columns],
             notebooks=[{**dict(row), "id": str(row["id"])} for row in notebooks],
             default_notebook_id=default,
+            meeting={**dict(meeting), "id": str(meeting["id"])} if meeting else None,
         )
 
     async def _read_states(

@@ -54,6 +54,13 @@ export function fetchLive(courseId, notebookId) {
   return request("GET", `/api/v1/courses/${encodeURIComponent(courseId)}/live${query}`);
 }
 
+/** @param {string} courseId */
+export const startMeeting = (courseId) =>
+  request("POST", `/api/v1/courses/${encodeURIComponent(courseId)}/meetings`, {});
+/** @param {string} courseId */
+export const endMeeting = (courseId) =>
+  request("POST", `/api/v1/courses/${encodeURIComponent(courseId)}/meetings/end`, {});
+
 /** @param {string} courseId @returns {Promise<{ticket: string}>} */
 export const fetchTicket = (courseId) =>
   request("POST", `/api/v1/courses/${encodeURIComponent(courseId)}/tickets`);

@@ -16,12 +16,14 @@
  * @typedef {{id: string, title: string, time_zone: string, join_code: string, is_demo: boolean,
  *   join_url?: string}} Course the address students reach, where it is not the teacher's own
  * @typedef {{lag_ms: ?number, received: number, stored: number}} Health
+ * @typedef {{id: string, title: ?string, started_at: number, ended_at: ?number}} Meeting times in ms
  * @typedef {Object} State
  * @property {string} epoch @property {number} seq @property {number} at
  * @property {Course} course @property {?Notebook} notebook @property {Notebook[]} notebooks
  * @property {Record<Status, number>} counts @property {?number} median @property {number} connected
  * @property {Cell[]} cells @property {Row[]} rows @property {Record<string, Alert>} alerts
  * @property {?Health} health
+ * @property {?Meeting} meeting the newest class meeting; over when it has an end
  */
 
 /** States of a square, in the order of the wire's digits. */
@@ -49,6 +51,7 @@ export function applySnapshot(snapshot) {
     rows,
     alerts: Object.fromEntries(snapshot.alerts.map((/** @type {Alert} */ alert) => [alert.id, alert])),
     health: snapshot.h ?? null,
+    meeting: snapshot.meeting ?? null,
   };
 }
 
@@ -84,6 +87,7 @@ export function applyFrame(state, frame) {
     rows: changedRows(state, frame, cells),
     alerts: changedAlerts(state.alerts, frame),
     health: frame.h ? { ...state.health, ...frame.h } : state.health,
+    meeting: "meeting" in frame ? frame.meeting : state.meeting,
   };
 }
 

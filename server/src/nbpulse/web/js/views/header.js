@@ -1,6 +1,7 @@
 // @ts-check
 /** The top line: which class, how fresh, and the few things one can switch. */
-import { html, useEffect, useRef } from "../preact.js";
+import { html, useEffect, useRef, useState } from "../preact.js";
+import { endMeeting, startMeeting } from "../api.js";
 import { chooseLanguage, formatClock, language, LANGUAGES, t } from "../i18n.js";
 import { classroom, course, isHelpOpen, isNamed, layout, link, searchText, setTheme, theme, toggleNames } from "../store.js";
 import { Glyph } from "./glyph.js";
@@ -12,6 +13,7 @@ export function Header({ showNotebook }) {
     <h1><bdi>${title}</bdi></h1>
     ${isDemo && html`<span class="demo" data-demo title=${t("demo.explain")}>${t("demo.badge")}</span>`}
     <${NotebookPicker} show=${showNotebook} />
+    <${Meeting} />
     <${LinkState} />
     <span class="spread"></span>
     ${layout.value !== "phone" && html`<${Search} />`}
@@ -37,6 +39,33 @@ export function Preferences() {
     <button class="icon" data-action="theme" aria-label=${t(`theme.${theme.value}`)} title=${t(`theme.${theme.value}`)} onClick=${() => setTheme(next)}>
       <svg class="glyph" viewBox="0 0 24 24" aria-hidden="true"><circle cx="12" cy="12" r="7" /><path class="solid" d=${THEMES[theme.value]} /></svg>
     </button>`;
+}
+
+/** The class meeting and its button: ending one asks once more, since alerts and raised hands end with it. */
+function Meeting() {
+  const [isAsking, setAsking] = useState(false);
+  const [failure, setFailure] = useState("");
+  const { meeting } = /** @type {import("../state.js").State} */ (classroom.value);
+  const isOn = Boolean(meeting && !meeting.ended_at);
+  useEffect(() => setAsking(false), [isOn]);
+  const send = async () => {
+    setFailure("");
+    try {
+      await (isOn ? endMeeting : startMeeting)(course.value.id);
+    } catch (error) {
+      setFailure(/** @type {Error} */ (error).message);
+    }
+  };
+  const time = meeting ? formatClock(meeting.ended_at ?? meeting.started_at) : "";
+  const words = !meeting ? "" : isOn ? t("meeting.since", { time }) : t("meeting.ended", { time });
+  return html`<span class="meeting" data-meeting=${isOn ? "on" : "off"} title=${failure}>
+    ${words && html`<span class="muted">${words}</span>`}
+    ${!isOn && html`<button data-action="start-meeting" onClick=${send}>${t("meeting.start")}</button>`}
+    ${isOn && !isAsking && html`<button data-action="end-meeting" onClick=${() => setAsking(true)}>${t("meeting.end")}</button>`}
+    ${isOn && isAsking && html`<button class="primary" data-action="end-meeting-now" title=${t("meeting.end_explain")} onClick=${send}>${t("meeting.end_now")}</button>
+      <button data-action="keep-meeting" onClick=${() => setAsking(false)}>${t("meeting.keep")}</button>`}
+    ${failure && html`<span role="alert">${failure}</span>`}
+  </span>`;
 }
 
 function LinkState() {

@@ -1,0 +1,161 @@
+"""Class meetings: one sitting of a course, from its beginning to its end.
+
+A meeting begins by a button, or by itself when 3 students are active after 30 minutes of quiet; it ends by a button, or
+by itself after 30 minutes of quiet, as of the last activity. Promises: a course has at most one open meeting, whoever
+asks at once; beginning and ending again changes nothing.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Final
+from uuid import UUID, uuid5
+
+import asyncpg
+import msgspec
+
+from nbpulse.errors import NotFound, Unavailable
+from nbpulse.events import CLASS_ENDED, ReceivedEvent
+from nbpulse.records.ledger import UNAVAILABLE
+from nbpulse.records.people import People
+
+BEGIN_STUDENTS: Final = 3
+ACTIVE_MINUTES: Final = 5
+QUIET_MINUTES: Final = 30
+_COLUMNS: Final = "id, title, notebook_ids, started_at, ended_at, started_by, ended_by"
+_START = f"""
+INSERT INTO class_meetings (course_id, title, started_by) VALUES ($1, $2, $3)
+ON CONFLICT (course_id) WHERE ended_at IS NULL DO NOTHING RETURNING {_COLUMNS}
+"""  # noqa: S608 - constants
+_END = f"""
+UPDATE class_meetings SET ended_at = greatest(now(), started_at), ended_by = $2
+WHERE course_id = $1 AND ended_at IS NULL RETURNING {_COLUMNS}
+"""  # noqa: S608
+_LIST = f"SELECT {_COLUMNS} FROM class_meetings WHERE course_id = $1 ORDER BY started_at DESC LIMIT $2"  # noqa: S608
+# After one that was ended by its button there must be a gap in the course's events: the same lesson does not begin
+# twice because its students go on working.
+_BEGIN_BY_ITSELF = """
+WITH active AS (
+    SELECT s.course_id FROM learner_states s JOIN enrolments e USING (user_id, course_id)
+    WHERE e.role = 'student' AND s.last_activity_at > now() - $1 * interval '1 minute'
+    GROUP BY s.course_id HAVING count(*) >= $3
+), previous AS (
+    SELECT DISTINCT ON (m.course_id) m.course_id, m.ended_at FROM class_meetings m JOIN active USING (course_id)
+    ORDER BY m.course_id, m.started_at DESC
+)
+INSERT INTO class_meetings (course_id, started_at)
+SELECT a.course_id, coalesce((SELECT min(e.occurred_at) FROM events e
+    WHERE e.course_id = a.course_id AND e.occurred_at > now() - $1 * interval '1 minute'), now())
+FROM active a LEFT JOIN previous p USING (course_id)
+WHERE p.course_id IS NULL OR p.ended_at IS NOT NULL AND EXISTS (
+    SELECT FROM (
+        SELECT e.occurred_at - lag(e.occurred_at, 1, p.ended_at) OVER (ORDER BY e.occurred_at) AS gap
+        FROM events e WHERE e.course_id = a.course_id AND e.occurred_at > p.ended_at
+    ) gaps WHERE gap >= $2 * interval '1 minute')
+ON CONFLICT (course_id) WHERE ended_at IS NULL DO NOTHING RETURNING course_id
+"""
+_END_BY_ITSELF = """
+WITH quiet AS (
+    SELECT m.id, greatest(m.started_at, max(s.last_activity_at)) AS last_at
+    FROM class_meetings m LEFT JOIN learner_states s ON s.course_id = m.course_id
+    WHERE m.ended_at IS NULL AND m.started_at < now() - $1 * interval '1 minute' GROUP BY m.id
+)
+UPDATE class_meetings m SET ended_at = quiet.last_at FROM quiet
+WHERE m.id = quiet.id AND quiet.last_at < now() - $1 * interval '1 minute' RETURNING m.course_id
+"""
+_NOTE_NOTEBOOKS = """
+WITH used AS (
+    SELECT m.id, array_agg(DISTINCT s.notebook_id ORDER BY s.notebook_id) AS notebook_ids
+    FROM class_meetings m JOIN learning_sessions s ON s.course_id = m.course_id AND s.last_activity_at >= m.started_at
+        AND s.started_at > m.started_at - interval '1 day'
+    WHERE m.ended_at IS NULL AND s.notebook_id IS NOT NULL GROUP BY m.id
+)
+UPDATE class_meetings m SET notebook_ids = used.notebook_ids FROM used
+WHERE m.id = used.id AND m.notebook_ids <> used.notebook_ids
+"""
+_LEFT_HANDS = """
+SELECT h.user_id, h.course_id, h.id, m.id AS meeting_id FROM help_requests h JOIN LATERAL (
+    SELECT id, ended_at FROM class_meetings WHERE course_id = h.course_id ORDER BY started_at DESC LIMIT 1
+) m ON m.ended_at IS NOT NULL
+WHERE h.closed_at IS NULL AND h.opened_at <= m.ended_at LIMIT 500
+"""
+
+
+class Meeting(msgspec.Struct, frozen=True):
+    """One sitting. `ended_at` None: it goes on. `started_by`, `ended_by` None: by itself."""
+
+    id: UUID
+    title: str | None
+    notebook_ids: list[UUID]
+    started_at: datetime
+    ended_at: datetime | None
+    started_by: UUID | None
+    ended_by: UUID | None
+
+
+class Changed(msgspec.Struct, frozen=True):
+    """What `keep_meetings` found to do: courses whose meeting began or ended, and withdrawals of hands left up."""
+
+    course_ids: set[UUID]
+    withdrawals: list[ReceivedEvent]
+
+
+class Meetings:
+    """Meetings for a course's staff. Every method raises Unavailable (NB-2003) when PostgreSQL is away."""
+
+    def __init__(self, people: People) -> None:
+        self._people = people
+
+    async def start(self, course_id: UUID, started_by: UUID, title: str | None = None) -> tuple[Meeting, bool]:
+        """The course's open meeting (title: at most 200 characters), and whether this call has begun it."""
+        async with self._people.connect("start_meeting") as connection:
+            row = await connection.fetchrow(_START, course_id, title, started_by)
+            is_new = row is not None
+            if row is None:  # one is open
+                row = await connection.fetchrow(_LIST, course_id, 1)
+        return Meeting(**dict(row)), is_new
+
+    async def end(self, course_id: UUID, ended_by: UUID) -> Meeting:
+        """End the course's open meeting. Raises NotFound (NB-1208) when none is open."""
+        async with self._people.connect("end_meeting") as connection:
+            row = await connection.fetchrow(_END, course_id, ended_by)
+        if row is None:
+            raise NotFound("NB-1208")
+        return Meeting(**dict(row))
+
+    async def list_meetings(self, course_id: UUID, limit: int) -> list[Meeting]:
+        """The newest first."""
+        async with self._people.connect("list_meetings") as connection:
+            rows = await connection.fetch(_LIST, course_id, limit)
+        return [Meeting(**dict(row)) for row in rows]
+
+
+async def keep_meetings(pool: asyncpg.Pool) -> Changed:
+    """
+    Begin and end what begins and ends by itself, for the worker's login.
+
+    The withdrawals are the caller's to append to the stream: the same hand gives the same event, so again does no harm.
+    Raises Unavailable (NB-2003).
+    """
+    try:
+        async with pool.acquire(timeout=5) as connection, connection.transaction():
+            ended = await connection.fetch(_END_BY_ITSELF, QUIET_MINUTES)
+            begun = await connection.fetch(_BEGIN_BY_ITSELF, ACTIVE_MINUTES, QUIET_MINUTES, BEGIN_STUDENTS)
+            await connection.execute(_NOTE_NOTEBOOKS)
+            hands = await connection.fetch(_LEFT_HANDS)
+    except UNAVAILABLE as error:
+        raise Unavailable("NB-2003") from error
+    return Changed({row["course_id"] for row in (*ended, *begun)}, [_withdraw(row) for row in hands])
+
+
+def _withdraw(row: asyncpg.Record) -> ReceivedEvent:
+    now = datetime.now(UTC)
+    return ReceivedEvent(
+        event_id=uuid5(row["meeting_id"], row["id"].hex),
+        event_type="help_cancel",
+        occurred_at=now,
+        received_at=now,
+        user_id=row["user_id"],
+        course_id=row["course_id"],
+        data={"reason": CLASS_ENDED},
+    )

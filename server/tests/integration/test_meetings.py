@@ -1,0 +1,189 @@
+"""Class meetings: by button and by themselves, what the board shows of them, and what ends with them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from nbpulse.migrations.runner import with_login
+from nbpulse.records.meetings import Changed, keep_meetings
+from stage import Stage, make_run
+from stores import WORKER_PASSWORD, connect
+
+
+@pytest.fixture
+async def worker_pool(stage_database: str) -> AsyncIterator[asyncpg.Pool]:
+    url = with_login(stage_database, "nbpulse_worker", WORKER_PASSWORD)
+    async with asyncpg.create_pool(url, min_size=1, max_size=2) as opened:
+        yield opened
+
+
+def path(stage: Stage, rest: str = "") -> str:
+    return f"/api/v1/courses/{stage.course.id}/meetings{rest}"
+
+
+async def start(stage: Stage) -> Any:
+    return await stage.http.post(path(stage), json={}, headers=stage.staff)
+
+
+async def end(stage: Stage) -> Any:
+    return await stage.http.post(path(stage, "/end"), json={}, headers=stage.staff)
+
+
+async def run(stage: Stage, students: int, *, ago: timedelta = timedelta(0)) -> list[str]:
+    """So many new students run a cell, so long ago."""
+    tokens = [(await stage.join(f"学生{number}"))["token"] for number in range(students)]
+    for token in tokens:
+        occurred_at = (datetime.now(UTC) - ago).isoformat()
+        assert (await stage.post(token, make_run(occurred_at=occurred_at))).status_code == 202
+    await stage.work()
+    return tokens
+
+
+async def age(stage: Stage, minutes: int) -> None:
+    """Everything in this course, as it would be that much later."""
+    async with connect(stage.database_url) as owner:
+        for table, columns in (
+            ("class_meetings", ("started_at", "ended_at")),
+            ("learner_states", ("last_activity_at",)),
+            ("events", ("occurred_at",)),
+        ):
+            moved = ", ".join(f"{one} = {one} - interval '{minutes} minutes'" for one in columns)
+            await owner.execute(f"UPDATE {table} SET {moved} WHERE course_id = $1", stage.course.id)
+
+
+async def keep(stage: Stage, pool: asyncpg.Pool) -> Changed:
+    """As the worker does; other tests' courses in this database are left out of the answer."""
+    changed = await keep_meetings(pool)
+    mine = {stage.course.id}
+    return Changed(changed.course_ids & mine, [one for one in changed.withdrawals if one.course_id in mine])
+
+
+async def read_meeting(stage: Stage) -> dict[str, Any] | None:
+    """The board's, once it has looked."""
+    await asyncio.sleep(0.4)
+    found: dict[str, Any] | None = (await stage.snapshot())["meeting"]
+    return found
+
+
+async def test_a_button_begins_and_ends_it_once(stage: Stage) -> None:
+    assert (await stage.snapshot())["meeting"] is None
+    refused = await end(stage)
+    assert (refused.status_code, refused.json()["code"]) == (404, "NB-1208")
+    first = await start(stage)
+    assert first.status_code == 201
+    again = await asyncio.gather(*(start(stage) for _ in range(5)))
+    assert {answer.status_code for answer in again} == {200}
+    assert {answer.json()["id"] for answer in again} == {first.json()["id"]}
+    shown = await read_meeting(stage)
+    assert shown is not None
+    assert (shown["id"], shown["ended_at"]) == (first.json()["id"], None)
+    ended = await end(stage)
+    assert (ended.status_code, ended.json()["ended_by"]) == (200, str(stage.teacher_id))
+    assert (await read_meeting(stage) or {})["ended_at"] is not None
+    listed = (await stage.http.get(path(stage), headers=stage.staff)).json()["meetings"]
+    assert [one["id"] for one in listed] == [first.json()["id"]]
+
+
+async def test_students_may_not(stage: Stage) -> None:
+    token = (await stage.join())["token"]
+    student = {"Authorization": f"Bearer {token}"}
+    for method, rest in (("GET", ""), ("POST", ""), ("POST", "/end")):
+        answer = await stage.http.request(method, path(stage, rest), json={}, headers=student)
+        assert answer.status_code == 403
+
+
+async def test_three_students_begin_it_and_half_an_hour_of_quiet_ends_it(
+    stage: Stage, worker_pool: asyncpg.Pool
+) -> None:
+    await run(stage, 2)
+    assert not (await keep(stage, worker_pool)).course_ids
+    await run(stage, 1)
+    assert (await keep(stage, worker_pool)).course_ids == {stage.course.id}
+    assert not (await keep(stage, worker_pool)).course_ids
+    (meeting,) = (await stage.http.get(path(stage), headers=stage.staff)).json()["meetings"]
+    assert (meeting["started_by"], meeting["ended_at"]) == (None, None)
+    assert len(meeting["notebook_ids"]) == 1
+    await age(stage, 29)
+    assert not (await keep(stage, worker_pool)).course_ids
+    await age(stage, 2)
+    assert (await keep(stage, worker_pool)).course_ids == {stage.course.id}
+    (meeting,) = (await stage.http.get(path(stage), headers=stage.staff)).json()["meetings"]
+    assert datetime.now(UTC) - datetime.fromisoformat(meeting["ended_at"]) > timedelta(minutes=30)
+    # The next lesson begins by itself again.
+    await run(stage, 3)
+    assert (await keep(stage, worker_pool)).course_ids == {stage.course.id}
+
+
+async def test_students_who_work_on_after_the_end_do_not_begin_it_again(
+    stage: Stage, worker_pool: asyncpg.Pool
+) -> None:
+    await start(stage)
+    await run(stage, 3)
+    await end(stage)
+    await run(stage, 3)
+    await age(stage, 20)
+    await run(stage, 3)
+    assert not (await keep(stage, worker_pool)).course_ids
+    await age(stage, 31)
+    await run(stage, 3)
+    assert (await keep(stage, worker_pool)).course_ids == {stage.course.id}
+
+
+async def test_after_its_end_no_alert_fires_and_a_raised_hand_is_told(stage: Stage, worker_pool: asyncpg.Pool) -> None:
+    await start(stage)
+    (token,) = await run(stage, 1)
+    help_id = uuid4()
+    request = make_run(event_type="help_request", event_id=str(help_id), data={"message": "わかりません"})
+    assert (await stage.post(token, request)).status_code == 202
+    await stage.work()
+    assert [one["kind"] for one in (await stage.snapshot())["alerts"]] == ["help"]
+    assert not (await keep(stage, worker_pool)).withdrawals
+    await end(stage)
+    await asyncio.sleep(0.4)
+    assert (await stage.snapshot())["alerts"] == []
+    first, second = await keep(stage, worker_pool), await keep(stage, worker_pool)
+    assert [one.event_id for one in first.withdrawals] == [one.event_id for one in second.withdrawals]
+    await stage.parts.stream.append([*first.withdrawals, *second.withdrawals])
+    await stage.work()
+    assert not (await keep(stage, worker_pool)).withdrawals
+    headers = {"Authorization": f"Bearer {token}"}
+    inbox = (await stage.http.get("/api/v1/me/inbox?wait_s=0", headers=headers)).json()
+    assert inbox["help"]["open"] is False
+    (message,) = inbox["messages"]
+    assert message["kind"] == "class_ended"
+    assert "授業が終了" in message["text"]["ja"]
+    later = (await stage.http.get(f"/api/v1/me/inbox?wait_s=0&after={inbox['after']}", headers=headers)).json()
+    assert later["messages"] == []
+
+
+async def test_the_reason_is_ours_to_say(stage: Stage) -> None:
+    (token,) = await run(stage, 1)
+    for event_type, data in (("help_request", {}), ("help_cancel", {"reason": "class_ended"})):
+        event = make_run(event_type=event_type, sequence=2, data=data)
+        assert (await stage.post(token, event)).status_code == 202
+    await stage.work()
+    inbox = await stage.http.get("/api/v1/me/inbox?wait_s=0", headers={"Authorization": f"Bearer {token}"})
+    assert (inbox.json()["help"]["open"], inbox.json()["messages"]) == (False, [])
+
+
+async def test_what_began_before_the_meeting_is_no_alert_of_it(stage: Stage) -> None:
+    token = (await stage.join())["token"]
+    presence = make_run(event_type="presence", data={"state": "active"})
+    for second in (100, 90, 80):
+        occurred_at = (datetime.now(UTC) - timedelta(seconds=second)).isoformat()
+        await stage.post(token, make_run(0, "error", occurred_at=occurred_at))
+    await stage.post(token, presence)
+    await stage.work()
+    await asyncio.sleep(0.6)
+    assert [one["kind"] for one in (await stage.snapshot())["alerts"]] == ["stuck"]
+    await start(stage)
+    await asyncio.sleep(0.6)
+    assert (await stage.snapshot())["alerts"] == []
+    assert isinstance(UUID((await read_meeting(stage) or {})["id"]), UUID)
