@@ -56,7 +56,7 @@ function Meeting() {
       setFailure(/** @type {Error} */ (error).message);
     }
   };
-  const time = meeting ? formatClock(meeting.ended_at ?? meeting.started_at) : "";
+  const time = meeting ? formatClock(meeting.ended_at ?? meeting.started_at).slice(0, 5) : "";
   const words = !meeting ? "" : isOn ? t("meeting.since", { time }) : t("meeting.ended", { time });
   return html`<span class="meeting" data-meeting=${isOn ? "on" : "off"} title=${failure}>
     ${words && html`<span class="muted">${words}</span>`}
