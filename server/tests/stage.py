@@ -18,13 +18,11 @@ from uuid import UUID, uuid4
 import asyncpg
 import httpx2
 import uvicorn
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from websockets.asyncio.client import ClientConnection, connect
 
 from nbpulse.api.app import ApiOptions, create_app
 from nbpulse.cache import Cache
+from nbpulse.connections import open_pool, open_redis
 from nbpulse.crypto import EncryptedField, make_key
 from nbpulse.events import decode
 from nbpulse.hub import LiveHub
@@ -152,21 +150,10 @@ def make_run(cell: int = 0, status: str = "ok", **changes: Any) -> dict[str, Any
 
 
 @asynccontextmanager
-async def open_redis(redis_url: str) -> AsyncIterator[Redis]:
-    client = Redis.from_url(
-        redis_url, socket_connect_timeout=1, socket_timeout=30, max_connections=20, retry=Retry(NoBackoff(), 1)
-    )
-    try:
-        yield client
-    finally:
-        await client.aclose()
-
-
-@asynccontextmanager
 async def open_parts(database_url: str, redis_url: str, influx_url: str | None = None) -> AsyncIterator[StageParts]:
     """What one API process shares."""
     api_url = with_login(database_url, "nbpulse_api", WORKER_PASSWORD)
-    async with open_redis(redis_url) as redis, asyncpg.create_pool(api_url, min_size=1, max_size=6) as pool:
+    async with open_redis(redis_url) as redis, open_pool(api_url, 6) as pool:
         seal, cache, stream = EncryptedField(KEY), Cache(redis), EventStream(redis)
         classes = ClassReader(pool, seal)
         hub = LiveHub(redis, classes, cache.read_presence, stream.measure_backlog)

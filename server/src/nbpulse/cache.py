@@ -163,7 +163,12 @@ class Cache:
                     if cached is not None:
                         return bytes(cached)  # type: ignore[arg-type]
                     if await self._redis.set(lock, b"1", nx=True, px=round(_MAKING_S * 1000)):
-                        break
+                        # Another may have made it and let go between our look and our lock.
+                        cached = await self._redis.get(key)
+                        if cached is None:
+                            break
+                        await self._redis.delete(lock)
+                        return bytes(cached)  # type: ignore[arg-type]
                 await asyncio.sleep(0.02)
             made = await make()
             async with _deadline():

@@ -1,21 +1,200 @@
-"""Every metric nbpulse serves, one line of meaning each. The first two bear the specification's names."""
+"""Every metric nbpulse serves, one line of meaning each. The first two bear the specification's names.
+
+A call is timed where the store's client is made (connections.py, stream/link.py, timeseries/influx.py); what it is for
+is said by a name from the closed sets below, so that no text of a person can become a label.
+"""
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram
+import functools
+import math
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Final, Literal, NamedTuple, ParamSpec, TypeVar
+
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+Database = Literal["postgresql", "influxdb", "redis"]
+SeriesQuery = Literal["check", "write_points", "query_activity", "query_error_rate", "query_percentiles"]
+InfluxQuery = Literal[SeriesQuery, "create_database"]
+PostgresQuery = Literal[
+    SeriesQuery,
+    "refresh_rollups",
+    # the worker's
+    "record_events",
+    "find_erased",
+    "settle_debt",
+    "find_debts",
+    "close_idle_sessions",
+    "dead_letters",
+    "check_keys",
+    "read_owed",
+    "keep_partitions",
+    "count_cells",
+    # people, tokens, courses
+    "find_person",
+    "create_token",
+    "use_link",
+    "revoke_token",
+    "list_tokens",
+    "describe_person",
+    "join",
+    "ensure_course",
+    "ensure_teacher",
+    "delete_course",
+    "open_rehearsal",
+    "remove_demo_course",
+    # the board
+    "load_class",
+    "load_pulse",
+    "load_roster",
+    "load_states",
+    "load_help",
+    "class_summary",
+    "start_meeting",
+    "end_meeting",
+    "list_meetings",
+    "keep_meetings",
+    "check_notebook",
+    "find_session",
+    "list_students",
+    # a course's history
+    "find_course",
+    "sessions",
+    "progress",
+    "failing_cells",
+    "common_errors",
+    "slow_cells",
+    "recovery_times",
+    "other",
+]
+RedisQuery = Literal[
+    "append",
+    "make_groups",
+    "read_settings",
+    "read_new",
+    "read_pending",
+    "claim",
+    "count_deliveries",
+    "ack",
+    "note_suspect",
+    "forget_suspects",
+    "measure_backlog",
+    "trim",
+    # of the cache and the publisher: the command itself
+    "pipeline",
+    "exists",
+    "get",
+    "getdel",
+    "hdel",
+    "hgetall",
+    "hset",
+    "publish",
+    "set",
+    "other",
+]
 
 database_query_duration = Histogram(
     "database_query_duration_seconds",
-    "How long one call to a store took",
+    "How long one call to a store took, from asking for a connection to giving it back",
     ["database", "query_type"],
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
 )
-database_connection_pool = Gauge(
-    "database_connection_pool_size", "Connections open in this process's pool", ["database"]
+_query_type: ContextVar[PostgresQuery] = ContextVar("query_type", default="other")
+_Parameters = ParamSpec("_Parameters")
+_Answer = TypeVar("_Answer")
+_Function = Callable[_Parameters, Coroutine[Any, Any, _Answer]]
+
+
+@contextmanager
+def name_query(query_type: PostgresQuery) -> Iterator[None]:
+    """Calls for a PostgreSQL connection made inside are counted under this name."""
+    token = _query_type.set(query_type)
+    try:
+        yield
+    finally:
+        _query_type.reset(token)
+
+
+def named_query(
+    query_type: PostgresQuery,
+) -> Callable[[_Function[_Parameters, _Answer]], _Function[_Parameters, _Answer]]:
+    """`name_query` for the whole of an async function."""
+
+    def decorate(function: _Function[_Parameters, _Answer]) -> _Function[_Parameters, _Answer]:
+        @functools.wraps(function)
+        async def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Answer:
+            with name_query(query_type):
+                return await function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def read_query_name() -> PostgresQuery:
+    """What the call being made is for; `other` where nobody said."""
+    return _query_type.get()
+
+
+class PoolFigures(NamedTuple):
+    """Connections of one pool now: open, open and unused, and at most."""
+
+    size: int
+    idle: int
+    limit: int
+
+
+class _Pools(Collector):
+    """The pools of this process, asked at each scrape."""
+
+    def __init__(self) -> None:
+        self._watched: list[tuple[Database, Callable[[], PoolFigures]]] = []
+
+    @contextmanager
+    def watch(self, database: Database, measure: Callable[[], PoolFigures]) -> Iterator[None]:
+        """While inside, the pool that `measure` looks at is part of its database's figures."""
+        entry = (database, measure)
+        self._watched.append(entry)
+        try:
+            yield
+        finally:
+            self._watched.remove(entry)
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """The metrics without their figures."""
+        return [GaugeMetricFamily(name, text, labels=["database"]) for name, text in _POOL_METRICS]
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """The figures as they are now; a store this process has no pool for has none."""
+        sums: dict[Database, list[int]] = {}
+        for database, measure in self._watched:
+            sums[database] = [a + b for a, b in zip(sums.get(database, (0, 0, 0)), measure(), strict=True)]
+        families = [GaugeMetricFamily(name, text, labels=["database"]) for name, text in _POOL_METRICS]
+        for database, figures in sums.items():
+            for family, figure in zip(families, figures, strict=True):
+                family.add_metric([database], figure)
+        return families
+
+
+_POOL_METRICS: Final = (  # in the order of PoolFigures
+    ("database_connection_pool_size", "Connections open in this process now"),
+    ("database_connection_pool_idle", "Connections open in this process that nobody uses now"),
+    ("database_connection_pool_limit", "Connections this process opens at most"),
 )
+pools: Final = _Pools()
+REGISTRY.register(pools)
 
 ingest_events = Counter(
     "nbpulse_ingest_events_total", "Events answered by the API, by what was said of each", ["result"]
+)
+ingest_ack_duration = Histogram(
+    "nbpulse_ingest_ack_seconds",
+    "From a delivery's headers to its answer, of deliveries that were taken",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
 )
 ingest_append_duration = Histogram(
     "nbpulse_ingest_append_seconds",
@@ -26,6 +205,7 @@ stream_backlog_events = Gauge("nbpulse_stream_backlog_events", "Events in the st
 stream_generation_changes = Counter(
     "nbpulse_stream_generation_changes_total", "Times the stream's server was found emptied or exchanged"
 )
+workers = Gauge("nbpulse_workers", "Workers at work in the last 5 s, as the API sees them at the scrape")
 worker_events = Counter("nbpulse_worker_events_total", "Events the worker finished, by outcome", ["outcome"])
 worker_redeliveries = Counter("nbpulse_worker_redeliveries_total", "Entries taken over from a dead or slow worker")
 worker_batch_duration = Histogram(
@@ -34,9 +214,23 @@ worker_batch_duration = Histogram(
     buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
 )
 worker_lag_seconds = Gauge("nbpulse_worker_lag_seconds", "Age of the newest event processed, at its commit")
-series_debt_batches = Gauge("nbpulse_series_debt_batches", "Batches stored but not yet in the time series")
+dead_letters = Gauge("nbpulse_dead_letters", "Entries set aside and not replayed, as the API sees them at the scrape")
+series_debt_batches = Gauge(
+    "nbpulse_series_debt_batches", "Batches stored but not yet in the time series (a worker sees at most 20)"
+)
+series_debt_oldest_seconds = Gauge(
+    "nbpulse_series_debt_oldest_seconds", "Age of the oldest such batch, as the API sees it at the scrape; 0 for none"
+)
 series_rejected_points = Counter(
     "nbpulse_series_rejected_points_total", "Points the time-series store refused for good, set aside", ["reason"]
 )
+# A label's value that never came yet is 0, not nothing: else an alert would miss the first one.
+for _outcome in ("stored", "duplicate", "dead_letter"):
+    worker_events.labels(_outcome)
+for _reason in ("refused", "series_limit"):
+    series_rejected_points.labels(_reason)
+# What only the API looks up is unknown in every other process, not 0.
+for _seen_by_api in (workers, dead_letters, series_debt_oldest_seconds):
+    _seen_by_api.set(math.nan)
 live_frames = Counter("nbpulse_live_frames_total", "Frames encoded for boards")
 live_viewers = Gauge("nbpulse_live_viewers", "Boards connected to this process")

@@ -10,16 +10,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import asyncpg
-import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import Redis
 
 from nbpulse.cache import Cache
+from nbpulse.connections import open_pool, open_redis
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import StartupError, Unavailable
 from nbpulse.hub import LiveHub
 from nbpulse.live import LivePublisher
-from nbpulse.metrics import database_connection_pool
 from nbpulse.records.ledger import PostgresLedger
 from nbpulse.records.notebooks import NotebookDirectory
 from nbpulse.records.people import People
@@ -30,7 +28,6 @@ from nbpulse.stream import EventStream
 from nbpulse.timeseries import TimeSeriesStore
 from nbpulse.timeseries.postgres import PostgresTimeSeries
 
-REDIS_POOL_SIZE = 20
 _PROMISE_RANKS = {"memory": 0, "process": 1, "power": 2}
 
 
@@ -39,7 +36,7 @@ class Resources:
     """What the parts of one process share."""
 
     pool: asyncpg.Pool
-    redis: redis.asyncio.Redis
+    redis: Redis
     seal: EncryptedField
     stream: EventStream
     cache: Cache
@@ -78,11 +75,8 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
     if not settings.redis_url:
         raise StartupError("NB-3052", setting="NBPULSE_REDIS_URL")
     async with AsyncExitStack() as stack:
-        pool = await _open_pool(find_login_url(settings, login), pool_size)
-        stack.push_async_callback(_close_pool, pool)
-        client = _make_redis(settings.redis_url)
-        stack.push_async_callback(client.aclose)
-        database_connection_pool.labels("redis").set(REDIS_POOL_SIZE)
+        pool = await stack.enter_async_context(open_pool(find_login_url(settings, login), pool_size))
+        client = await stack.enter_async_context(open_redis(settings.redis_url))
         seal = EncryptedField(settings.read_encryption_keys(), key_file=settings.key_file)
         await _check_keys(pool, seal)
         stream = EventStream(client, consumer=settings.worker_name, backlog_limit=settings.backlog_limit_events)
@@ -109,13 +103,12 @@ async def open_stream(settings: Settings) -> AsyncIterator[EventStream]:
     """The event stream alone, for a look at it. Raises StartupError (NB-3052) when no server is set."""
     if not settings.redis_url:
         raise StartupError("NB-3052", setting="NBPULSE_REDIS_URL")
-    client = _make_redis(settings.redis_url)
-    stream = EventStream(client)
-    try:
-        yield stream
-    finally:
-        await stream.close()
-        await client.aclose()
+    async with open_redis(settings.redis_url) as client:
+        stream = EventStream(client)
+        try:
+            yield stream
+        finally:
+            await stream.close()
 
 
 @asynccontextmanager
@@ -135,47 +128,11 @@ async def _open_series(settings: Settings, pool: asyncpg.Pool) -> AsyncIterator[
         yield series
 
 
-def _make_redis(url: str) -> redis.asyncio.Redis:
-    return redis.asyncio.Redis.from_url(
-        url,
-        max_connections=REDIS_POOL_SIZE,
-        socket_connect_timeout=1,
-        socket_timeout=30,
-        retry=Retry(NoBackoff(), 1),
-        health_check_interval=0,
-    )
-
-
-async def _open_pool(url: str, size: int) -> asyncpg.Pool:
-    try:
-        pool = await asyncpg.create_pool(
-            url,
-            min_size=min(2, size),
-            max_size=size,
-            timeout=10,
-            command_timeout=60,
-            # jit: our statements are short, and compiling one costs more than running it.
-            server_settings={"application_name": "nbpulse", "jit": "off", "timezone": "UTC"},
-        )
-    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
-        raise StartupError("NB-3053", detail=f"{type(error).__name__}: {error}") from error
-    database_connection_pool.labels("postgresql").set(size)
-    return pool
-
-
 async def _check_keys(pool: asyncpg.Pool, seal: EncryptedField) -> None:
     try:
         await check_keys(pool, seal)
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise StartupError("NB-3053", detail=f"{type(error).__name__}: {error}") from error
-
-
-async def _close_pool(pool: asyncpg.Pool) -> None:
-    """Close politely, but never wait for a database that is gone."""
-    try:
-        await pool.close()
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
-        pool.terminate()
 
 
 async def _check_promise(settings: Settings, stream: EventStream) -> str:

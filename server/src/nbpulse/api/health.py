@@ -7,22 +7,27 @@ code says what to do, `nbpulse doctor` the rest.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Coroutine
 from typing import Any, Final
 
+import structlog
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 
+from nbpulse import metrics
 from nbpulse.api.context import Context, get_context
 from nbpulse.api.joining import answer
 from nbpulse.errors import Unavailable
+from nbpulse.records.owed import Owed, read_owed
 
 router = APIRouter()
 _CHECK_LIMIT_S: Final = 1.0
 # Checks that were given up and have not ended yet; a task nobody holds may vanish.
-_leaving: set[asyncio.Task[None]] = set()
+_leaving: set[asyncio.Task[Any]] = set()
+_log = structlog.get_logger(__name__)
 HEALTHY: Final = frozenset({"healthy", "disabled"})
 
 
@@ -54,9 +59,42 @@ async def show_health(request: Request) -> Response:
 
 
 @router.get("/metrics")
-async def show_metrics() -> Response:
-    """Prometheus metrics of this process."""
+async def show_metrics(request: Request) -> Response:
+    """
+    Prometheus metrics of this process, and what waits in the stores for everybody.
+
+    A store that does not say so within 1 s leaves its figures NaN: an old figure would look like a new one.
+    """
+    context = get_context(request)
+    await asyncio.gather(_look_at_stream(context), _look_at_owed(context))
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _look_at_stream(context: Context) -> None:
+    workers = backlog = math.nan
+    try:
+        async with asyncio.timeout(_CHECK_LIMIT_S):
+            workers = len(await context.cache.read_workers())
+            backlog = await context.stream.measure_backlog()
+    except (Unavailable, TimeoutError) as error:
+        _log.debug("metrics.stream_unknown", error=type(error).__name__)
+    metrics.workers.set(workers)
+    metrics.stream_backlog_events.set(backlog)
+
+
+async def _look_at_owed(context: Context) -> None:
+    owed = Owed(math.nan, math.nan, math.nan)
+    task = asyncio.create_task(read_owed(context.people))
+    done, _ = await asyncio.wait({task}, timeout=_CHECK_LIMIT_S)
+    if not done:
+        _leave(task)
+    elif isinstance(failure := task.exception(), Unavailable):
+        _log.debug("metrics.owed_unknown", code=failure.code)
+    else:
+        owed = task.result()
+    metrics.series_debt_batches.set(owed.debt_batches)
+    metrics.series_debt_oldest_seconds.set(owed.debt_oldest_s)
+    metrics.dead_letters.set(owed.dead_letters)
 
 
 async def check_database_health(context: Context) -> dict[str, Any]:
@@ -110,9 +148,7 @@ async def _measure(check: Coroutine[Any, Any, None], code: str) -> dict[str, Any
     # Not `timeout`: a driver that is cancelled may itself wait for seconds for a server that hangs.
     done, _ = await asyncio.wait({task}, timeout=_CHECK_LIMIT_S)
     if not done:
-        task.cancel()
-        _leaving.add(task)
-        task.add_done_callback(_let_go)
+        _leave(task)
         is_healthy = False
     else:
         failure = task.exception()
@@ -123,7 +159,13 @@ async def _measure(check: Coroutine[Any, Any, None], code: str) -> dict[str, Any
     return status if is_healthy else status | {"error": code}
 
 
-def _let_go(task: asyncio.Task[None]) -> None:
+def _leave(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    _leaving.add(task)
+    task.add_done_callback(_let_go)
+
+
+def _let_go(task: asyncio.Task[Any]) -> None:
     _leaving.discard(task)
     if not task.cancelled():
         task.exception()  # looked at: what became of it has been answered long ago

@@ -95,6 +95,7 @@ class Ingest:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        started = time.perf_counter()
         authorization = content_type = content_encoding = language = ""
         for name, value in scope["headers"]:
             if name == b"authorization":
@@ -121,6 +122,7 @@ class Ingest:
         headers = [*_HEADERS, (b"content-length", str(len(encoded)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": encoded})
+        metrics.ingest_ack_duration.observe(time.perf_counter() - started)
 
     async def receive_events(self, body: bytes, learner: Person) -> tuple[int, dict[str, Any]]:
         """

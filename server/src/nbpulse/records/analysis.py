@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from nbpulse.errors import NotFound
+from nbpulse.metrics import PostgresQuery
 from nbpulse.records.people import People
 
 ROWS_MAX: Final = 5_000
@@ -195,7 +196,7 @@ class CourseHistory:
         """Cells by the time from each error in the window to the same student's next ok on it, still in the window."""
         return await self._read("recovery_times", _RECOVERY_TIMES, course_id, *span, notebook_id, limit)
 
-    async def _read(self, name: str, query: str, *values: object) -> Table:
+    async def _read(self, name: PostgresQuery, query: str, *values: object) -> Table:
         async with self._people.connect(name) as connection:
             statement = await connection.prepare(query)
             rows = await statement.fetch(*values)

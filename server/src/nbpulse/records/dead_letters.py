@@ -16,6 +16,7 @@ import msgspec
 
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import NotFound, Unavailable
+from nbpulse.metrics import name_query
 from nbpulse.records.ledger import UNAVAILABLE
 
 _Answer = TypeVar("_Answer")
@@ -113,6 +114,7 @@ class DeadLetters:
 
     async def _run(self, call: Awaitable[_Answer]) -> _Answer:
         try:
-            return await call
+            with name_query("dead_letters"):
+                return await call
         except UNAVAILABLE as error:
             raise Unavailable("NB-2003") from error

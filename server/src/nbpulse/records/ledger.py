@@ -20,7 +20,7 @@ from nbpulse.classroom import LearnerState
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import Unavailable
 from nbpulse.events import ReceivedEvent
-from nbpulse.metrics import database_query_duration
+from nbpulse.metrics import name_query, named_query
 from nbpulse.pipeline import CellExecutionPoint, Recorded, RejectedPoint
 from nbpulse.records import learners, sessions
 from nbpulse.records.learners import StateKey
@@ -151,7 +151,7 @@ class PostgresLedger:
         then. Any other database error leaves as it is: one event cannot be stored, and the caller bisects.
         """
         try:
-            with database_query_duration.labels("postgresql", "record_events").time():
+            with name_query("record_events"):
                 async with self._pool.acquire(timeout=5) as connection:
                     return await self._record_unmerged(connection, events)
         except learners.UsersMerged as merged:
@@ -172,6 +172,7 @@ class PostgresLedger:
             self._notebooks.forget()
             raise Unavailable("NB-2003") from error
 
+    @named_query("find_erased")
     async def _drop_erased(self, events: Sequence[ReceivedEvent]) -> list[ReceivedEvent]:
         """Those of `events` whose user and course still exist."""
         try:
@@ -187,6 +188,7 @@ class PostgresLedger:
         there = {(row["user_id"], row["course_id"]) for row in rows}
         return [event for event in events if (event.user_id, event.course_id) in there]
 
+    @named_query("settle_debt")
     async def settle_debt(self, debt_id: UUID, rejected: Sequence[RejectedPoint] = ()) -> None:
         """The batch's points are written, or set aside: delete its debt. Raises Unavailable (NB-2003)."""
         try:
@@ -197,6 +199,7 @@ class PostgresLedger:
         except UNAVAILABLE as error:
             raise Unavailable("NB-2003") from error
 
+    @named_query("find_debts")
     async def find_debts(self, older_than_s: float, limit: int = 20) -> list[Recorded]:
         """Batches whose points are still owed, oldest first, as `pipeline.measure` takes them."""
         try:
@@ -211,6 +214,7 @@ class PostgresLedger:
             raise Unavailable("NB-2003") from error
         return [Recorded((), _decode_points(row["points"]), 0, 0, row["id"]) for row in rows]
 
+    @named_query("close_idle_sessions")
     async def close_idle_sessions(self) -> int:
         """Close sessions without an event for 30 minutes; how many (sessions.py). Raises Unavailable (NB-2003)."""
         try:

@@ -16,6 +16,7 @@ import msgspec
 
 from nbpulse.errors import NotFound, Unavailable
 from nbpulse.events import CLASS_ENDED, ReceivedEvent
+from nbpulse.metrics import named_query
 from nbpulse.records.ledger import UNAVAILABLE
 from nbpulse.records.people import People
 
@@ -130,6 +131,7 @@ class Meetings:
         return [Meeting(**dict(row)) for row in rows]
 
 
+@named_query("keep_meetings")
 async def keep_meetings(pool: asyncpg.Pool) -> Changed:
     """
     Begin and end what begins and ends by itself, for the worker's login.

@@ -22,7 +22,7 @@ import msgspec
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import AccessDenied, Unavailable
 from nbpulse.identity import asking_as, identify
-from nbpulse.metrics import database_query_duration
+from nbpulse.metrics import PostgresQuery, name_query
 from nbpulse.records.ledger import UNAVAILABLE
 from nbpulse.shards import get_shard_number
 
@@ -112,15 +112,14 @@ class People:
         self._seal = seal
 
     @asynccontextmanager
-    async def connect(self, query_type: str) -> AsyncIterator[asyncpg.Connection]:
+    async def connect(self, query_type: PostgresQuery) -> AsyncIterator[asyncpg.Connection]:
         """A connection in a transaction of at most 5 s, as who asks; the driver's errors leave as Unavailable."""
+        with name_query(query_type):
+            acquiring = self._pool.acquire(timeout=_QUERY_LIMIT_S)
         try:
-            with database_query_duration.labels("postgresql", query_type).time():
-                async with self._pool.acquire(timeout=_QUERY_LIMIT_S) as connection, connection.transaction():
-                    await connection.execute(
-                        f"SET LOCAL statement_timeout = {int(_QUERY_LIMIT_S * 1000)}; {identify()}"
-                    )
-                    yield connection
+            async with acquiring as connection, connection.transaction():
+                await connection.execute(f"SET LOCAL statement_timeout = {int(_QUERY_LIMIT_S * 1000)}; {identify()}")
+                yield connection
         except (*UNAVAILABLE, asyncpg.QueryCanceledError) as error:
             raise Unavailable("NB-2003") from error
 

@@ -17,6 +17,7 @@ import asyncpg
 
 from nbpulse.crypto import EncryptedField, SealBroken
 from nbpulse.errors import StartupError
+from nbpulse.metrics import named_query
 
 BATCH_ROWS: Final = 500
 _LOCK: Final = 6_622_002
@@ -68,6 +69,7 @@ SEALED_COLUMNS: Final = (
 )
 
 
+@named_query("check_keys")
 async def check_keys(pool: asyncpg.Pool, seal: EncryptedField) -> None:
     """
     Whether `seal` opens what this database holds; a key that is new in front of known ones becomes known.

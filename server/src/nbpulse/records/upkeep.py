@@ -11,6 +11,7 @@ from typing import Final
 import asyncpg
 
 from nbpulse.errors import Unavailable
+from nbpulse.metrics import named_query
 from nbpulse.records.ledger import UNAVAILABLE
 
 MONTHS_AHEAD: Final = 3
@@ -30,6 +31,7 @@ WHERE counts.id = n.id AND n.cell_count IS DISTINCT FROM counts.cells
 """
 
 
+@named_query("keep_partitions")
 async def keep_partitions(pool: asyncpg.Pool) -> list[str]:
     """
     Make the partitions of the coming 3 months and analyse partitioned tables once a day; the partitions made.
@@ -45,6 +47,7 @@ async def keep_partitions(pool: asyncpg.Pool) -> list[str]:
     return made
 
 
+@named_query("count_cells")
 async def count_cells(pool: asyncpg.Pool) -> None:
     """Bring `notebooks.cell_count` up to date. Raises Unavailable (NB-2003)."""
     try:

@@ -121,7 +121,7 @@ class EventStream:
         """
         names = ("appendonly", "appendfsync", "no-appendfsync-on-rewrite", "maxmemory-policy")
         try:
-            answer = await self._control.call_one("CONFIG", "GET", *names)
+            answer = await self._control.call_one("CONFIG", "GET", *names, query_type="read_settings")
         except ResponseError:
             return None
         settings = {name.decode(): value.decode() for name, value in pair_answer(answer)}
@@ -140,12 +140,14 @@ class EventStream:
         return (await self._measure())[1]
 
     async def _measure(self) -> list[int]:
-        counts: list[int] = await self._run_script(MEASURE, _ALL_KEYS, [GROUP])
+        counts: list[int] = await self._run_script("measure_backlog", MEASURE, _ALL_KEYS, [GROUP])
         return counts
 
-    async def _run_script(self, script: bytes, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Any:
+    async def _run_script(
+        self, query_type: metrics.RedisQuery, script: bytes, keys: Sequence[bytes], arguments: Sequence[bytes]
+    ) -> Any:
         try:
-            return await self._control.call_one(b"EVAL", script, len(keys), *keys, *arguments)
+            return await self._control.call_one(b"EVAL", script, len(keys), *keys, *arguments, query_type=query_type)
         except ResponseError as refusal:
             raise Unavailable("NB-2001") from refusal
 
@@ -179,7 +181,8 @@ class EventStream:
                 ("SET", GENERATION_KEY, secrets.token_hex(8), "NX"),
                 ("GET", GENERATION_KEY),
                 *(("XGROUP", "CREATE", key, GROUP, "0", "MKSTREAM") for key in _ALL_KEYS),
-            ]
+            ],
+            query_type="make_groups",
         )
         for answer in answers:
             if isinstance(answer, Exception) and "BUSYGROUP" not in str(answer):
@@ -230,7 +233,7 @@ class EventStream:
             (b"XAUTOCLAIM", key, GROUP, self._consumer, idle_ms, b"0", b"COUNT", _COUNT_PER_STREAM)
             for key in STREAM_KEYS[lane]
         ]
-        answers = await self._readers[lane].call(claims)
+        answers = await self._readers[lane].call(claims, query_type="claim")
         found = []
         for key, answer in zip(STREAM_KEYS[lane], answers, strict=True):
             if isinstance(answer, Exception):
@@ -244,11 +247,11 @@ class EventStream:
         if not done:
             return
         if suspects := [_name_suspect(one) for one in done if one.deliveries > 1]:
-            await self._control.call_one(b"HDEL", SUSPECTS_KEY, *suspects)
+            await self._control.call_one(b"HDEL", SUSPECTS_KEY, *suspects, query_type="forget_suspects")
         ids: dict[bytes, list[bytes]] = {}
         for one in done:
             ids.setdefault(one.stream, []).append(one.entry_id)
-        await self._run_script(ACK, list(ids), [*(b" ".join(some) for some in ids.values()), GROUP])
+        await self._run_script("ack", ACK, list(ids), [*(b" ".join(some) for some in ids.values()), GROUP])
         self._touched.update(ids)
 
     async def suspect(self, delivery: Delivery) -> int | None:
@@ -258,7 +261,7 @@ class EventStream:
         None: another worker has taken it over (the wait for its turn was long), or it is done; nothing was noted.
         """
         arguments = [GROUP, self._consumer, delivery.entry_id, _name_suspect(delivery)]
-        count: int = await self._run_script(SUSPECT, [delivery.stream, SUSPECTS_KEY], arguments)
+        count: int = await self._run_script("note_suspect", SUSPECT, [delivery.stream, SUSPECTS_KEY], arguments)
         return None if count < 0 else count
 
     async def trim(self) -> None:
@@ -267,7 +270,7 @@ class EventStream:
             return
         keys, self._touched = sorted(self._touched), set()
         try:
-            self._touched.update(await self._run_script(TRIM, keys, []))
+            self._touched.update(await self._run_script("trim", TRIM, keys, []))
         except Unavailable:
             self._touched.update(keys)
             raise
@@ -290,7 +293,9 @@ class EventStream:
             head += [b"BLOCK", block_ms]
         deadline_s = ANSWER_DEADLINE_S + (block_ms or 0) / 1000
         reply = await self._readers[lane].call_one(
-            *head, b"STREAMS", *keys, *([b">"] * len(keys)), deadline_s=deadline_s
+            *(*head, b"STREAMS", *keys, *([b">"] * len(keys))),
+            query_type="read_new" if block_ms is None else None,
+            deadline_s=deadline_s,
         )
         deliveries: list[Delivery] = []
         full = []
@@ -305,7 +310,7 @@ class EventStream:
         replay = self._replays[lane]
         found: list[Delivery] = []
         head: Command = (b"XREADGROUP", b"GROUP", GROUP, self._consumer, b"COUNT", _COUNT_PER_STREAM, b"STREAMS")
-        reply = await self._readers[lane].call_one(*head, *replay, *replay.values())
+        reply = await self._readers[lane].call_one(*head, *replay, *replay.values(), query_type="read_pending")
         replay.clear()
         for key, entries in pair_answer(reply):
             if entries:
@@ -320,7 +325,9 @@ class EventStream:
             spans.setdefault(delivery.stream, []).append(delivery.entry_id)
         asked = [(b"XPENDING", key, GROUP, ids[0], ids[-1], 10 * len(ids)) for key, ids in spans.items()]
         counts: dict[tuple[bytes, bytes], int] = {}
-        for key, answer in zip(spans, await self._readers[lane].call(asked), strict=True):
+        for key, answer in zip(
+            spans, await self._readers[lane].call(asked, query_type="count_deliveries"), strict=True
+        ):
             if not isinstance(answer, Exception):
                 counts.update(((key, row[0]), row[3]) for row in answer)
         metrics.worker_redeliveries.inc(len(found))

@@ -77,7 +77,7 @@ class Appender:
         command = (b"EVAL", _APPEND, len(keys), *keys, *payloads)
         try:
             with metrics.ingest_append_duration.time():
-                await self._link.call_one(*command, deadline_s=APPEND_DEADLINE_S)
+                await self._link.call_one(*command, query_type="append", deadline_s=APPEND_DEADLINE_S)
         except (Unavailable, ResponseError) as failure:
             return failure
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Final
 
 import hiredis
@@ -15,6 +16,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from nbpulse.errors import Unavailable
+from nbpulse.metrics import RedisQuery, database_query_duration
 
 ANSWER_DEADLINE_S: Final = 2.0
 Command = Sequence[bytes | str | int]
@@ -33,20 +35,24 @@ class Link:
         self._turn = asyncio.Lock()
         self._failed_at = 0.0
 
-    async def call(self, commands: Sequence[Command], deadline_s: float = ANSWER_DEADLINE_S) -> list[Any]:
+    async def call(
+        self, commands: Sequence[Command], deadline_s: float = ANSWER_DEADLINE_S, *, query_type: RedisQuery | None
+    ) -> list[Any]:
         """
         The answers to `commands`; a refusal (ResponseError) stands in its command's place.
 
+        It is timed as `query_type`; None for one that waits for events, whose length says nothing of the server.
         Raises Unavailable (NB-2001) when not all answers came in time: then what was sent may or may not have happened.
         """
         async with self._turn:
             if time.monotonic() - self._failed_at < 0.1:
                 raise Unavailable("NB-2001")
+            is_timed = query_type is not None and len(commands) > 0
+            timing = database_query_duration.labels("redis", query_type).time() if is_timed else nullcontext()
             try:
-                async with asyncio.timeout(deadline_s):
-                    connection = self._connection or await self._open()
-                    await connection.send_packed_command(_pack(commands), check_health=False)
-                    return [await self._read_answer(connection) for _ in commands]
+                with timing:
+                    async with asyncio.timeout(deadline_s):
+                        return await self._exchange(commands)
             except (RedisError, OSError, TimeoutError) as error:
                 self._failed_at = time.monotonic()
                 await self._drop()
@@ -56,9 +62,11 @@ class Link:
                 await self._drop()
                 raise
 
-    async def call_one(self, *command: bytes | str | int, deadline_s: float = ANSWER_DEADLINE_S) -> Any:
+    async def call_one(
+        self, *command: bytes | str | int, query_type: RedisQuery | None, deadline_s: float = ANSWER_DEADLINE_S
+    ) -> Any:
         """The answer to one command; a refusal is raised as ResponseError."""
-        (answer,) = await self.call([command], deadline_s)
+        (answer,) = await self.call([command], deadline_s, query_type=query_type)
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -67,6 +75,11 @@ class Link:
         """Close the connection; a later call opens it again."""
         async with self._turn:
             await self._drop()
+
+    async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
+        connection = self._connection or await self._open()
+        await connection.send_packed_command(_pack(commands), check_health=False)
+        return [await self._read_answer(connection) for _ in commands]
 
     async def _open(self) -> AbstractConnection:
         connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]

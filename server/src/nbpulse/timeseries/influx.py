@@ -21,7 +21,14 @@ import httpx2
 import structlog
 
 from nbpulse.errors import StartupError, Unavailable
-from nbpulse.metrics import database_query_duration, series_rejected_points
+from nbpulse.metrics import (
+    InfluxQuery,
+    PoolFigures,
+    SeriesQuery,
+    database_query_duration,
+    pools,
+    series_rejected_points,
+)
 from nbpulse.pipeline import CellExecutionPoint, RejectedPoint
 from nbpulse.timeseries import Activity, ErrorRate, Percentiles, Window
 
@@ -61,12 +68,27 @@ async def open_influx(
     """One store with a pool of connections of its own. Nothing is asked of the server yet: it may be away."""
     address = read_address(url)
     auth = httpx2.BasicAuth(address.user, address.password or "") if address.user else None
-    limits = httpx2.Limits(max_connections=_CONNECTIONS_MAX)
+    transport = _CountedTransport(limits=httpx2.Limits(max_connections=_CONNECTIONS_MAX), trust_env=False)
     headers = {"Authorization": f"Token {token}"} if token else {}
     async with httpx2.AsyncClient(
-        base_url=address.base_url, auth=auth, headers=headers, limits=limits, timeout=_WRITE_DEADLINE_S, trust_env=False
+        base_url=address.base_url,
+        auth=auth,
+        headers=headers,
+        transport=transport,
+        timeout=_WRITE_DEADLINE_S,
+        trust_env=False,
     ) as client:
-        yield InfluxTimeSeries(client, address.database, tags=tags, error_text=error_text)
+        with pools.watch("influxdb", transport.measure):
+            yield InfluxTimeSeries(client, address.database, tags=tags, error_text=error_text)
+
+
+class _CountedTransport(httpx2.AsyncHTTPTransport):
+    """HTTP that tells its connections."""
+
+    def measure(self) -> PoolFigures:
+        """Its connections now."""
+        found = [connection for connection in self._pool.connections if not connection.is_closed()]
+        return PoolFigures(len(found), sum(connection.is_idle() for connection in found), _CONNECTIONS_MAX)
 
 
 class InfluxTimeSeries:
@@ -184,7 +206,7 @@ class InfluxTimeSeries:
             raise self._refuse(answer)
 
     async def _select(
-        self, name: str, what: str, window: Window, user_ids: Sequence[UUID] | None, *, by: str | None = None
+        self, name: SeriesQuery, what: str, window: Window, user_ids: Sequence[UUID] | None, *, by: str | None = None
     ) -> list[tuple[Mapping[str, str], datetime, list[Any]]]:
         """(tags, start of the bucket, values) of every bucket that holds something."""
         if user_ids is not None and not user_ids:
@@ -212,7 +234,7 @@ class InfluxTimeSeries:
             if row[1] is not None
         ]
 
-    async def _ask(self, name: str, method: str, path: str, **request: Any) -> httpx2.Response:
+    async def _ask(self, name: InfluxQuery, method: str, path: str, **request: Any) -> httpx2.Response:
         try:
             with database_query_duration.labels("influxdb", name).time():
                 return await self._client.request(method, path, **request)

@@ -16,7 +16,7 @@ import msgspec
 
 from nbpulse.errors import Unavailable
 from nbpulse.identity import identify
-from nbpulse.metrics import database_query_duration
+from nbpulse.metrics import SeriesQuery, name_query, named_query
 from nbpulse.pipeline import CellExecutionPoint, RejectedPoint
 from nbpulse.timeseries import Activity, ErrorRate, Percentiles, Window
 
@@ -132,7 +132,7 @@ class PostgresTimeSeries:
         marks = {(point.time_ns // _MINUTE_NS * _MINUTE_NS, point.user_id.int): point.user_id for point in rows}
         minutes = [(minute_ns, marks[minute_ns, number]) for minute_ns, number in sorted(marks)]
         try:
-            with database_query_duration.labels("timeseries", "write_points").time():
+            with name_query("write_points"):
                 async with self._pool.acquire(timeout=5) as connection, connection.transaction():
                     await connection.execute(_WRITE, _encode(rows).decode())
                     await connection.execute(_MARK, [one[0] for one in minutes], [one[1] for one in minutes])
@@ -140,6 +140,7 @@ class PostgresTimeSeries:
             raise Unavailable("NB-2005") from error
         return ()
 
+    @named_query("refresh_rollups")
     async def refresh_rollups(self, settle_s: float = 5) -> int:
         """
         Compute stale minutes that ended at least `settle_s` ago anew from their points; how many there were.
@@ -182,12 +183,13 @@ class PostgresTimeSeries:
         rows = await self._fetch("query_percentiles", _PERCENTILES, start_ns, end_ns, user_ids, _to_ns(window.bucket))
         return [Percentiles(_to_time(row["at_ns"]), row["p"][0], row["p"][1], row["execution_count"]) for row in rows]
 
-    async def _fetch(self, name: str, query: str, *values: object) -> list[Any]:
+    async def _fetch(self, name: SeriesQuery, query: str, *values: object) -> list[Any]:
         try:
-            with database_query_duration.labels("timeseries", name).time():
-                async with self._pool.acquire(timeout=5) as connection, connection.transaction():
-                    await connection.execute(identify())
-                    rows: list[Any] = await connection.fetch(query, *values, timeout=10)
+            with name_query(name):
+                acquiring = self._pool.acquire(timeout=5)
+            async with acquiring as connection, connection.transaction():
+                await connection.execute(identify())
+                rows: list[Any] = await connection.fetch(query, *values, timeout=10)
         except _UNAVAILABLE as error:
             raise Unavailable("NB-2005") from error
         return rows

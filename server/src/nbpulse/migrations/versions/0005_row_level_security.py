@@ -129,6 +129,15 @@ LANGUAGE sql STABLE {DEFINER} AS $$
     WHERE t.kind = 'resume' AND t.course_id = course AND t.secret_hash = hash AND t.revoked_at IS NULL
 $$
 """,
+    # Figures for an operator's dashboard, of nobody in particular.
+    f"""
+CREATE FUNCTION count_owed() RETURNS TABLE (debt_batches bigint, debt_oldest_s numeric, dead_letters bigint)
+LANGUAGE sql STABLE {DEFINER} AS $$
+    SELECT (SELECT count(*) FROM series_debt),
+        (SELECT coalesce(extract(epoch FROM now() - min(created_at)), 0) FROM series_debt),
+        (SELECT count(*) FROM dead_letters WHERE replayed_at IS NULL)
+$$
+""",
     f"""
 CREATE FUNCTION open_rehearsal(course_title text, code text) RETURNS uuid LANGUAGE plpgsql {DEFINER} AS $$
 DECLARE
@@ -157,7 +166,7 @@ END $$
 FOR_USERS = (
     *("find_my_courses()", "find_my_taught_courses()", "my_courses()", "my_taught_courses()", "my_students()"),
     *("is_my_member(uuid)", "find_token(uuid)", "open_course_by_code(text)", "find_number_holder(uuid, text)"),
-    *("find_resume_code(uuid, bytea)", "open_rehearsal(text, text)", "remove_demo_course(uuid)"),
+    *("find_resume_code(uuid, bytea)", "count_owed()", "open_rehearsal(text, text)", "remove_demo_course(uuid)"),
 )
 
 # Every month's partition from this one to `ahead` months on, of each partitioned table; rows that wait in the default

@@ -1,0 +1,144 @@
+"""The clients of PostgreSQL and Redis as every process opens them: each call timed, each connection counted.
+
+Promises: whoever asks these clients anything is timed (metrics.py), whether they thought of it or not. Not timed: what
+waits for others rather than for the server, that is Pub/Sub here and blocking reads of the stream (stream/link.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Final, get_args
+from weakref import WeakSet
+
+import asyncpg
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.client import Pipeline
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from nbpulse.errors import StartupError
+from nbpulse.metrics import (
+    PoolFigures,
+    PostgresQuery,
+    RedisQuery,
+    database_query_duration,
+    pools,
+    read_query_name,
+)
+
+REDIS_POOL_SIZE: Final = 20
+# Per command, since looking a label up costs as much as the rest of the timing.
+_REDIS_TIMES: Final = {name: database_query_duration.labels("redis", name) for name in get_args(RedisQuery)}
+
+
+@asynccontextmanager
+async def open_pool(url: str, size: int) -> AsyncIterator[asyncpg.Pool]:
+    """At most `size` connections to PostgreSQL. Raises StartupError (NB-3053): it does not answer."""
+    try:
+        pool = await _TimedPool(
+            url,
+            connection_class=asyncpg.Connection,
+            record_class=asyncpg.Record,
+            min_size=min(2, size),
+            max_size=size,
+            max_queries=50_000,
+            max_inactive_connection_lifetime=300.0,
+            loop=None,
+            timeout=10,
+            command_timeout=60,
+            # jit: our statements are short, and compiling one costs more than running it.
+            server_settings={"application_name": "nbpulse", "jit": "off", "timezone": "UTC"},
+        )
+    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+        raise StartupError("NB-3053", detail=f"{type(error).__name__}: {error}") from error
+    try:
+        with pools.watch("postgresql", pool.measure):
+            yield pool
+    finally:
+        await _close_pool(pool)
+
+
+@asynccontextmanager
+async def open_redis(url: str) -> AsyncIterator[Redis]:
+    """A client of Redis or Valkey; nothing is asked of the server yet."""
+    pool = _CountedPool.from_url(
+        url,
+        max_connections=REDIS_POOL_SIZE,
+        socket_connect_timeout=1,
+        socket_timeout=30,
+        retry=Retry(NoBackoff(), 1),
+        health_check_interval=0,
+    )
+    client = _TimedRedis.from_pool(pool)
+    try:
+        with pools.watch("redis", pool.measure):
+            yield client
+    finally:
+        await client.aclose()
+
+
+class _TimedPool(asyncpg.Pool):  # type: ignore[misc]
+    """A pool whose connections are timed from being asked for to being given back; taken with `async with` only."""
+
+    def acquire(self, *, timeout: float | None = None) -> AbstractAsyncContextManager[asyncpg.Connection]:
+        return _time_use(super().acquire(timeout=timeout), read_query_name())
+
+    def measure(self) -> PoolFigures:
+        """Its connections now."""
+        return PoolFigures(self.get_size(), self.get_idle_size(), self.get_max_size())
+
+
+@asynccontextmanager
+async def _time_use(
+    acquiring: AbstractAsyncContextManager[asyncpg.Connection], query_type: PostgresQuery
+) -> AsyncIterator[asyncpg.Connection]:
+    with database_query_duration.labels("postgresql", query_type).time():
+        async with acquiring as connection:
+            yield connection
+
+
+async def _close_pool(pool: asyncpg.Pool) -> None:
+    """Close politely, but never wait for a database that is gone."""
+    try:
+        await pool.close()
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        pool.terminate()
+
+
+class _TimedRedis(Redis):
+    """A client whose commands and pipelines are timed."""
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        with _REDIS_TIMES.get(str(args[0]).lower(), _REDIS_TIMES["other"]).time():
+            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        return _TimedPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
+
+class _TimedPipeline(Pipeline):
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        with _REDIS_TIMES["pipeline"].time():
+            return await super().execute(raise_on_error)
+
+
+class _CountedPool(ConnectionPool):
+    """A pool that knows all connections made of it, the stream's own (stream/link.py) too."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._made: WeakSet[AbstractConnection] = WeakSet()
+        super().__init__(*args, **options)
+
+    def make_connection(self) -> AbstractConnection:
+        connection: AbstractConnection = super().make_connection()  # type: ignore[no-untyped-call]
+        self._made.add(connection)
+        return connection
+
+    def measure(self) -> PoolFigures:
+        """The connections now; those that never go back to the pool raise its limit by their number."""
+        connected = {connection for connection in self._made if connection.is_connected}
+        idle = connected.intersection(self._available_connections)
+        reserved = connected.difference(idle, self._in_use_connections)
+        return PoolFigures(len(connected), len(idle), self.max_connections + len(reserved))
