@@ -50,6 +50,7 @@ $(stamps)/venv: requirements.lock server/pyproject.toml capture/pyproject.toml o
 .PHONY: servers chromium
 servers:
 	-@ops/debian.sh .cache/debian/postgresql postgresql-15 libpq5
+	-@ops/debian.sh .cache/debian/postgresql-replication postgresql-15 postgresql-client-15 libpq5
 	-@ops/debian.sh .cache/debian/redis redis-server redis-tools
 	-@ops/debian.sh .cache/debian/influxdb influxdb influxdb-client
 	-@ops/debian.sh .cache/debian/pgbouncer pgbouncer libc-ares2

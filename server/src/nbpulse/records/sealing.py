@@ -80,9 +80,8 @@ async def check_keys(pool: asyncpg.Pool, seal: EncryptedField) -> None:
     try:
         for row in rows:
             seal.unseal(row["canary"], **_CANARY)  # type: ignore[arg-type]
-        for column in () if rows else SEALED_COLUMNS:
-            for found in await pool.fetch(column.compose_read(is_first=True), 1):
-                seal.decrypt(found["sealed"])
+        for found in () if rows else await pool.fetch("SELECT find_sealed_samples() AS sealed"):
+            seal.decrypt(found["sealed"])
     except SealBroken as broken:
         raise StartupError("NB-3060") from broken
     if seal.key_ids[0] not in {row["key_id"] for row in rows}:

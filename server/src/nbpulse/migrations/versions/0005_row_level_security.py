@@ -129,6 +129,19 @@ LANGUAGE sql STABLE {DEFINER} AS $$
     WHERE t.kind = 'resume' AND t.course_id = course AND t.secret_hash = hash AND t.revoked_at IS NULL
 $$
 """,
+    # Whether a process's keys fit is asked before anybody is somebody; what it gets is sealed.
+    f"""
+CREATE FUNCTION find_sealed_samples() RETURNS SETOF text LANGUAGE sql STABLE {DEFINER} AS $$
+    (SELECT display_name FROM users WHERE display_name IS NOT NULL LIMIT 1)
+    UNION ALL (SELECT error_message FROM events WHERE error_message IS NOT NULL LIMIT 1)
+    UNION ALL (SELECT traceback FROM events WHERE traceback IS NOT NULL LIMIT 1)
+    UNION ALL (SELECT source FROM event_contents WHERE source IS NOT NULL LIMIT 1)
+    UNION ALL (SELECT output FROM event_contents WHERE output IS NOT NULL LIMIT 1)
+    UNION ALL (SELECT help_text FROM learner_states WHERE help_text IS NOT NULL LIMIT 1)
+    UNION ALL (SELECT message FROM help_requests WHERE message IS NOT NULL LIMIT 1)
+    UNION ALL (SELECT payload FROM dead_letters LIMIT 1)
+$$
+""",
     # Figures for an operator's dashboard, of nobody in particular.
     f"""
 CREATE FUNCTION count_owed() RETURNS TABLE (debt_batches bigint, debt_oldest_s numeric, dead_letters bigint)
@@ -166,7 +179,13 @@ END $$
 FOR_USERS = (
     *("find_my_courses()", "find_my_taught_courses()", "my_courses()", "my_taught_courses()", "my_students()"),
     *("is_my_member(uuid)", "find_token(uuid)", "open_course_by_code(text)", "find_number_holder(uuid, text)"),
-    *("find_resume_code(uuid, bytea)", "count_owed()", "open_rehearsal(text, text)", "remove_demo_course(uuid)"),
+    *(
+        "find_resume_code(uuid, bytea)",
+        "count_owed()",
+        "find_sealed_samples()",
+        "open_rehearsal(text, text)",
+        "remove_demo_course(uuid)",
+    ),
 )
 
 # Every month's partition from this one to `ahead` months on, of each partitioned table; rows that wait in the default
@@ -254,6 +273,7 @@ def upgrade() -> None:
     for name in FOR_USERS:
         op.execute(f"REVOKE ALL ON FUNCTION {name} FROM PUBLIC")
         op.execute(f"GRANT EXECUTE ON FUNCTION {name} TO app_user")
+    op.execute("GRANT EXECUTE ON FUNCTION find_sealed_samples() TO app_writer, nbpulse_operator")
     op.execute("SET LOCAL ROLE nbpulse_migrator")
     for function in (ENSURE_MONTHS, ANALYZE_PARENTS):
         op.execute(function)
