@@ -20,6 +20,10 @@ from stores import create_database, open_stores
 from working import until, work
 
 STORES = ("postgresql", "influxdb", "redis")
+SEEN_IN = {
+    "postgresql": {"nbpulse_dead_letters", "nbpulse_series_debt_batches", "nbpulse_series_debt_oldest_seconds"},
+    "redis": {"nbpulse_workers", "nbpulse_stream_backlog_events"},
+}
 
 
 @dataclass
@@ -70,6 +74,13 @@ async def ask(http: httpx2.AsyncClient, path: str = "/health") -> dict[str, Any]
     return body | {"http": answer.status_code}
 
 
+async def list_unknown(http: httpx2.AsyncClient) -> set[str]:
+    """The metrics whose figure is NaN."""
+    answer = await http.get("/metrics")
+    assert answer.status_code == 200
+    return {line.split()[0] for line in answer.text.splitlines() if line.endswith(" NaN")}
+
+
 async def test_every_store_tells_its_response_time_and_the_worker_its_lag(servers: Servers) -> None:
     async with open_stores(servers.database_url, servers.redis.url) as stores, open_http(servers) as http:
         async with work(stores):
@@ -110,6 +121,7 @@ async def test_a_server_that_hangs_is_unhealthy_within_the_limit_and_well_again_
             assert health[name]["error"].startswith("NB-200")
             for other in set(STORES) - {name}:
                 assert health[other]["status"] == "healthy"
+            assert await list_unknown(http) == SEEN_IN.get(name, set()), "no old figure passes for a new one"
             assert (await ask(http, "/health/live"))["http"] == 200
             assert (await ask(http, "/health/ready"))["http"] == (503 if name == "redis" else 200)
         finally:

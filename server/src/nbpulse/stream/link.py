@@ -47,7 +47,8 @@ class Link:
         async with self._turn:
             if time.monotonic() - self._failed_at < 0.1:
                 raise Unavailable("NB-2001")
-            timing = database_query_duration.labels("redis", query_type).time() if query_type else nullcontext()
+            is_timed = query_type is not None and len(commands) > 0
+            timing = database_query_duration.labels("redis", query_type).time() if is_timed else nullcontext()
             try:
                 with timing:
                     async with asyncio.timeout(deadline_s):
