@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Final, get_args
+from typing import Any, Final
 from weakref import WeakSet
 
 import asyncpg
@@ -22,15 +22,13 @@ from nbpulse.errors import StartupError
 from nbpulse.metrics import (
     PoolFigures,
     PostgresQuery,
-    RedisQuery,
     database_query_duration,
     pools,
     read_query_name,
+    redis_query_durations,
 )
 
 REDIS_POOL_SIZE: Final = 20
-# Per command, since looking a label up costs as much as the rest of the timing.
-_REDIS_TIMES: Final = {name: database_query_duration.labels("redis", name) for name in get_args(RedisQuery)}
 
 
 @asynccontextmanager
@@ -111,7 +109,7 @@ class _TimedRedis(Redis):
     """A client whose commands and pipelines are timed."""
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        with _REDIS_TIMES.get(str(args[0]).lower(), _REDIS_TIMES["other"]).time():
+        with redis_query_durations.get(str(args[0]).lower(), redis_query_durations["other"]).time():
             return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
@@ -120,7 +118,7 @@ class _TimedRedis(Redis):
 
 class _TimedPipeline(Pipeline):
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
-        with _REDIS_TIMES["pipeline"].time():
+        with redis_query_durations["pipeline"].time():
             return await super().execute(raise_on_error)
 
 

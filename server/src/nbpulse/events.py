@@ -47,8 +47,7 @@ NOTEBOOK_EVENT_TYPES: Final = frozenset(
 FREE_EVENT_TYPES: Final = frozenset({"presence", "kernel_status", "help_request", "help_cancel"})
 EVENT_TYPES: Final = NOTEBOOK_EVENT_TYPES | FREE_EVENT_TYPES
 HELP_EVENT_TYPES: Final = frozenset({"help_request", "help_cancel"})
-CLASS_ENDED: Final = "class_ended"
-"""Why a hand went down that its student did not take down: `data.reason` of the help_cancel that we make."""
+CLASS_ENDED: Final = "class_ended"  # `data.reason` of the help_cancel that we make, never a client's
 EXECUTION_STATUSES: Final = frozenset({"ok", "error", "interrupted", "aborted", "kernel_died", "unknown"})
 PRESENCE_STATES: Final = frozenset({"active", "idle", "hidden"})
 

@@ -85,13 +85,11 @@ async def _look_at_stream(context: Context) -> None:
 async def _look_at_owed(context: Context) -> None:
     owed = Owed(math.nan, math.nan, math.nan)
     task = asyncio.create_task(read_owed(context.people))
-    done, _ = await asyncio.wait({task}, timeout=_CHECK_LIMIT_S)
-    if not done:
-        _leave(task)
-    elif isinstance(failure := task.exception(), Unavailable):
-        _log.debug("metrics.owed_unknown", code=failure.code)
-    else:
-        owed = task.result()
+    if await _ends_in_time(task):
+        if isinstance(failure := task.exception(), Unavailable):
+            _log.debug("metrics.owed_unknown", code=failure.code)
+        else:
+            owed = task.result()
     metrics.series_debt_batches.set(owed.debt_batches)
     metrics.series_debt_oldest_seconds.set(owed.debt_oldest_s)
     metrics.dead_letters.set(owed.dead_letters)
@@ -145,12 +143,8 @@ async def check_worker(context: Context) -> dict[str, Any]:
 async def _measure(check: Coroutine[Any, Any, None], code: str) -> dict[str, Any]:
     started = time.perf_counter()
     task = asyncio.create_task(check)
-    # Not `timeout`: a driver that is cancelled may itself wait for seconds for a server that hangs.
-    done, _ = await asyncio.wait({task}, timeout=_CHECK_LIMIT_S)
-    if not done:
-        _leave(task)
-        is_healthy = False
-    else:
+    is_healthy = False
+    if await _ends_in_time(task):
         failure = task.exception()
         if failure is not None and not isinstance(failure, Unavailable | TimeoutError):
             raise failure
@@ -159,10 +153,15 @@ async def _measure(check: Coroutine[Any, Any, None], code: str) -> dict[str, Any
     return status if is_healthy else status | {"error": code}
 
 
-def _leave(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    _leaving.add(task)
-    task.add_done_callback(_let_go)
+async def _ends_in_time(task: asyncio.Task[Any]) -> bool:
+    """Whether it ends within 1 s; else it is given up."""
+    # Not `timeout`: a driver that is cancelled may itself wait for seconds for a server that hangs.
+    done, _ = await asyncio.wait({task}, timeout=_CHECK_LIMIT_S)
+    if not done:
+        task.cancel()
+        _leaving.add(task)
+        task.add_done_callback(_let_go)
+    return bool(done)
 
 
 def _let_go(task: asyncio.Task[Any]) -> None:

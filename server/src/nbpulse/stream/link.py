@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from nbpulse.errors import Unavailable
-from nbpulse.metrics import RedisQuery, database_query_duration
+from nbpulse.metrics import RedisQuery, redis_query_durations
 
 ANSWER_DEADLINE_S: Final = 2.0
 Command = Sequence[bytes | str | int]
@@ -47,8 +47,7 @@ class Link:
         async with self._turn:
             if time.monotonic() - self._failed_at < 0.1:
                 raise Unavailable("NB-2001")
-            is_timed = query_type is not None and len(commands) > 0
-            timing = database_query_duration.labels("redis", query_type).time() if is_timed else nullcontext()
+            timing = redis_query_durations[query_type].time() if query_type and commands else nullcontext()
             try:
                 with timing:
                     async with asyncio.timeout(deadline_s):
