@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,6 +26,7 @@ from nbpulse.preparation import LOGINS, find_newest_revision
 from nbpulse.records import owner
 from nbpulse.resources import open_stream
 from nbpulse.settings import Settings
+from nbpulse.stream import Entries
 from nbpulse.terminal import answer, get_text, pick_language
 
 Result = Literal["ok", "warning", "failure"]
@@ -193,7 +194,7 @@ async def _look_at_stream(settings: Settings) -> Findings:
                 found = get_text("found_promise", kept=kept, promise=settings.promise)
                 fix = "" if is_kept else get_text("todo_promise")
                 yield Check("promise", "ok" if is_kept else "failure", found, fix)
-            async for check in _look_at_backlog(stream.measure_backlog, stream.count_pending, settings):
+            async for check in _look_at_backlog(await stream.count_entries(), settings):
                 yield check
     except Unavailable as error:
         yield _fail("promise", StartupError("NB-3054", detail=str(error.__cause__ or error)))
@@ -201,14 +202,12 @@ async def _look_at_stream(settings: Settings) -> Findings:
         yield _fail("promise", error)
 
 
-async def _look_at_backlog(
-    measure_backlog: Callable[[], Awaitable[int]], count_pending: Callable[[], Awaitable[int]], settings: Settings
-) -> Findings:
-    backlog, limit = await measure_backlog(), settings.backlog_limit_events
+async def _look_at_backlog(entries: Entries, settings: Settings) -> Findings:
+    backlog, limit = entries.waiting + entries.pending, settings.backlog_limit_events
     result: Result = "failure" if backlog >= limit else "warning" if backlog > limit // 10 else "ok"
     fix = "" if result == "ok" else "nbpulse worker"
     yield Check("backlog", result, f"{backlog} / {limit}", fix)
-    yield Check("pending", "ok", str(await count_pending()))
+    yield Check("pending", "ok", str(entries.pending))
 
 
 async def _look_at_processes(running: dict[str, Any] | None) -> Findings:

@@ -27,8 +27,7 @@ EVENT_BYTES_MAX: Final = 32_768
 DEPTH_MAX: Final = 20
 CLOCK_AHEAD_MAX: Final = timedelta(hours=24)
 OCCURRED_AT_MIN: Final = datetime(2000, 1, 1, tzinfo=UTC)
-# After this long an event is history: it changes rows, never an alert (a spool of last week must not raise a hand).
-LATE_AFTER: Final = timedelta(minutes=15)
+LATE_AFTER: Final = timedelta(minutes=15)  # then it changes rows, never an alert: last week's spool raises no hand
 
 NOTEBOOK_EVENT_TYPES: Final = frozenset(
     {
@@ -113,7 +112,8 @@ class ReceivedEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     """
     One event that belongs to somebody: what the stream carries and the worker reads.
 
-    `occurred_at` is the client's clock, never later than `received_at`, which is ours; both aware UTC.
+    `occurred_at` is the client's clock, never later than `received_at`, which is ours; both aware UTC. `entry`
+    (stream, id) is where the worker read it; the stream does not carry it.
     """
 
     event_id: UUID
@@ -131,6 +131,7 @@ class ReceivedEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     exercise_id: str | None = None
     sequence: int = 0
     data: dict[str, Any] = {}
+    entry: tuple[str, str] | None = None
 
     @property
     def is_late(self) -> bool:
@@ -211,7 +212,6 @@ def receive(raw: bytes, *, user_id: UUID, course_id: UUID, received_at: datetime
     if envelope.user_id is not None and envelope.user_id != user_id:
         raise InvalidEvent("NB-1102", "user_mismatch")
     event_id, occurred_at = _identify(envelope, raw, user_id)
-    data = _check_data(envelope)
     return ReceivedEvent(
         event_id=event_id,
         event_type=envelope.event_type,
@@ -227,7 +227,7 @@ def receive(raw: bytes, *, user_id: UUID, course_id: UUID, received_at: datetime
         cell_type=envelope.cell_type,
         exercise_id=envelope.exercise_id,
         sequence=envelope.sequence or 0,
-        data=data,
+        data=_check_data(envelope),
     )
 
 
@@ -245,15 +245,15 @@ def encode(event: ReceivedEvent) -> bytes:
         raise InvalidEvent("NB-1011", "invalid_field", detail=str(error)) from error
 
 
-def decode(payload: bytes) -> ReceivedEvent:
-    """What `encode` made. Raises PoisonEvent (NB-4001) for anything else."""
+def decode(payload: bytes, entry: tuple[str, str] | None = None) -> ReceivedEvent:
+    """What `encode` made, as read from `entry`. Raises PoisonEvent (NB-4001) for anything else."""
     try:
         event = _decode_received(payload)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise PoisonEvent("NB-4001", detail=type(error).__name__) from error
     if event.event_type not in EVENT_TYPES or (b"\\u0000" in payload and _holds_nul(event.data)):
         raise PoisonEvent("NB-4001", detail="unknown event_type or NUL")
-    return event
+    return msgspec.structs.replace(event, entry=entry)
 
 
 def _check_text(raw: bytes, envelope: _Envelope) -> None:

@@ -34,6 +34,8 @@ PostgresQuery = Literal[
     "read_owed",
     "keep_partitions",
     "count_cells",
+    "count_dropped",
+    "read_accounts",
     # people, tokens, courses
     "find_person",
     "create_token",
@@ -219,6 +221,11 @@ worker_batch_duration = Histogram(
 )
 worker_lag_seconds = Gauge("nbpulse_worker_lag_seconds", "Age of the newest event processed, at its commit")
 dead_letters = Gauge("nbpulse_dead_letters", "Entries set aside and not replayed, as the API sees them at the scrape")
+unaccounted_events = Gauge(
+    "nbpulse_unaccounted_events",
+    "Entries the stream was given that are neither stored, duplicate, set aside, dropped nor in hand, and stored ledger"
+    " rows that are gone; below 0: counted twice. Of the last moment without a batch in hand",
+)
 series_debt_batches = Gauge(
     "nbpulse_series_debt_batches", "Batches stored but not yet in the time series (a worker sees at most 20)"
 )
@@ -233,8 +240,8 @@ for _outcome in ("stored", "duplicate", "dead_letter"):
     worker_events.labels(_outcome)
 for _reason in ("refused", "series_limit"):
     series_rejected_points.labels(_reason)
-# What only the API looks up is unknown in every other process, not 0.
-for _seen_by_api in (workers, dead_letters, series_debt_oldest_seconds):
-    _seen_by_api.set(math.nan)
+# What only the API, or only a worker, looks up is unknown in every other process, not 0.
+for _seen_by_one in (workers, dead_letters, series_debt_oldest_seconds, unaccounted_events):
+    _seen_by_one.set(math.nan)
 live_frames = Counter("nbpulse_live_frames_total", "Frames encoded for boards")
 live_viewers = Gauge("nbpulse_live_viewers", "Boards connected to this process")

@@ -23,11 +23,13 @@ import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from nbpulse import events, metrics
+from nbpulse.accounting import Auditor
 from nbpulse.errors import PoisonEvent, Unavailable
 from nbpulse.events import ReceivedEvent
 from nbpulse.patience import Backoff, Breaker, sleep_until
 from nbpulse.pipeline import Recorded, measure, process_events
 from nbpulse.records import meetings, upkeep
+from nbpulse.records.accounting import Accounts
 from nbpulse.records.dead_letters import DeadLetters
 from nbpulse.resources import Resources
 from nbpulse.stream import LANES, Delivery, EventStream, Lane
@@ -55,6 +57,8 @@ class Worker:
         self._stop = stop
         self._claim_idle_s = claim_idle_s
         self._to_measure: asyncio.Queue[Recorded] = asyncio.Queue(_MEASURE_QUEUE_MAX)
+        self._accounts = Accounts(resources.pool)
+        self._auditor = Auditor(resources.stream, self._accounts)
         self.breaker = Breaker()
         self.lag_ms = 0
 
@@ -64,6 +68,8 @@ class Worker:
             asyncio.create_task(self._measure_stored()),
             asyncio.create_task(self._repeat("trim", 1.0, self._resources.stream.trim)),
             asyncio.create_task(self._repeat("backlog", 1.0, self._watch_stream)),
+            asyncio.create_task(self._repeat("audit", 1.0, self._auditor.audit)),
+            asyncio.create_task(self._repeat("spent_entries", 3600.0, self._accounts.forget_spent)),
             asyncio.create_task(self._repeat("debts", 5.0, self._pay_debts)),
             asyncio.create_task(self._repeat("connections", SWEEP_S, self._resources.cache.sweep_connections)),
             asyncio.create_task(self._repeat("rollups", 5.0, self._resources.series.refresh_rollups)),
@@ -276,6 +282,7 @@ class _Lane:
             entry_id=delivery.entry_id,
             payload=delivery.payload,
             user_id=event.user_id if event else None,
+            event_id=event.event_id if event else None,
             code=code,
             reason=reason,
             deliveries=delivery.deliveries,
@@ -295,7 +302,7 @@ def _sort(
     unreadable = []
     for delivery in deliveries:
         try:
-            decoded = (delivery, events.decode(delivery.payload))
+            decoded = (delivery, events.decode(delivery.payload, delivery.entry))
         except PoisonEvent as poison:
             unreadable.append((delivery, poison))
             continue

@@ -441,6 +441,6 @@ async def test_sigterm_lets_the_batch_in_hand_finish(database_url: str, redis_ur
         await until(lambda: is_started(database_url))
         process.terminate()
         assert await asyncio.to_thread(process.wait, 40) == 0
-        assert await stores.stream.count_pending() == 0
+        assert (await stores.stream.count_entries()).pending == 0
         stored = (await count_rows(database_url, "events"))[0]
         assert stored == 4_000 - await stores.stream.measure_backlog()

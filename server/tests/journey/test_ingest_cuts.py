@@ -197,7 +197,7 @@ async def open_class(directory: Path) -> AsyncIterator[tuple[System, Student, Lo
         await await_debts_paid(system.facts["database_url"])
         journal.close()
         history = read_journals([journal.path])
-        verdict = await check(system.facts["database_url"], history)
+        verdict = await check(system.facts["database_url"], system.facts["redis_url"], history)
     print(f"\nanswers {dict(history.words)}; {verdict}")  # noqa: T201
     assert verdict.problems == []
     assert verdict.stored == len(history.sent), "every event was sent again until it was accepted"

@@ -85,7 +85,7 @@ async def run_round(directory: Path, plan: dict[str, int], seed: int) -> None:
         await await_drained(system.facts["redis_url"], within_s=10 - (time.monotonic() - last_kill_s))
         await await_debts_paid(system.facts["database_url"])
         history = read_journals(client.journal.path for client in clients)
-        verdict = await check(system.facts["database_url"], history)
+        verdict = await check(system.facts["database_url"], system.facts["redis_url"], history)
         print(  # noqa: T201 - what a person running it wants to see
             f"\nseed {seed}: kills {dict(seen.kills)}, {seen.between_commit_and_ack} between commit and ack,"
             f" {seen.redeliveries:.0f} redeliveries,"

@@ -30,7 +30,6 @@ from working import until
 DASHBOARD = ROOT / "ops/grafana/nbpulse.json"
 RULES = ROOT / "ops/prometheus/alerts.yml"
 NAME = re.compile(r"\b(?:nbpulse|database)_[a-z0-9_]*[a-z0-9]\b")
-MISSING_ALLOWED = {"nbpulse_unaccounted_events": "written by the pipeline's own accounting, which comes on its own"}
 STUDENT_COUNT, BATCH_COUNT, BATCH_EVENTS = 4, 3, 25
 EVENT_COUNT = STUDENT_COUNT * BATCH_COUNT * BATCH_EVENTS
 NAMES = {"postgresql": get_args(PostgresQuery), "influxdb": get_args(InfluxQuery), "redis": get_args(RedisQuery)}
@@ -143,8 +142,8 @@ async def test_every_metric_asked_for_is_served_and_counts_what_happened(data_di
         both = api + worker
 
     served = {name for name, _, _ in both}
-    missing = set(list_asked()) - served
-    assert missing <= set(MISSING_ALLOWED), missing
+    assert set(list_asked()) <= served
+    assert add(worker, "nbpulse_unaccounted_events") == 0
     assert add(api, "nbpulse_ingest_events_total", result="accepted") == 2 * EVENT_COUNT
     assert add(api, "nbpulse_ingest_ack_seconds_count") == 2 * EVENT_COUNT / BATCH_EVENTS
     assert add(worker, "nbpulse_worker_events_total", outcome="stored") == 2 * EVENT_COUNT

@@ -64,7 +64,9 @@ async def run_power_cut(directory: Path, promise: Promise, seed: int) -> Cut:
             valkey.start()
             os.kill(worker, signal.SIGCONT)
             await await_drained(valkey.url, within_s=30)
-            verdict = await check(system.facts["database_url"], read_journals([journal.path]))
+            verdict = await check(
+                system.facts["database_url"], system.facts["redis_url"], read_journals([journal.path])
+            )
         problems = [problem for problem in verdict.problems if not problem.startswith(("lost", "time series"))]
         return Cut(verdict.acknowledged, len(verdict.lost), lost_bytes, problems)
     finally:

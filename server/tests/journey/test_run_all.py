@@ -167,7 +167,7 @@ async def test_run_all_of_a_whole_class_is_stored_once_and_the_board_keeps_up(da
         await await_debts_paid(system.facts["database_url"])
         client.journal.close()
         history = read_journals([data_dir / "class.journal"])
-        verdict = await check(system.facts["database_url"], history)
+        verdict = await check(system.facts["database_url"], system.facts["redis_url"], history)
     late = [at_s + took_s for at_s, took_s in probes if took_s >= 1]
     within_s = max(late, default=0.0)
     print(  # noqa: T201

@@ -143,7 +143,7 @@ class Torture:
         recovery_s = time.monotonic() - started_s
         await await_debts_paid(database_url)
         history = read_journals([*(client.journal.path for client in clients), capture.journal_path])
-        verdict = await check(database_url, history, dead_letters=scene.dead_letters)
+        verdict = await check(database_url, scene.valkey.url, history, dead_letters=scene.dead_letters)
         problems = verdict.problems + self.failures + [gap for viewer in viewers for gap in viewer.gaps]
         problems += await self._check_late(database_url, scene.late_events)
         problems += [f"refused: {event_id} {code}" for event_id, code in history.rejected.items() if code != "NB-1017"]

@@ -125,7 +125,7 @@ async def await_debts_paid(database_url: str, within_s: float = 30) -> None:
         await connection.close()
 
 
-async def check(database_url: str, history: History, *, dead_letters: int = 0) -> Verdict:
+async def check(database_url: str, redis_url: str, history: History, *, dead_letters: int = 0) -> Verdict:
     """Compare; the streams must be drained and the debts paid. `dead_letters` = how many were provoked."""
     connection = await asyncpg.connect(database_url, timeout=10)
     try:
@@ -148,9 +148,27 @@ async def check(database_url: str, history: History, *, dead_letters: int = 0) -
         letters = await connection.fetchval("SELECT count(*) FROM dead_letters WHERE replayed_at IS NULL")
         if letters != dead_letters:
             problems.append(f"{letters} dead letters, {dead_letters} were provoked")
+        problems += await _check_accounts(connection, redis_url)
         return Verdict(len(history.acknowledged), len(stored), lost, doubled, problems)
     finally:
         await connection.close()
+
+
+async def _check_accounts(connection: Any, redis_url: str) -> list[str]:
+    """Every entry the drained stream was ever given was counted once, and every row that was stored is there."""
+    async with Redis.from_url(redis_url, socket_timeout=5) as redis:
+        added = sum([(await redis.xinfo_stream(stream))["entries-added"] for stream in STREAMS])
+        generation = (await redis.get("nbpulse:generation")).decode()
+    query = (
+        "SELECT sum(stored + duplicate + quarantined + dropped)::int AS counted, sum(stored - removed)::int AS rows,"
+        " (SELECT base FROM stream_bases WHERE generation = $1) AS base, (SELECT count(*) FROM events) AS found"
+        " FROM event_counts"
+    )
+    row = await connection.fetchrow(query, generation)
+    problems = [] if row["rows"] == row["found"] else [f"{row['rows']} ledger rows counted, {row['found']} there"]
+    if row["base"] is None or row["counted"] - row["base"] != added:
+        problems.append(f"{added} entries given, {row['counted']} counted (from {row['base']} on)")
+    return problems
 
 
 async def _check_counters(connection: Any, users: list[UUID], stored: list[Sent]) -> list[str]:

@@ -17,14 +17,22 @@ import msgspec
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import NotFound, Unavailable
 from nbpulse.metrics import name_query
-from nbpulse.records.ledger import UNAVAILABLE
+from nbpulse.records.failures import UNAVAILABLE
 
 _Answer = TypeVar("_Answer")
 _NOBODY = UUID(int=0)
+# An entry is counted once (accounting.py): not if it was buried before, nor if it was stored before its worker died.
 _BURY = """
-INSERT INTO dead_letters AS d (stream, entry_id, user_id, code, reason, deliveries, payload)
-VALUES ($1, $2, $3, $4, $5, $6, $7)
-ON CONFLICT (stream, entry_id) DO UPDATE SET deliveries = greatest(d.deliveries, excluded.deliveries)
+WITH buried AS (
+    INSERT INTO dead_letters AS d (stream, entry_id, user_id, code, reason, deliveries, payload)
+    VALUES ($1, $2, $3, $4, $5, $6, $7)
+    ON CONFLICT (stream, entry_id) DO UPDATE SET deliveries = greatest(d.deliveries, excluded.deliveries)
+    RETURNING xmax = 0 AS is_new
+)
+INSERT INTO event_counts AS c (slot, quarantined) SELECT 0, 1 FROM buried WHERE is_new
+    AND NOT EXISTS (SELECT FROM event_ids WHERE user_id = $3 AND event_id = $8 AND entry_id = $2)
+    AND NOT EXISTS (SELECT FROM spent_entries WHERE stream = $1 AND entry_id = $2)
+ON CONFLICT (slot) DO UPDATE SET quarantined = c.quarantined + 1
 """
 _LIST = """
 SELECT id, stream, entry_id, user_id, code, reason, deliveries, first_seen_at, replayed_at FROM dead_letters
@@ -60,6 +68,7 @@ class DeadLetters:
         entry_id: bytes,
         payload: bytes,
         user_id: UUID | None,
+        event_id: UUID | None,
         code: str,
         reason: str,
         deliveries: int,
@@ -68,10 +77,9 @@ class DeadLetters:
         # Any bytes survive the way through text in Latin-1.
         text = payload.decode("latin-1")
         sealed = self._seal.seal(text, table="dead_letters", column="payload", user_id=user_id or _NOBODY)
+        place = stream.decode(), entry_id.decode()
         await self._run(
-            self._pool.execute(
-                _BURY, stream.decode(), entry_id.decode(), user_id, code, reason[:500], deliveries, sealed, timeout=5
-            )
+            self._pool.execute(_BURY, *place, user_id, code, reason[:500], deliveries, sealed, event_id, timeout=5)
         )
 
     async def list_letters(self, *, include_replayed: bool = False, limit: int = 100) -> list[DeadLetter]:

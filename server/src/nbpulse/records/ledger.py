@@ -22,49 +22,36 @@ from nbpulse.errors import Unavailable
 from nbpulse.events import ReceivedEvent
 from nbpulse.metrics import name_query, named_query
 from nbpulse.pipeline import CellExecutionPoint, Recorded, RejectedPoint
-from nbpulse.records import learners, sessions
+from nbpulse.records import accounting, learners, sessions
+from nbpulse.records.failures import UNAVAILABLE
 from nbpulse.records.learners import StateKey
 from nbpulse.records.notebooks import CourseNotebook, NotebookDirectory
 from nbpulse.records.points import make_point, set_aside
 from nbpulse.shards import get_shard_number
 
-UNAVAILABLE = (
-    OSError,
-    TimeoutError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
-    # What the driver says when a connection dies between a question and its answer ("another operation in progress").
-    asyncpg.InternalClientError,
-    asyncpg.DeadlockDetectedError,
-    asyncpg.SerializationError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.UniqueViolationError,
-)
-"""Away, restarting, or beaten by another transaction: the same batch again will succeed."""
-
 _SEALED_DATA = frozenset({"error_message", "traceback", "source", "output", "message"})
 # The dedup row and the ledger row in one statement: what ON CONFLICT lets through is new, and only that is stored.
 _INSERT_EVENTS = """
 WITH batch AS (
-    SELECT * FROM json_to_recordset($1::json) AS k(user_id uuid, shard smallint, event_id uuid,
+    SELECT * FROM json_to_recordset($1::json) AS k(user_id uuid, shard smallint, event_id uuid, entry_id text,
         occurred_at timestamptz, received_at timestamptz, ordinal bigint, course_id uuid, event_type text,
         notebook_id uuid, learning_session_id uuid, cell_id text, cell_index int, cell_type text, exercise_id text,
         sequence bigint, error_fingerprint text, error_message text, traceback text, data jsonb)
 ), new AS (
-    INSERT INTO event_ids (user_id, shard, event_id, ordinal, occurred_at, received_at)
-    SELECT user_id, shard, event_id, ordinal, occurred_at, received_at FROM batch
+    INSERT INTO event_ids (user_id, shard, event_id, ordinal, occurred_at, received_at, entry_id)
+    SELECT user_id, shard, event_id, ordinal, occurred_at, received_at, entry_id FROM batch
     ON CONFLICT DO NOTHING RETURNING user_id, event_id
 )
 INSERT INTO events (user_id, shard, event_id, occurred_at, received_at, ordinal, course_id, event_type, notebook_id,
     learning_session_id, cell_id, cell_index, cell_type, exercise_id, sequence, error_fingerprint, error_message,
     traceback, data)
-SELECT batch.* FROM batch JOIN new USING (user_id, event_id)
+SELECT user_id, shard, event_id, occurred_at, received_at, ordinal, course_id, event_type, notebook_id,
+    learning_session_id, cell_id, cell_index, cell_type, exercise_id, sequence, error_fingerprint, error_message,
+    traceback, data
+FROM batch JOIN new USING (user_id, event_id)
 """
 _FIND_KNOWN = """
-SELECT e.user_id, e.event_id, e.ordinal, e.occurred_at FROM event_ids e
+SELECT e.user_id, e.event_id, e.ordinal, e.occurred_at, e.entry_id FROM event_ids e
 JOIN unnest($1::uuid[], $2::smallint[], $3::uuid[]) AS k(user_id, shard, event_id) USING (user_id, shard, event_id)
 """
 _INSERT_CONTENTS = """
@@ -94,6 +81,7 @@ class _LedgerRow(msgspec.Struct):
     user_id: UUID
     shard: int
     event_id: UUID
+    entry_id: str | None
     occurred_at: datetime
     received_at: datetime
     ordinal: int
@@ -120,7 +108,7 @@ _decode_points = msgspec.msgpack.Decoder(tuple[CellExecutionPoint, ...]).decode
 class _Item:
     """One event on its way through the transaction."""
 
-    __slots__ = ("event", "is_new", "notebook", "occurred_at", "ordinal", "session_id")
+    __slots__ = ("entry_id", "event", "is_new", "notebook", "occurred_at", "ordinal", "session_id")
 
     def __init__(self, event: ReceivedEvent, notebook: CourseNotebook | None) -> None:
         self.event = event
@@ -128,6 +116,7 @@ class _Item:
         self.session_id = sessions.make_session_id(event, notebook.id) if notebook else None
         self.ordinal = 0
         self.occurred_at = event.occurred_at
+        self.entry_id = event.entry[1] if event.entry else None  # of the entry that stored it
         self.is_new = True
 
     @property
@@ -174,7 +163,7 @@ class PostgresLedger:
 
     @named_query("find_erased")
     async def _drop_erased(self, events: Sequence[ReceivedEvent]) -> list[ReceivedEvent]:
-        """Those of `events` whose user and course still exist."""
+        """Those of `events` whose user and course still exist; the others' entries are counted as dropped."""
         try:
             rows = await self._pool.fetch(
                 "SELECT u.id AS user_id, c.id AS course_id FROM users u, courses c"
@@ -183,9 +172,11 @@ class PostgresLedger:
                 list({event.course_id for event in events}),
                 timeout=5,
             )
+            there = {(row["user_id"], row["course_id"]) for row in rows}
+            gone = [event for event in events if (event.user_id, event.course_id) not in there]
+            await accounting.count_dropped(self._pool, gone)
         except UNAVAILABLE as error:
             raise Unavailable("NB-2003") from error
-        there = {(row["user_id"], row["course_id"]) for row in rows}
         return [event for event in events if (event.user_id, event.course_id) in there]
 
     @named_query("settle_debt")
@@ -229,9 +220,11 @@ class PostgresLedger:
             unique.setdefault((event.user_id, event.event_id), event)
         items = [_Item(event, await self._notebooks.resolve(connection, event)) for event in unique.values()]
         async with connection.transaction():
-            return await self._record(connection, items, len(events))
+            return await self._record(connection, items, events)
 
-    async def _record(self, connection: asyncpg.Connection, items: list[_Item], received: int) -> Recorded:
+    async def _record(
+        self, connection: asyncpg.Connection, items: list[_Item], events: Sequence[ReceivedEvent]
+    ) -> Recorded:
         keys = {(item.event.user_id, item.event.course_id) for item in items}
         states = await learners.lock_states(connection, keys, self._seal)
         _number(items, states)
@@ -243,13 +236,15 @@ class PostgresLedger:
         states |= await self._fold_states(connection, new, states)
         cells = await self._record_cells(connection, items, new)
         points = tuple(_measure(item) for item in items if item.event.event_type == "cell_execution")
+        stored_by = {(item.event.user_id, item.event.event_id): item.entry_id for item in items}
+        await accounting.count_batch(connection, events, stored_by=stored_by, stored_count=len(new))
         return Recorded(
             states=tuple(
                 msgspec.structs.replace(state, cells=tuple(cells.get(key, ()))) for key, state in states.items()
             ),
             points=points,
             stored_count=len(new),
-            duplicate_count=received - len(new),
+            duplicate_count=len(events) - len(new),
             debt_id=await _note_debt(connection, points) if points else None,
         )
 
@@ -266,7 +261,7 @@ class PostgresLedger:
         for item in items:
             row = by_key[item.event.user_id, item.event.event_id]
             item.is_new = row["ordinal"] == item.ordinal
-            item.ordinal, item.occurred_at = row["ordinal"], row["occurred_at"]
+            item.ordinal, item.occurred_at, item.entry_id = row["ordinal"], row["occurred_at"], row["entry_id"]
 
     def _make_row(self, item: _Item) -> _LedgerRow:
         event, notebook_id = item.event, item.notebook_id
@@ -278,6 +273,7 @@ class PostgresLedger:
             user_id=event.user_id,
             shard=get_shard_number(event.user_id),
             event_id=event.event_id,
+            entry_id=item.entry_id,
             occurred_at=event.occurred_at,
             received_at=event.received_at,
             ordinal=item.ordinal,

@@ -17,7 +17,7 @@ import msgspec
 from nbpulse.errors import NotFound, Unavailable
 from nbpulse.events import CLASS_ENDED, ReceivedEvent
 from nbpulse.metrics import named_query
-from nbpulse.records.ledger import UNAVAILABLE
+from nbpulse.records.failures import UNAVAILABLE
 from nbpulse.records.people import People
 
 BEGIN_STUDENTS: Final = 3

@@ -23,7 +23,7 @@ from nbpulse.crypto import EncryptedField
 from nbpulse.errors import AccessDenied, Unavailable
 from nbpulse.identity import asking_as, identify
 from nbpulse.metrics import PostgresQuery, name_query
-from nbpulse.records.ledger import UNAVAILABLE
+from nbpulse.records.failures import UNAVAILABLE
 from nbpulse.shards import get_shard_number
 
 STUDENT_SCOPES: Final = ("events:write", "inbox:read")

@@ -12,7 +12,7 @@ import asyncpg
 
 from nbpulse.errors import Unavailable
 from nbpulse.metrics import named_query
-from nbpulse.records.ledger import UNAVAILABLE
+from nbpulse.records.failures import UNAVAILABLE
 
 MONTHS_AHEAD: Final = 3
 # Cells that make a column on the board (views.py), of every notebook in which their number has changed.

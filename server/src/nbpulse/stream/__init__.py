@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -45,6 +45,15 @@ _ALL_KEYS: Final = tuple(key for lane in LANES for key in STREAM_KEYS[lane])
 _log = structlog.get_logger(__name__)
 
 
+class Entries(NamedTuple):
+    """All streams of one server at one moment; `generation` is its mark, empty where no worker was there yet."""
+
+    waiting: int
+    pending: int
+    added: int
+    generation: str
+
+
 class Delivery(msgspec.Struct, frozen=True):
     """One entry handed to this worker. `deliveries` counts how often it was handed to anybody, this time included."""
 
@@ -52,6 +61,11 @@ class Delivery(msgspec.Struct, frozen=True):
     entry_id: bytes
     payload: bytes
     deliveries: int = 1
+
+    @property
+    def entry(self) -> tuple[str, str]:
+        """Where it stands, as text (stream, id)."""
+        return self.stream.decode(), self.entry_id.decode()
 
 
 class EventStream:
@@ -133,15 +147,14 @@ class EventStream:
 
     async def measure_backlog(self) -> int:
         """Events appended and not yet acknowledged, over all streams: waiting and pending. Raises Unavailable."""
-        return sum(await self._measure())
+        entries = await self.count_entries()
+        return entries.waiting + entries.pending
 
-    async def count_pending(self) -> int:
-        """Events handed to a worker and not yet acknowledged. Raises Unavailable."""
-        return (await self._measure())[1]
-
-    async def _measure(self) -> list[int]:
-        counts: list[int] = await self._run_script("measure_backlog", MEASURE, _ALL_KEYS, [GROUP])
-        return counts
+    async def count_entries(self) -> Entries:
+        """Entries waiting, pending and ever added, at one moment. Raises Unavailable."""
+        arguments = [GROUP, GENERATION_KEY.encode()]
+        waiting, pending, added, mark = await self._run_script("measure_backlog", MEASURE, _ALL_KEYS, arguments)
+        return Entries(waiting, pending, added, mark.decode())
 
     async def _run_script(
         self, query_type: metrics.RedisQuery, script: bytes, keys: Sequence[bytes], arguments: Sequence[bytes]
