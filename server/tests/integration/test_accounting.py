@@ -1,4 +1,4 @@
-"""Every entry of the stream counts once: `nbpulse_unaccounted_events` is 0, whatever happens, until something is lost."""
+"""Every entry of the stream counts once: `nbpulse_unaccounted_events` is 0, whatever happens, until one is lost."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence

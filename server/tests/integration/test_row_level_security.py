@@ -100,6 +100,9 @@ class School:
             | {"deliveries": 1, "payload": "x"},
             "series_debt": {"id": uuid4(), "points": b"x"},
             "series_rejects": mine | {"time_ns": number, "reason": "x"},
+            "event_counts": {"slot": number},
+            "spent_entries": {"stream": "x", "entry_id": str(number), "outcome": "duplicate"},
+            "stream_bases": {"generation": str(number), "base": 1},
             "sealing_keys": {"key_id": str(number), "canary": "x"},
             "sealing_progress": {"key_id": str(number), "table_name": "x", "column_name": "x", "last_key": ["x"]}
             | {"resealed": 1},
@@ -141,7 +144,9 @@ def compose_insert(table: str, row: dict[str, Any]) -> str:
 
 def compose(command: str, table: str, row: dict[str, Any], person: str) -> str:
     keys = {"users": ("id",), "courses": ("id",), "tokens": ("user_id",), "class_meetings": ("course_id",)}.get(table)
-    names = keys or [name for name in row if name.endswith(("id", "_ns", "path", "role", "short_name"))]
+    names = keys or [
+        name for name in row if name.endswith(("id", "_ns", "path", "role", "short_name", "slot", "generation"))
+    ]
     where = " AND ".join(f"{name} = '{row[name]}'" for name in names)
     if command == "I":
         return compose_insert(table, row)

@@ -68,7 +68,7 @@ class DeadLetters:
         entry_id: bytes,
         payload: bytes,
         user_id: UUID | None,
-        event_id: UUID | None,
+        event_id: UUID | None = None,
         code: str,
         reason: str,
         deliveries: int,
