@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from redis.asyncio import Redis
 
 from stage import Stage, open_stage
 from stores import create_database
@@ -17,6 +18,8 @@ def stage_database(embedded_postgres: str) -> str:
 
 @pytest.fixture
 async def stage(stage_database: str, embedded_valkey: str) -> AsyncIterator[Stage]:
-    """A class, its teacher, and an API on real stores."""
+    """A class, its teacher, and an API on real stores, the stream without what an earlier test left in it."""
+    async with Redis.from_url(embedded_valkey) as redis:
+        await redis.flushall()
     async with open_stage(stage_database, embedded_valkey) as opened:
         yield opened
