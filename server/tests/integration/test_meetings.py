@@ -15,6 +15,7 @@ from nbpulse.migrations.runner import with_login
 from nbpulse.records.meetings import Changed, keep_meetings
 from stage import Stage, make_run
 from stores import WORKER_PASSWORD, connect
+from working import until
 
 
 @pytest.fixture
@@ -63,6 +64,10 @@ async def keep(stage: Stage, pool: asyncpg.Pool) -> Changed:
     changed = await keep_meetings(pool)
     mine = {stage.course.id}
     return Changed(changed.course_ids & mine, [one for one in changed.withdrawals if one.course_id in mine])
+
+
+async def shows_alerts(stage: Stage, kinds: list[str]) -> bool:
+    return [one["kind"] for one in (await stage.snapshot())["alerts"]] == kinds
 
 
 async def read_meeting(stage: Stage) -> dict[str, Any] | None:
@@ -146,8 +151,7 @@ async def test_after_its_end_no_alert_fires_and_a_raised_hand_is_told(stage: Sta
     assert [one["kind"] for one in (await stage.snapshot())["alerts"]] == ["help"]
     assert not (await keep(stage, worker_pool)).withdrawals
     await end(stage)
-    await asyncio.sleep(0.4)
-    assert (await stage.snapshot())["alerts"] == []
+    await until(lambda: shows_alerts(stage, []), 10)
     first, second = await keep(stage, worker_pool), await keep(stage, worker_pool)
     assert [one.event_id for one in first.withdrawals] == [one.event_id for one in second.withdrawals]
     await stage.parts.stream.append([*first.withdrawals, *second.withdrawals])
@@ -181,9 +185,7 @@ async def test_what_began_before_the_meeting_is_no_alert_of_it(stage: Stage) -> 
         await stage.post(token, make_run(0, "error", occurred_at=occurred_at))
     await stage.post(token, presence)
     await stage.work()
-    await asyncio.sleep(0.6)
-    assert [one["kind"] for one in (await stage.snapshot())["alerts"]] == ["stuck"]
+    await until(lambda: shows_alerts(stage, ["stuck"]), 10)
     await start(stage)
-    await asyncio.sleep(0.6)
-    assert (await stage.snapshot())["alerts"] == []
+    await until(lambda: shows_alerts(stage, []), 10)
     assert isinstance(UUID((await read_meeting(stage) or {})["id"]), UUID)
