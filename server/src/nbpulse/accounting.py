@@ -25,17 +25,21 @@ _log = structlog.get_logger(__name__)
 
 
 class Auditor:
-    """Keeps `nbpulse_unaccounted_events` for one worker process."""
+    """Keeps `nbpulse_unaccounted_events` for one process."""
 
     def __init__(self, stream: EventStream, accounts: Accounts) -> None:
         self._stream = stream
         self._accounts = accounts
-        self._lost_entries = 0
+        self._lost_entries: int | None = None
         self._missing_rows = 0
         self._recount_at = 0.0
 
-    async def audit(self) -> None:
-        """Look once; where no moment is quiet, the figure stays as it was. Raises Unavailable."""
+    async def audit(self) -> int | None:
+        """
+        Look once; the figure, None where there was none yet. Where no moment is quiet, it stays as it was.
+
+        Raises Unavailable.
+        """
         if time.monotonic() >= self._recount_at:
             started = time.monotonic()
             self._missing_rows = await self._accounts.count_missing_rows()
@@ -45,6 +49,7 @@ class Auditor:
             if await self._compare():
                 break
             await asyncio.sleep(_TRY_S)
+        return None if self._lost_entries is None else self._lost_entries + self._missing_rows
 
     async def _compare(self) -> bool:
         """Whether the moment was quiet, so that the figure is new."""
@@ -55,8 +60,8 @@ class Auditor:
         if await self._stream.count_entries() != before:
             return False
         lost = await self._accounts.compare(before.generation, before.added - before.waiting, total)
-        if lost != self._lost_entries:
+        if lost != (self._lost_entries or 0):
             _log.error("worker.unaccounted", lost_entries=lost, missing_rows=self._missing_rows)
         self._lost_entries = lost
-        unaccounted_events.set(self._lost_entries + self._missing_rows)
+        unaccounted_events.set(lost + self._missing_rows)
         return True

@@ -7,6 +7,7 @@ code is 0 when nothing failed (warnings aside), 1 otherwise.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -18,12 +19,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
+from nbpulse.accounting import Auditor
 from nbpulse.directory import read_running
 from nbpulse.embedded import find_obstacle
 from nbpulse.errors import NbpulseError, StartupError, Unavailable
 from nbpulse.network import ask_health
 from nbpulse.preparation import LOGINS, find_newest_revision
 from nbpulse.records import owner
+from nbpulse.records.accounting import Accounts
 from nbpulse.resources import open_stream
 from nbpulse.settings import Settings
 from nbpulse.stream import Entries
@@ -76,6 +79,7 @@ async def _examine_all(data_dir: Path, settings: Settings, tell: Callable[[Check
         _look_at_board(),
         _look_at_postgresql(settings),
         _look_at_stream(settings),
+        _look_at_conservation(settings),
         _look_at_processes(running),
     ]
     checks = []
@@ -208,6 +212,22 @@ async def _look_at_backlog(entries: Entries, settings: Settings) -> Findings:
     fix = "" if result == "ok" else "nbpulse worker"
     yield Check("backlog", result, f"{backlog} / {limit}", fix)
     yield Check("pending", "ok", str(entries.pending))
+
+
+async def _look_at_conservation(settings: Settings) -> Findings:
+    """Says nothing where the stores themselves have just been found wanting."""
+    if not settings.database_url or not settings.redis_url:
+        return
+    with contextlib.suppress(NbpulseError):
+        async with owner.open_owner(settings.database_url) as pool, open_stream(settings) as stream:
+            if await owner.read_revision(pool) != find_newest_revision():
+                return
+            unaccounted = await Auditor(stream, Accounts(pool)).audit()
+        if unaccounted is None:
+            yield Check("unaccounted", "warning", get_text("found_not_quiet"), get_text("todo_not_quiet"))
+        else:
+            fix = get_text("todo_unaccounted") if unaccounted else ""
+            yield Check("unaccounted", "failure" if unaccounted else "ok", str(unaccounted), fix)
 
 
 async def _look_at_processes(running: dict[str, Any] | None) -> Findings:
