@@ -243,6 +243,7 @@ def test_the_doctor_finds_it_well(up: Up) -> None:
     assert {"disk", "key", "board", "postgresql", "durability", "clock", "schema", "backlog", "api", "worker"} <= set(
         checks
     )
+    assert checks["unaccounted"]["found"] == "0"
     assert all(check["took_ms"] >= 0 for check in checks.values())
 
 
