@@ -30,6 +30,8 @@ class FakeApi:
         self.tokens: list[str] = []
         self.joins: list[dict[str, str]] = []
         self.plays: list[Play] = []
+        self.inbox: dict[str, Any] = {"messages": [], "help": None, "after": 0}
+        self.inbox_asked: list[str] = []
         self.request_count = 0
         api = self
 
@@ -38,6 +40,10 @@ class FakeApi:
 
             def do_POST(self) -> None:
                 api.handle(self)
+
+            def do_GET(self) -> None:
+                api.inbox_asked.append(self.path)
+                reply(self, 200, api.inbox)
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002
                 pass

@@ -30,7 +30,8 @@ class RefusedError(Exception):
 
     def __init__(self, code: str, **facts: object) -> None:
         super().__init__(code)
-        self.text = get_text(code, **facts)
+        self.code = code
+        self.facts = facts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _build_parser().parse_args(argv)
         return int(arguments.action(arguments))
     except RefusedError as refusal:
-        sys.stderr.write(refusal.text + "\n")
+        sys.stderr.write(get_text(refusal.code, **refusal.facts) + "\n")
         return 1
     except (OSError, sqlite3.Error) as error:
         sys.stderr.write(get_text("NB-7006", reason=error) + "\n")
@@ -81,7 +82,7 @@ def _build_parser() -> argparse.ArgumentParser:
 def join_class(arguments: argparse.Namespace) -> int:
     """POST /api/v1/join, keep the token, say what is recorded. Asks for what is missing."""
     asks = sys.stdin is not None and sys.stdin.isatty()
-    url = _clean_url(_ask(arguments.url, "ask_url", asks=True))
+    url = clean_url(_ask(arguments.url, "ask_url", asks=True))
     code = _ask(arguments.code, "ask_code", asks=True)
     name = _ask(arguments.name, "ask_name", asks=True)
     number = arguments.student_number
@@ -90,7 +91,7 @@ def join_class(arguments: argparse.Namespace) -> int:
     asked = {"join_code": code, "display_name": name}
     asked |= {"student_number": number} if number else {}
     asked |= {"resume_code": arguments.resume_code} if arguments.resume_code else {}
-    membership = _request_membership(url, asked)
+    membership = request_membership(url, asked)
     write_membership(membership)
     course = membership.course_title or membership.course_id
     lines = [get_text("joined", course=course, name=name)]
@@ -101,7 +102,8 @@ def join_class(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _request_membership(url: str, asked: dict[str, str]) -> Membership:
+def request_membership(url: str, asked: dict[str, str]) -> Membership:
+    """Join at the class's server; nothing is kept yet. Raises RefusedError with what the student can do."""
     wire = Wire(url)
     try:
         answer = wire.post("/api/v1/join", asked)
@@ -250,7 +252,7 @@ def _ask(given: str | None, question: str, *, asks: bool) -> str:
     return answer
 
 
-def _clean_url(text: str) -> str:
+def clean_url(text: str) -> str:
     """The server's root, whatever part of the board's address was copied."""
     parts = urlsplit(text if "://" in text else f"http://{text}")
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import locale
 import os
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 
@@ -29,6 +30,11 @@ def get_language() -> str:
 
 
 def get_text(key: str, **facts: object) -> str:
-    """The text in the student's language; an error's text begins with its code."""
-    text = load_texts()[key][get_language()].format(**facts)
+    """The text in the terminal's language; an error's text begins with its code."""
+    return translate(get_language(), key, facts)
+
+
+def translate(language: str, key: str, facts: Mapping[str, object]) -> str:
+    """The text in `ja` or `en`."""
+    text = load_texts()[key][language].format(**facts)
     return f"{key}: {text}" if key.startswith("NB-") else text

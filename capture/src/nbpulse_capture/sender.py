@@ -289,4 +289,5 @@ def describe_problem(content: object) -> str:
     """The server's code and sentence, if it is our server that answers."""
     if not isinstance(content, dict):
         return "(not an answer of an nbpulse server)"
-    return " ".join(str(content[name]) for name in ("code", "title", "detail") if content.get(name))[:500]
+    said = dict.fromkeys(str(content[name]).rstrip(".") for name in ("code", "title", "detail") if content.get(name))
+    return ". ".join(said).replace(". ", " ", 1)[:500]

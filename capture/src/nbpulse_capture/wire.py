@@ -38,10 +38,12 @@ class Wire:
         self._timeout_s = timeout_s
         self._kept: HTTPConnection | None = None
 
+    def get(self, path: str, *, token: str | None = None) -> Answer:
+        """Raises UnreachableError when there is no answer."""
+        return self._ask("GET", path, None, {"Accept": "application/json"}, token)
+
     def post(self, path: str, content: object, *, token: str | None = None) -> Answer:
         """Raises UnreachableError when there is no answer."""
-        from http.client import HTTPException
-
         body = json.dumps(content, separators=(",", ":")).encode()
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if len(body) > GZIP_ABOVE_BYTES:
@@ -49,24 +51,29 @@ class Wire:
 
             body = gzip.compress(body, 5)
             headers["Content-Encoding"] = "gzip"
+        return self._ask("POST", path, body, headers, token)
+
+    def _ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str], token: str | None) -> Answer:
+        from http.client import HTTPException
+
         if token:
             headers["Authorization"] = f"Bearer {token}"
         try:
             if self._kept is not None:
                 try:
-                    return self._exchange(path, body, headers)
+                    return self._exchange(method, path, body, headers)
                 except (HTTPException, ConnectionError):
                     self.close()
-            return self._exchange(path, body, headers)
+            return self._exchange(method, path, body, headers)
         except (HTTPException, OSError, ValueError) as error:
             self.close()
             raise UnreachableError(f"{type(error).__name__}: {error}") from error
 
-    def _exchange(self, path: str, body: bytes, headers: dict[str, str]) -> Answer:
+    def _exchange(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
         if self._kept is None:
             self._kept = self._connect()
         base = urlsplit(self.url).path.rstrip("/")
-        self._kept.request("POST", base + path, body, headers)
+        self._kept.request(method, base + path, body, headers)
         response = self._kept.getresponse()
         raw = response.read(4_000_000)
         if response.will_close or not response.isclosed():

@@ -1,0 +1,228 @@
+"""What the front end may ask of this computer, and what the class tells its student: state, joining, the raised hand.
+
+Promises: nothing here waits on the event loop (what reads files or asks the class's server runs in a thread); the token
+never leaves this process towards the browser; what the front end observed is stored like any other event, but presence,
+which means "now".
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from nbpulse_capture.cli import RefusedError, clean_url, request_membership
+from nbpulse_capture.execution import clean_text
+from nbpulse_capture.membership import Membership, MembershipFile, get_outbox_file, write_membership
+from nbpulse_capture.messages import load_texts
+from nbpulse_capture.outbox import Outbox
+from nbpulse_capture.wire import UnreachableError, Wire
+
+OBSERVED_TYPES = frozenset({"presence", "notebook_open", "notebook_close", "cell_focus", "cell_change", "markdown_run"})
+OBSERVED_MAX = 100
+INBOX_WAIT_S = 20.0
+INBOX_RETRY_S = 5.0
+# Without a front end that asks, nobody would hear what the inbox says.
+WATCHED_FOR_S = 60.0
+LOOK_EVERY_S = 1.0
+
+
+class Recorder(Protocol):
+    """Where events go; the server extension's."""
+
+    def put(self, event_type: str, common: dict[str, Any], data: dict[str, Any]) -> str:
+        """Store an event; its id."""
+
+    def note_presence(self, common: dict[str, Any], data: dict[str, Any]) -> None:
+        """What the next presence is to say."""
+
+
+class Desk:
+    """One per Jupyter server."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._membership_file = MembershipFile()
+        self._changed = threading.Condition()
+        self._state: dict[str, Any] = {"joined": False, "revision": 0}
+        self._help: dict[str, Any] | None = None
+        self._messages: list[dict[str, Any]] = []
+        self._after = 0
+        self._watched_at = float("-inf")
+        self._is_closed = False
+        self._threads: list[threading.Thread] = []
+
+    def close(self) -> None:
+        """End the threads; an inbox that is being asked ends by itself when it is answered."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(1.0)
+
+    def wait_for_state(self, after: int, wait_s: float) -> dict[str, Any]:
+        """The state once its revision is another than `after`, or when the wait is over. Blocks: for a thread."""
+        deadline = time.monotonic() + wait_s
+        with self._changed:
+            self._watched_at = time.monotonic()
+            if not self._threads:
+                for work in (self._watch, self._follow_inbox):
+                    self._threads.append(threading.Thread(target=work, name="nbpulse-desk", daemon=True))
+                    self._threads[-1].start()
+                self._look()
+            while not self._is_closed and self._state["revision"] == after and time.monotonic() < deadline:
+                self._changed.wait(min(1.0, max(0.0, deadline - time.monotonic())))
+                self._watched_at = time.monotonic()
+            return dict(self._state)
+
+    def join(self, asked: Mapping[str, Any]) -> dict[str, str]:
+        """Join the class; what the student is to be told. Raises RefusedError. Blocks: for a thread."""
+        names = ("name", "code", "url", "student_number", "resume_code")
+        given = {name: str(asked.get(name) or "").strip() for name in names}
+        if not (given["name"] and given["code"] and given["url"]):
+            raise RefusedError("NB-7007")
+        wanted = {"join_code": given["code"], "display_name": given["name"]}
+        wanted |= {name: given[name] for name in ("student_number", "resume_code") if given[name]}
+        membership = request_membership(clean_url(given["url"]), wanted)
+        write_membership(membership)
+        with self._changed:
+            self._help, self._messages, self._after = None, [], 0
+            self._look()
+        return {
+            "course": membership.course_title or membership.course_id,
+            "name": membership.display_name,
+            "resume_code": membership.resume_code,
+        }
+
+    def observe(self, events: list[Any]) -> int:
+        """Store what the front end saw, but for what it may not say; how many were taken."""
+        taken = 0
+        for event in events[:OBSERVED_MAX]:
+            if not isinstance(event, dict) or event.get("event_type") not in OBSERVED_TYPES:
+                continue
+            common = describe_place(event.get("path")) | {
+                name: event[name] for name in ("cell_id", "cell_index", "cell_type") if name in event
+            }
+            found = event.get("data")
+            data: dict[str, Any] = found if isinstance(found, dict) else {}
+            if event["event_type"] == "presence":
+                self._recorder.note_presence(common, data)
+            else:
+                self._recorder.put(event["event_type"], common, data)
+            taken += 1
+        return taken
+
+    def raise_hand(self, path: object, message: object) -> None:
+        """Raises RefusedError (NB-7001): nobody has joined."""
+        self._need_membership()
+        data = {"message": clean_text(str(message).strip(), 500)} if message else {}
+        self._recorder.put("help_request", describe_place(path), data)
+        self._set_help({"open": True, "since": round(time.time() * 1000)})
+
+    def take_down(self, path: object) -> None:
+        """Raises RefusedError (NB-7001): nobody has joined."""
+        self._need_membership()
+        self._recorder.put("help_cancel", describe_place(path), {})
+        self._set_help({"open": False, "since": 0})
+
+    def _need_membership(self) -> Membership:
+        membership = self._membership_file.read()
+        if membership is None:
+            raise RefusedError("NB-7001")
+        return membership
+
+    def _set_help(self, state: dict[str, Any]) -> None:
+        """Shown at once; the inbox says the same once the class has heard of it."""
+        with self._changed:
+            self._help = state
+            self._look()
+
+    def _watch(self) -> None:
+        """Look once a second while somebody asks."""
+        while not self._is_closed:
+            with self._changed:
+                self._changed.wait(LOOK_EVERY_S)
+                if time.monotonic() - self._watched_at < WATCHED_FOR_S:
+                    self._look()
+
+    def _look(self) -> None:
+        """Compose the state anew; whoever waits is woken when it is another. Under the lock."""
+        membership = self._membership_file.read()
+        state = describe_membership(membership) | {"help": self._help, "messages": self._messages}
+        revision = self._state["revision"]
+        if state | {"revision": revision} != self._state:
+            self._state = state | {"revision": revision + 1}
+            self._changed.notify_all()
+
+    def _follow_inbox(self) -> None:
+        """Ask the class what it has for this student, one long question after the other, while somebody looks."""
+        while not self._is_closed:
+            membership = self._membership_file.read()
+            is_watched = time.monotonic() - self._watched_at < WATCHED_FOR_S
+            wait_s = self._ask_inbox(membership) if membership is not None and is_watched else LOOK_EVERY_S
+            with self._changed:
+                if not self._is_closed:
+                    self._changed.wait(wait_s)
+
+    def _ask_inbox(self, membership: Membership) -> float:
+        """One question; seconds to wait before the next."""
+        wire = Wire(membership.url, timeout_s=INBOX_WAIT_S + 10)
+        question = f"/api/v1/me/inbox?after={self._after}&wait_s={INBOX_WAIT_S:.0f}"
+        try:
+            answer = wire.get(question, token=membership.token)
+        except UnreachableError:
+            return INBOX_RETRY_S
+        finally:
+            wire.close()
+        if answer.status != 200 or not isinstance(answer.content, dict):
+            return INBOX_RETRY_S
+        with self._changed:
+            if self._membership_file.read() != membership:
+                return 0.0
+            self._after = int(answer.content.get("after") or 0)
+            self._help = answer.content.get("help")
+            news = [describe_message(one) for one in answer.content.get("messages") or ()]
+            self._messages = (self._messages + news)[-20:]
+            self._look()
+        return 0.2
+
+
+def describe_place(path: object) -> dict[str, Any]:
+    """The notebook's part of the envelope; JupyterLab may put a drive's name before the path."""
+    name = str(path or "unknown").rsplit(":", 1)[-1].lstrip("/")
+    return {"notebook_path": name[:500], "notebook_id": None}
+
+
+def describe_message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message of the inbox with an id that is the same each time."""
+    return {"id": f"{message.get('kind')} {message.get('at')}", "text": message.get("text"), "at": message.get("at")}
+
+
+def describe_membership(membership: Membership | None) -> dict[str, Any]:
+    """Joined to what, how many events wait, and how it stands with the class's server."""
+    if membership is None:
+        return {"joined": False, "server": "none", "waiting": 0}
+    waiting, notes = 0, {}
+    if get_outbox_file().exists():
+        outbox = Outbox(get_outbox_file(), busy_wait_s=0.5)
+        try:
+            waiting, notes = outbox.count_events(membership.account)["waiting"], outbox.read_notes()
+        finally:
+            outbox.close()
+    failed_at, success_at = (notes.get("last_error") or {}).get("at") or "", notes.get("last_success_at") or ""
+    server = "refused" if notes.get("refused") else "waiting" if failed_at > success_at else "connected"
+    return {
+        "joined": True,
+        "server": server,
+        "waiting": waiting,
+        "address": membership.url,
+        "course": membership.course_title or membership.course_id,
+        "name": membership.display_name,
+    }
+
+
+def list_texts(language: str) -> dict[str, str]:
+    """The front end's texts, and the notice of what is recorded."""
+    texts = {key.removeprefix("lab_"): one[language] for key, one in load_texts().items() if key.startswith("lab_")}
+    return texts | {"notice": load_texts()["notice"][language]}

@@ -1,0 +1,131 @@
+"""The front end's way to this computer's desk: `/nbpulse-capture/...` of the Jupyter server, for who is signed in.
+
+Jupyter itself checks the login and, for everything that changes something, the XSRF token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from jupyter_server.base.handlers import APIHandler
+from jupyter_server.utils import url_path_join
+from tornado import web
+
+from nbpulse_capture.cli import RefusedError
+from nbpulse_capture.desk import Desk, list_texts
+from nbpulse_capture.messages import translate
+
+WAIT_CAP_S = 30.0
+
+
+class DeskHandler(APIHandler):
+    """What all have in common."""
+
+    def initialize(self, desk: Desk) -> None:
+        """Called by tornado."""
+        self.desk = desk
+
+    @property
+    def language(self) -> str:
+        """The one the front end asks for."""
+        return "ja" if self.get_query_argument("language", "en").startswith("ja") else "en"
+
+    def read_json(self, kind: type) -> Any:
+        """The body. Raises HTTPError 400 for anything else than a `kind`."""
+        try:
+            content = json.loads(self.request.body)
+        except ValueError as error:
+            raise web.HTTPError(400, "not JSON") from error
+        if not isinstance(content, kind):
+            raise web.HTTPError(400, f"{kind.__name__} expected")
+        return content
+
+    def refuse(self, refusal: RefusedError) -> None:
+        """What the student is to be told, in the front end's language."""
+        self.set_status(409)
+        self.finish({"code": refusal.code, "text": translate(self.language, refusal.code, refusal.facts)})
+
+
+class TextsHandler(DeskHandler):
+    """`GET texts`: the catalogue of one language."""
+
+    @web.authenticated
+    def get(self) -> None:
+        """Every text of the front end."""
+        self.finish(list_texts(self.language))
+
+
+class StateHandler(DeskHandler):
+    """`GET state?after=&wait_s=`: answers when the state is another than the one known."""
+
+    @web.authenticated
+    async def get(self) -> None:
+        """The state."""
+        try:
+            after = int(self.get_query_argument("after", "-1"))
+            wait_s = min(WAIT_CAP_S, max(0.0, float(self.get_query_argument("wait_s", "0"))))
+        except ValueError as error:
+            raise web.HTTPError(400, "after, wait_s: numbers expected") from error
+        self.finish(await asyncio.to_thread(self.desk.wait_for_state, after, wait_s))
+
+
+class JoinHandler(DeskHandler):
+    """`POST join`."""
+
+    @web.authenticated
+    async def post(self) -> None:
+        """Join a class."""
+        try:
+            self.finish(await asyncio.to_thread(self.desk.join, self.read_json(dict)))
+        except RefusedError as refusal:
+            self.refuse(refusal)
+
+
+class ObservedHandler(DeskHandler):
+    """`POST observed`."""
+
+    @web.authenticated
+    async def post(self) -> None:
+        """What the front end saw."""
+        await asyncio.to_thread(self.desk.observe, self.read_json(list))
+        self.set_status(204)
+
+
+class HelpHandler(DeskHandler):
+    """`POST help` raises the hand, `DELETE help` takes it down."""
+
+    @web.authenticated
+    async def post(self) -> None:
+        """Raise it."""
+        asked = self.read_json(dict)
+        await self._do(self.desk.raise_hand, asked.get("path"), asked.get("message"))
+
+    @web.authenticated
+    async def delete(self) -> None:
+        """Take it down."""
+        await self._do(self.desk.take_down, self.get_query_argument("path", ""))
+
+    async def _do(self, action: Any, *values: object) -> None:
+        try:
+            await asyncio.to_thread(action, *values)
+            self.set_status(204)
+        except RefusedError as refusal:
+            self.refuse(refusal)
+
+
+def add_routes(web_app: web.Application, desk: Desk) -> None:
+    """Make them known to the Jupyter server's application."""
+    base = web_app.settings["base_url"]
+    routes = {
+        "texts": TextsHandler,
+        "state": StateHandler,
+        "join": JoinHandler,
+        "observed": ObservedHandler,
+        "help": HelpHandler,
+    }
+    web_app.add_handlers(
+        ".*$",
+        [(url_path_join(base, "nbpulse-capture", name), kind, {"desk": desk}) for name, kind in routes.items()],
+    )
