@@ -70,7 +70,7 @@ PostgresQuery = Literal[
     "keep_meetings",
     "check_notebook",
     "find_session",
-    "list_students",
+    "list_members",
     # a course's history
     "find_course",
     "sessions",
