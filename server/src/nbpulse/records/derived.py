@@ -70,7 +70,7 @@ event AS (
 SELECT DISTINCT ON (k.user_id, k.notebook_id, s.slot) k.user_id, k.course_id, k.notebook_id, k.path,
     extract(epoch FROM s.slot)::bigint AS at_s, s.completed::int, coalesce(t.total, 0) AS total,
     coalesce(round(100.0 * s.completed / nullif(t.total, 0), 2), 0)::float8 AS percentage,
-    ((s.active_us + 500) / 1000)::bigint AS active_ms
+    round(s.active_us / 1000)::bigint AS active_ms
 FROM standing s JOIN mark k USING (user_id, notebook_id) LEFT JOIN totals t USING (notebook_id)
 WHERE s.slot >= date_bin('10 seconds', k.since, TIMESTAMPTZ 'epoch') AND ($4::timestamptz IS NULL OR s.slot < $4)
 ORDER BY k.user_id, k.notebook_id, s.slot, s.occurred_at DESC, s.sequence DESC, s.status DESC, s.event_id DESC
