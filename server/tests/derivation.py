@@ -12,6 +12,7 @@ from uuid import UUID
 
 from nbpulse.events import ReceivedEvent
 from nbpulse.pipeline import LearningProgressPoint, PerformancePoint
+from stores import connect
 
 IDLE_LIMIT_S = 1_800
 SLOT_S, MINUTE_S = 10, 60
@@ -58,6 +59,13 @@ def measure_active_ms(events: list[ReceivedEvent], run: ReceivedEvent) -> int:
     )
     gaps = [(after - before).total_seconds() for before, after in pairwise(times)]
     return round(sum(gap for gap in gaps if gap <= IDLE_LIMIT_S) * 1_000)
+
+
+async def read_notebooks(database_url: str) -> dict[Place, UUID]:
+    """The notebooks of all courses."""
+    async with connect(database_url) as owner:
+        rows = await owner.fetch("SELECT id, course_id, path FROM notebooks")
+    return {(row["course_id"], row["path"]): row["id"] for row in rows}
 
 
 def derive_points(

@@ -14,7 +14,7 @@ import asyncpg
 import msgspec
 import pytest
 
-from derivation import Place, derive_points
+from derivation import derive_points, read_notebooks
 from nbpulse.errors import Unavailable
 from nbpulse.events import ReceivedEvent
 from nbpulse.pipeline import LearningProgressPoint, PerformancePoint, RejectedPoint, SeriesPoint
@@ -60,12 +60,6 @@ def make_trace(chance: random.Random, students: Sequence[UUID], courses: Sequenc
                     )
                 )
     return trace
-
-
-async def read_notebooks(database_url: str) -> dict[Place, UUID]:
-    async with connect(database_url) as owner:
-        rows = await owner.fetch("SELECT id, course_id, path FROM notebooks")
-    return {(row["course_id"], row["path"]): row["id"] for row in rows}
 
 
 async def read_points(database_url: str, kind: type[LearningProgressPoint | PerformancePoint]) -> list[Any]:
