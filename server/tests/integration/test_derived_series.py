@@ -15,13 +15,15 @@ import msgspec
 import pytest
 
 from derivation import derive_points, read_notebooks
+from nbpulse.crypto import EncryptedField
 from nbpulse.errors import Unavailable
 from nbpulse.events import ReceivedEvent
 from nbpulse.pipeline import LearningProgressPoint, PerformancePoint, RejectedPoint, SeriesPoint
 from nbpulse.records import derived
 from nbpulse.records.derived import mark_changed_notebooks, pay_marks
+from nbpulse.records.merging import merge_users
 from nbpulse.resources import Resources
-from stores import connect, count_rows, create_database, make_class, make_error, make_event, open_stores
+from stores import KEY, connect, count_rows, create_database, make_class, make_error, make_event, open_stores
 
 EXAMPLES = 25 if os.environ.get("NBPULSE_TEST_SCALE") == "full" else 4
 STATUSES = ("ok", "ok", "ok", "error", "error", "interrupted", "aborted")
@@ -269,6 +271,41 @@ async def test_cells_that_begin_to_count_change_everybodys_points_but_once_a_min
         await mark_changed_notebooks(stores.pool, rest_s=0)
         assert await count_rows(database_url, "series_marks") == [0], "nothing has changed since"
     await check(database_url, trace, {course_id: 25})
+
+
+async def test_two_users_that_prove_to_be_one_have_the_points_of_one(
+    embedded_postgres: str, embedded_valkey: str
+) -> None:
+    database_url = await create_database(embedded_postgres)
+    course_id, (keep, drop) = await make_class(database_url, 2)
+    # Moments between two ms, where PostgreSQL and Python round to different ones.
+    start = datetime(2026, 11, 23, 1, 2, 3, 122_500, tzinfo=UTC)
+    sessions = {one: UUID(int=number) for number, one in enumerate((keep, drop))}
+    runs = [
+        make_event(
+            *((keep, drop)[number % 2], course_id),
+            occurred_at=start + timedelta(seconds=7 * number),
+            received_at=start + timedelta(hours=1),
+            session_id=sessions[(keep, drop)[number % 2]],
+        )
+        for number in range(40)
+    ]
+    async with open_stores(database_url, embedded_valkey) as stores:
+        for part in (runs[:30], runs[20:]):
+            await stores.series.write_points((await stores.ledger.record_events(part)).points)
+        await settle(stores, database_url)
+        await stores.ledger.record_events([make_event(drop, course_id)])  # a mark that is still owed
+        async with asyncpg.create_pool(database_url, min_size=1, max_size=1) as owner:
+            await merge_users(owner, EncryptedField(KEY.encode()), keep_id=keep, drop_id=drop)
+        await settle(stores, database_url)
+    async with connect(database_url) as owner:
+        assert await owner.fetchval("SELECT count(*) FROM timeseries.cell_executions WHERE user_id = $1", keep) == 40
+        last = await owner.fetch(
+            "SELECT event_id, occurred_at, cell_id, sequence FROM events ORDER BY occurred_at DESC"
+        )
+    assert len(last) == 41
+    more = make_event(keep, course_id, session_id=None, **dict(last[0]))
+    await check(database_url, [*(msgspec.structs.replace(one, user_id=keep) for one in runs), more], {course_id: 1})
 
 
 async def test_a_removed_course_leaves_no_point_and_no_mark(embedded_postgres: str, embedded_valkey: str) -> None:

@@ -169,7 +169,8 @@ def upgrade() -> None:
     _protect()
     op.execute(REMOVE_COURSE)
     op.execute("SET LOCAL ROLE app_maintenance")  # the owner sees no row
-    op.execute("DROP FUNCTION count_owed()")
+    for function in ("count_owed()", "my_students()"):  # nobody is shown points by student any more
+        op.execute(f"DROP FUNCTION {function}")
     for statement in (FILL_COURSE, MARK_ALL_MINUTES, COUNT_OWED):
         op.execute(statement)
     op.execute("REVOKE ALL ON FUNCTION count_owed() FROM PUBLIC")
