@@ -23,7 +23,7 @@ from nbpulse.timeseries import Activity, ClassScope, ErrorRate, Percentiles, Per
 
 _MINUTE_NS: Final = 60_000_000_000
 _REFRESH_LIMIT: Final = 5_000
-_EXACT_MAX: Final = timedelta(hours=1)
+EXACT_MAX: Final = timedelta(hours=1)
 _WRITES: Final = {LearningProgressPoint: statements.WRITE_PROGRESS, PerformancePoint: statements.WRITE_PERFORMANCE}
 
 _encode = msgspec.json.Encoder().encode
@@ -102,7 +102,7 @@ class PostgresTimeSeries:
     async def query_percentiles(self, window: Window, scope: ClassScope | None = None) -> list[Percentiles]:
         """p50 and p95 of the duration per bucket: exact up to an hour, else to 1 %. Raises Unavailable (NB-2005)."""
         values = _bind(window, scope)
-        if window.end - window.start <= _EXACT_MAX:
+        if window.end - window.start <= EXACT_MAX:
             rows = await self._fetch("query_percentiles", statements.PERCENTILES, *values)
             return [Percentiles(_to_time(at_ns), p50, p95, count) for at_ns, (p50, p95), count in rows]
         rows = await self._fetch("query_percentiles", statements.PERCENTILE_BINS, *values, *_find_whole_minutes(window))
