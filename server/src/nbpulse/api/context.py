@@ -19,7 +19,7 @@ from nbpulse.records.meetings import Meetings
 from nbpulse.records.people import People, Person
 from nbpulse.records.views import ClassReader
 from nbpulse.stream import EventStream
-from nbpulse.timeseries import TimeSeriesStore
+from nbpulse.timeseries import ClassScope, TimeSeriesStore
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,10 @@ class Context:
     gate: Gate
     ingest: Ingest
     is_stopping: bool = False
+
+    async def find_class(self, course_id: UUID) -> ClassScope:
+        """The course's students and notebooks, to narrow a question to the time series."""
+        return ClassScope(course_id, *await self.classes.list_members(course_id))
 
 
 def make_context(parts: Parts, options: ApiOptions) -> Context:

@@ -102,12 +102,12 @@ async def list_activity(request: Request, scope: AskedScope, form: AskedForm, bu
     """
     The class's runs per bucket: students at work, runs, and the mean, median and p95 of their durations.
 
-    Of the course's students, whatever they ran: one who is in two courses counts in both. Only runs with a duration.
+    Of the course's students and notebooks; only runs with a duration.
     """
     context, window = get_context(request), _make_window(scope.span, bucket)
-    students = await context.classes.list_students(scope.course_id)
-    activity = await context.series.query_activity(window, students)
-    percentiles = await context.series.query_percentiles(window, students)
+    of_class = await context.find_class(scope.course_id)
+    activity = await context.series.query_activity(window, of_class)
+    percentiles = await context.series.query_percentiles(window, of_class)
     table = _fold_activity(activity, percentiles)
     return await answer_table(request, table, scope.name("activity"), form)
 
@@ -116,7 +116,7 @@ async def list_activity(request: Request, scope: AskedScope, form: AskedForm, bu
 async def list_error_rate(request: Request, scope: AskedScope, form: AskedForm, bucket: Bucket = "1h") -> Response:
     """Runs and errors per bucket and notebook (the specification's error rate), of the course's students."""
     context, window = get_context(request), _make_window(scope.span, bucket)
-    rates = await context.series.query_error_rate(window, await context.classes.list_students(scope.course_id))
+    rates = await context.series.query_error_rate(window, await context.find_class(scope.course_id))
     table = Table(
         ("at", "notebook_path", "error_count", "total_executions", "error_rate"),
         ("time", "text", "integer", "integer", "number"),
@@ -132,7 +132,10 @@ async def list_error_rate(request: Request, scope: AskedScope, form: AskedForm, 
 async def list_progress(
     request: Request, course_id: str, form: AskedForm, notebook: str | None = None, limit: Limit = 5_000
 ) -> Response:
-    """Per student and notebook: cells whose last run was ok, of the course notebook's, and `progress_percentage`."""
+    """
+    Per student and notebook: cells whose last run was ok, of the course notebook's, and `progress_percentage`; where
+    the course notebook has exercises, these in place of cells.
+    """
     history, course = get_context(request).history, parse_id(course_id)
     table = await history.list_progress(course, _parse_optional(notebook), limit)
     return await answer_table(request, table, Subject("progress", await history.find_course(course)), form)

@@ -16,6 +16,7 @@ import msgspec
 from nbpulse.errors import NotFound
 from nbpulse.metrics import PostgresQuery
 from nbpulse.records.people import People
+from nbpulse.records.progress import STANDINGS
 
 ROWS_MAX: Final = 5_000
 
@@ -28,22 +29,17 @@ WHERE ls.course_id = $1 AND ls.started_at >= $2 AND ls.started_at < $3
     AND ($6::timestamptz IS NULL OR (ls.started_at, ls.id) < ($6, $7::uuid))
 ORDER BY ls.started_at DESC, ls.id DESC LIMIT $8
 """
-# A cell counts as the course notebook's when it makes a column of the board (records/views.py).
-_PROGRESS = """
-WITH wanted AS (
-    SELECT c.notebook_id, c.cell_id FROM notebook_cells c JOIN notebooks n ON n.id = c.notebook_id
-    WHERE n.course_id = $1 AND ($2::uuid IS NULL OR n.id = $2) AND (c.is_registered OR c.student_count >= greatest(1,
-        least(3, ceil(0.1 * (SELECT count(*) FROM enrolments WHERE course_id = $1 AND role = 'student')))))
-), totals AS (SELECT notebook_id, count(*) AS total FROM wanted GROUP BY notebook_id)
-SELECT u.username, c.user_id, c.notebook_id, n.path AS notebook_path,
-    count(*) FILTER (WHERE c.last_status = 'ok') AS completed_cells, t.total AS total_cells,
-    round(100.0 * count(*) FILTER (WHERE c.last_status = 'ok') / t.total, 2)::float8 AS progress_percentage,
-    max(c.last_at) AS last_activity
-FROM learner_cells c JOIN wanted w USING (notebook_id, cell_id) JOIN totals t USING (notebook_id)
-    JOIN notebooks n ON n.id = c.notebook_id JOIN users u ON u.id = c.user_id
-    JOIN enrolments e ON e.user_id = c.user_id AND e.course_id = $1 AND e.role = 'student'
-GROUP BY u.username, c.user_id, c.notebook_id, n.path, t.total ORDER BY n.path, u.username LIMIT $3
-"""
+_PROGRESS = f"""
+WITH asked AS (SELECT id, course_id FROM notebooks WHERE course_id = $1 AND ($2::uuid IS NULL OR id = $2)), {STANDINGS}
+SELECT u.username, s.user_id, s.notebook_id, n.path AS notebook_path,
+    count(*) FILTER (WHERE is_complete) AS completed_cells, t.total AS total_cells,
+    round(100.0 * count(*) FILTER (WHERE is_complete) / t.total, 2)::float8 AS progress_percentage,
+    max(s.last_at) AS last_activity
+FROM standings s JOIN totals t USING (notebook_id)
+    JOIN notebooks n ON n.id = s.notebook_id JOIN users u ON u.id = s.user_id
+    JOIN enrolments e ON e.user_id = s.user_id AND e.course_id = $1 AND e.role = 'student'
+GROUP BY u.username, s.user_id, s.notebook_id, n.path, t.total ORDER BY n.path, u.username LIMIT $3
+"""  # noqa: S608
 _FAILING_CELLS = """
 SELECT c.notebook_id, n.path AS notebook_path, c.cell_id, max(c.cell_index) AS cell_index,
     sum(c.attempt_count)::bigint AS attempts, sum(c.error_count)::bigint AS errors,
@@ -177,7 +173,7 @@ class CourseHistory:
         return await self._read("sessions", _SESSIONS, course_id, *span, user_id, notebook_id, *place, limit)
 
     async def list_progress(self, course_id: UUID, notebook_id: UUID | None, limit: int) -> Table:
-        """Per student and notebook: cells of the course notebook whose last run was ok; percentage 0..100."""
+        """Per student and notebook: cells (exercises where it has some) whose last run was ok; percentage 0..100."""
         return await self._read("progress", _PROGRESS, course_id, notebook_id, limit)
 
     async def list_failing_cells(self, course_id: UUID, notebook_id: UUID | None, limit: int) -> Table:

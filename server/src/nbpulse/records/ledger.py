@@ -22,7 +22,7 @@ from nbpulse.errors import Unavailable
 from nbpulse.events import ReceivedEvent
 from nbpulse.metrics import name_query, named_query
 from nbpulse.pipeline import CellExecutionPoint, Recorded, RejectedPoint
-from nbpulse.records import accounting, learners, sessions
+from nbpulse.records import accounting, learners, marks, sessions
 from nbpulse.records.failures import UNAVAILABLE
 from nbpulse.records.learners import StateKey
 from nbpulse.records.notebooks import CourseNotebook, NotebookDirectory
@@ -233,6 +233,7 @@ class PostgresLedger:
         await self._insert_texts(connection, new)
         session_items = [(item.event, item.notebook_id, item.session_id) for item in new]
         await sessions.record_sessions(connection, session_items)
+        await marks.mark(connection, session_items)
         states |= await self._fold_states(connection, new, states)
         cells = await self._record_cells(connection, items, new)
         points = tuple(_measure(item) for item in items if item.event.event_type == "cell_execution")
@@ -372,6 +373,5 @@ async def _note_debt(connection: asyncpg.Connection, points: tuple[CellExecution
 
 def _measure(item: _Item) -> CellExecutionPoint:
     event, path = item.event, item.notebook.path if item.notebook else ""
-    return make_point(
-        event.user_id, item.occurred_at, item.ordinal, path=path, cell_index=event.cell_index, data=event.data
-    )
+    which = event.user_id, event.course_id, item.occurred_at, item.ordinal
+    return make_point(*which, path=path, cell_index=event.cell_index, data=event.data)

@@ -18,17 +18,18 @@ from nbpulse.shards import get_shard_number
 _READ_BATCH: Final = 5_000
 _WINDOW = "event_type = 'cell_execution' AND occurred_at >= $1 AND occurred_at < $2"
 _READ = f"""
-SELECT e.user_id, e.occurred_at, e.ordinal, n.path, e.cell_index, e.data, e.error_message FROM events e
+SELECT e.user_id, e.occurred_at, e.ordinal, e.course_id, n.path, e.cell_index, e.data, e.error_message FROM events e
 LEFT JOIN notebooks n ON n.id = e.notebook_id WHERE {_WINDOW} ORDER BY e.occurred_at, e.user_id, e.ordinal
 """  # noqa: S608 - constants
 _SET_ASIDE = """
-INSERT INTO series_rejects (user_id, shard, time_ns, reason) VALUES ($1, $2, $3, $4)
-ON CONFLICT (user_id, shard, time_ns) DO UPDATE SET reason = excluded.reason, at = now()
+INSERT INTO series_rejects (user_id, shard, time_ns, reason, measurement) VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT (user_id, shard, time_ns, measurement) DO UPDATE SET reason = excluded.reason, at = now()
 """
 
 
 def make_point(
     user_id: UUID,
+    course_id: UUID,
     occurred_at: datetime,
     ordinal: int,
     *,
@@ -53,12 +54,13 @@ def make_point(
         has_error=has_error,
         error_message=message,
         execution_count=data.get("execution_count"),
+        course_id=course_id,
     )
 
 
 async def set_aside(connection: asyncpg.Connection, rejected: Sequence[RejectedPoint]) -> None:
     """Note what the time-series store refused for good, with its reason."""
-    rows = [(one.user_id, get_shard_number(one.user_id), one.time_ns, one.reason) for one in rejected]
+    rows = [(one.user_id, get_shard_number(one.user_id), one.time_ns, one.reason, one.measurement) for one in rejected]
     await connection.executemany(_SET_ASIDE, rows)
 
 
@@ -85,6 +87,7 @@ def _read_point(row: asyncpg.Record, seal: EncryptedField) -> CellExecutionPoint
         data["error_message"] = seal.unseal(sealed, table="events", column="error_message", user_id=row["user_id"])
     return make_point(
         row["user_id"],
+        row["course_id"],
         row["occurred_at"],
         row["ordinal"],
         path=row["path"] or "",

@@ -1,0 +1,152 @@
+"""What the time series asks of PostgreSQL, in SQL; postgres.py says when and promises what comes of it."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+# Durations are rolled up as the bins of DDSketch: bin i holds the durations d with gamma^(i-1) < d <= gamma^i, that is
+# i = ceil(log_gamma d), and 2 gamma^i / (gamma + 1) lies within RELATIVE_ERROR of each of them.
+# Masson, Rim, Lee: DDSketch: a fast and fully-mergeable quantile sketch with relative-error guarantees. VLDB 2019, §2.
+RELATIVE_ERROR: Final = 0.01
+GAMMA: Final = (1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR)
+ZERO_BIN: Final = -32768  # a duration of 0 has no logarithm
+_BIN = f"""(CASE WHEN e.execution_duration_ms > 0
+    THEN greatest({ZERO_BIN + 1}, least(32767, ceil(ln(e.execution_duration_ms) / {math.log(GAMMA)!r})))
+    WHEN e.execution_duration_ms = 0 THEN {ZERO_BIN} END)::smallint"""
+
+# As JSON: for a thousand points half the price of nine arrays, on this side.
+WRITE_EXECUTIONS = """
+INSERT INTO timeseries.cell_executions AS c (user_id, time_ns, notebook_path, cell_index, event_type,
+    execution_duration_ms, has_error, error_message, execution_count, course_id)
+SELECT * FROM json_to_recordset($1::json) AS k(user_id uuid, time_ns bigint, notebook_path text, cell_index int,
+    event_type text, execution_duration_ms float8, has_error boolean, error_message text, execution_count int,
+    course_id uuid)
+ON CONFLICT (user_id, time_ns) DO UPDATE SET notebook_path = excluded.notebook_path, cell_index = excluded.cell_index,
+    event_type = excluded.event_type, execution_duration_ms = excluded.execution_duration_ms,
+    has_error = excluded.has_error, error_message = excluded.error_message, execution_count = excluded.execution_count,
+    course_id = CASE WHEN excluded.course_id = '00000000-0000-0000-0000-000000000000' THEN c.course_id
+                     ELSE excluded.course_id END
+"""
+WRITE_PROGRESS = """
+INSERT INTO timeseries.learning_progress (user_id, time_ns, course_id, notebook_path, completed_cells, total_cells,
+    progress_percentage, session_duration_ms)
+SELECT * FROM json_to_recordset($1::json) AS k(user_id uuid, time_ns bigint, course_id uuid, notebook_path text,
+    completed_cells int, total_cells int, progress_percentage float8, session_duration_ms bigint)
+ON CONFLICT (user_id, time_ns, course_id, notebook_path) DO UPDATE SET completed_cells = excluded.completed_cells,
+    total_cells = excluded.total_cells, progress_percentage = excluded.progress_percentage,
+    session_duration_ms = excluded.session_duration_ms
+"""
+WRITE_PERFORMANCE = """
+INSERT INTO timeseries.performance_metrics (user_id, time_ns, course_id, notebook_path, cell_type, avg_execution_time,
+    max_execution_time, error_rate)
+SELECT * FROM json_to_recordset($1::json) AS k(user_id uuid, time_ns bigint, course_id uuid, notebook_path text,
+    cell_type text, avg_execution_time float8, max_execution_time float8, error_rate float8)
+ON CONFLICT (user_id, time_ns, course_id, notebook_path, cell_type) DO UPDATE SET
+    avg_execution_time = excluded.avg_execution_time, max_execution_time = excluded.max_execution_time,
+    error_rate = excluded.error_rate
+"""
+
+# --- rollups ----------------------------------------------------------------------------------------------------------
+
+# DO UPDATE, not DO NOTHING: it takes the row's lock, so that a refresh that is about to clear the mark waits for these
+# points, or these points wait for it and mark the minute again.
+MARK = """
+INSERT INTO timeseries.stale_minutes (minute_ns, user_id, course_id)
+SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::uuid[])
+ON CONFLICT (minute_ns, user_id, course_id) DO UPDATE SET minute_ns = excluded.minute_ns
+"""
+LOCK_STALE = """
+SELECT minute_ns, user_id, course_id FROM timeseries.stale_minutes
+WHERE minute_ns < extract(epoch FROM now() - $1 * interval '1 second')::bigint * 1000000000 - 60000000000
+ORDER BY minute_ns, user_id, course_id LIMIT $2 FOR UPDATE SKIP LOCKED
+"""
+_KEYS = "unnest($1::bigint[], $2::uuid[], $3::uuid[]) AS k(minute_ns, user_id, course_id)"
+CLEAR_ROLLUP = f"""
+DELETE FROM timeseries.cell_executions_1m r USING {_KEYS}
+WHERE (r.minute_ns, r.user_id, r.course_id) = (k.minute_ns, k.user_id, k.course_id)
+"""  # noqa: S608
+FILL_ROLLUP = f"""
+INSERT INTO timeseries.cell_executions_1m (minute_ns, user_id, course_id, notebook_path, execution_count, timed_count,
+    duration_sum_ms, error_count, duration_bins)
+SELECT k.minute_ns, k.user_id, k.course_id, e.notebook_path, count(*), count(e.execution_duration_ms),
+    coalesce(sum(e.execution_duration_ms), 0), count(*) FILTER (WHERE e.has_error),
+    coalesce(array_agg({_BIN}) FILTER (WHERE e.execution_duration_ms IS NOT NULL), '{{}}')
+FROM {_KEYS} JOIN timeseries.cell_executions e ON e.user_id = k.user_id AND e.course_id = k.course_id
+    AND e.time_ns >= k.minute_ns AND e.time_ns < k.minute_ns + 60000000000
+WHERE e.time_ns >= $4 AND e.time_ns < $5
+GROUP BY k.minute_ns, k.user_id, k.course_id, e.notebook_path
+"""  # noqa: S608
+CLEAR_STALE = f"""
+DELETE FROM timeseries.stale_minutes s USING {_KEYS}
+WHERE (s.minute_ns, s.user_id, s.course_id) = (k.minute_ns, k.user_id, k.course_id)
+"""  # noqa: S608
+
+# --- windows ----------------------------------------------------------------------------------------------------------
+# $1 to $2 the window, $3 the bucket, $4 the course and $5 the people (null = all).
+
+_RAW = f"""SELECT e.time_ns, e.user_id, e.notebook_path, 1, (e.execution_duration_ms IS NOT NULL)::int,
+        coalesce(e.execution_duration_ms, 0), e.has_error::int,
+        CASE WHEN e.execution_duration_ms IS NULL THEN '{{}}' ELSE ARRAY[{_BIN}] END"""
+_MINE = "($4::uuid IS NULL OR {0}.course_id = $4) AND ($5::uuid[] IS NULL OR {0}.user_id = ANY($5))"
+# $6 to $7 the window's whole minutes; the three parts never overlap.
+_PARTS = f"""
+WITH part AS (
+    SELECT r.minute_ns AS time_ns, r.user_id, r.notebook_path, r.execution_count, r.timed_count, r.duration_sum_ms,
+        r.error_count, r.duration_bins
+    FROM timeseries.cell_executions_1m r
+    WHERE r.minute_ns >= $6 AND r.minute_ns < $7 AND {_MINE.format("r")}
+        AND NOT EXISTS (SELECT FROM timeseries.stale_minutes s
+                        WHERE s.minute_ns = r.minute_ns AND s.user_id = r.user_id AND s.course_id = r.course_id)
+    UNION ALL
+    {_RAW}
+    FROM timeseries.stale_minutes s JOIN timeseries.cell_executions e ON e.user_id = s.user_id
+        AND e.course_id = s.course_id AND e.time_ns >= s.minute_ns AND e.time_ns < s.minute_ns + 60000000000
+    WHERE s.minute_ns >= $6 AND s.minute_ns < $7 AND e.time_ns >= $6 AND e.time_ns < $7 AND {_MINE.format("s")}
+    UNION ALL
+    {_RAW}
+    FROM timeseries.cell_executions e
+    WHERE e.time_ns >= $1 AND e.time_ns < $2 AND (e.time_ns < $6 OR e.time_ns >= $7) AND {_MINE.format("e")}
+)
+"""  # noqa: S608
+ACTIVITY = f"""
+{_PARTS} SELECT time_ns / $3 * $3 AS at_ns, user_id, sum(duration_sum_ms) / sum(timed_count) AS avg_duration_ms,
+    sum(timed_count)::bigint AS execution_count
+FROM part GROUP BY at_ns, user_id HAVING sum(timed_count) > 0 ORDER BY at_ns, user_id
+"""  # noqa: S608
+ERROR_RATE = f"""
+{_PARTS} SELECT time_ns / $3 * $3 AS at_ns, notebook_path, sum(error_count)::bigint AS error_count,
+    sum(execution_count)::bigint AS total_executions
+FROM part GROUP BY at_ns, notebook_path ORDER BY at_ns, notebook_path
+"""  # noqa: S608
+PERCENTILES = f"""
+SELECT time_ns / $3 * $3 AS at_ns, percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY execution_duration_ms) AS p,
+    count(*) AS execution_count
+FROM timeseries.cell_executions e
+WHERE time_ns >= $1 AND time_ns < $2 AND execution_duration_ms IS NOT NULL AND {_MINE.format("e")}
+GROUP BY at_ns ORDER BY at_ns
+"""  # noqa: S608
+# The bin of rank q(n-1), as in the paper's algorithm 2: the first up to which there are more than that.
+PERCENTILE_BINS = f"""
+{_PARTS}, filled AS (
+    SELECT time_ns / $3 * $3 AS at_ns, bin, count(*) AS runs FROM part, unnest(duration_bins) AS bin GROUP BY at_ns, bin
+), ranked AS (
+    SELECT at_ns, bin, sum(runs) OVER (PARTITION BY at_ns ORDER BY bin) AS up_to,
+        sum(runs) OVER (PARTITION BY at_ns) AS runs FROM filled
+)
+SELECT at_ns, ARRAY[min(bin) FILTER (WHERE up_to > 0.5 * (runs - 1)), min(bin) FILTER (WHERE up_to > 0.95 * (runs - 1))]
+    AS bins, max(runs)::bigint AS execution_count
+FROM ranked GROUP BY at_ns ORDER BY at_ns
+"""  # noqa: S608
+PROGRESS = f"""
+SELECT DISTINCT ON (at_ns, user_id, notebook_path) time_ns / $3 * $3 AS at_ns, user_id, notebook_path, completed_cells,
+    total_cells, progress_percentage, session_duration_ms
+FROM timeseries.learning_progress e WHERE time_ns >= $1 AND time_ns < $2 AND {_MINE.format("e")}
+ORDER BY at_ns, user_id, notebook_path, time_ns DESC
+"""  # noqa: S608
+PERFORMANCE = f"""
+SELECT time_ns / $3 * $3 AS at_ns, notebook_path, cell_type, avg(avg_execution_time) AS avg_execution_time,
+    max(max_execution_time) AS max_execution_time, avg(error_rate) AS error_rate
+FROM timeseries.performance_metrics e WHERE time_ns >= $1 AND time_ns < $2 AND {_MINE.format("e")}
+GROUP BY at_ns, notebook_path, cell_type ORDER BY at_ns, notebook_path, cell_type
+"""  # noqa: S608
