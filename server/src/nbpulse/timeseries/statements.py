@@ -112,7 +112,10 @@ _RAW = f"""SELECT e.time_ns, e.user_id, e.notebook_path, 1, (e.execution_duratio
         coalesce(e.execution_duration_ms, 0), e.has_error::int,
         CASE WHEN e.execution_duration_ms IS NULL THEN '{{}}' ELSE ARRAY[{_BIN}] END"""
 _MINE = "($4::uuid IS NULL OR {0}.course_id = $4) AND ($5::uuid[] IS NULL OR {0}.user_id = ANY($5))"
-# $6 to $7 the window's whole minutes; the three parts never overlap.
+# Before and after the window's whole minutes or slots, $6 to $7; as two ranges, or the whole window would be scanned.
+_EDGES = """FROM (VALUES ($1::bigint, $6::bigint), ($7::bigint, $2::bigint)) AS edge(from_ns, to_ns)
+    JOIN timeseries.cell_executions e ON e.time_ns >= edge.from_ns AND e.time_ns < edge.to_ns"""
+# The three parts never overlap.
 _PARTS = f"""
 WITH part AS (
     SELECT r.minute_ns AS time_ns, r.user_id, r.notebook_path, r.execution_count, r.timed_count, r.duration_sum_ms,
@@ -128,8 +131,7 @@ WITH part AS (
     WHERE s.minute_ns >= $6 AND s.minute_ns < $7 AND e.time_ns >= $6 AND e.time_ns < $7 AND {_MINE.format("s")}
     UNION ALL
     {_RAW}
-    FROM timeseries.cell_executions e
-    WHERE e.time_ns >= $1 AND e.time_ns < $2 AND (e.time_ns < $6 OR e.time_ns >= $7) AND {_MINE.format("e")}
+    {_EDGES} WHERE {_MINE.format("e")}
 )
 """  # noqa: S608
 ACTIVITY = f"""
@@ -189,9 +191,7 @@ WITH stale AS MATERIALIZED (
         AND e.time_ns >= s.slot_ns AND e.time_ns < s.slot_ns + {SLOT_NS}
     WHERE e.execution_duration_ms IS NOT NULL AND {_MINE.format("e")}
     UNION ALL
-    {_TIMED}, 1 FROM timeseries.cell_executions e
-    WHERE e.time_ns >= $1 AND e.time_ns < $2 AND (e.time_ns < $6 OR e.time_ns >= $7)
-        AND e.execution_duration_ms IS NOT NULL AND {_MINE.format("e")}
+    {_TIMED}, 1 {_EDGES} WHERE e.execution_duration_ms IS NOT NULL AND {_MINE.format("e")}
 ), filled AS (
     SELECT time_ns / $3 * $3 AS at_ns, bin, sum(runs) AS runs FROM part GROUP BY at_ns, bin HAVING sum(runs) > 0
 ), {_RANK_BINS}
