@@ -16,6 +16,7 @@ from stores import connect
 
 IDLE_LIMIT_S = 1_800
 SLOT_S, MINUTE_S = 10, 60
+RANKS = {"ok": 1, "unknown": 2}  # in the order of their names, as far as that decides whether an item is complete
 Place = tuple[UUID, str]
 """A course and a path: a notebook."""
 
@@ -81,7 +82,8 @@ def derive_points(
             works[event.user_id, place_of(event)].append(event)
     for (user_id, place), work in works.items():
         runs = sorted(
-            filter(is_run, work), key=lambda one: (one.occurred_at, one.sequence, one.data["status"], one.event_id)
+            filter(is_run, work),
+            key=lambda one: (one.occurred_at, one.sequence, RANKS.get(one.data["status"], 0), one.event_id),
         )
         mine, own_ns = items.get(place, {}), notebook_ids[place].int % 1_000_000
         total = len(set(mine.values()))

@@ -72,6 +72,42 @@ async def test_a_student_of_two_courses_is_told_to_each_with_that_courses_runs_a
         assert sum(one.total_executions for one in await stage.parts.series.query_error_rate(last_day())) == 8
 
 
+async def test_percentiles_of_a_day_leave_out_what_the_course_s_staff_ran(stage: Stage) -> None:
+    student = UUID((await stage.join())["user_id"])
+    at = datetime.now(UTC) - timedelta(hours=3)
+    times = {student: 10.0, stage.teacher_id: 9_000.0}
+    for user_id, duration_ms in times.items():
+        data = {"status": "ok", "execution_duration_ms": duration_ms}
+        moments = [at + timedelta(minutes=number) for number in range(60)]
+        await stage._ledger.record_events(
+            [make_event(user_id, stage.course.id, data=data, occurred_at=one, received_at=one) for one in moments]
+        )
+    await write_points(stage)
+    found = []
+    for _ in range(2):  # from the raw points, then from the rollup
+        rows = (await ask(stage, "activity", bucket="6h", limit=5))["activity"]
+        assert sum(row["execution_count"] for row in rows) == 60
+        assert {row["students"] for row in rows} == {1}
+        found += [row["p95_duration_ms"] for row in rows] + [row["p50_duration_ms"] for row in rows]
+        await PostgresTimeSeries(stage._ledger._pool).refresh_rollups()
+    assert found == [pytest.approx(10, rel=0.01)] * len(found)
+    async with connect(stage.database_url) as owner:
+        people = await owner.fetchval(
+            "SELECT count(DISTINCT one) FROM timeseries.durations_10m, unnest(user_ids) AS one WHERE course_id = $1",
+            stage.course.id,
+        )
+    assert people == 2
+
+
+async def test_what_is_marked_is_told_in_the_metrics(stage: Stage) -> None:
+    student = UUID((await stage.join())["user_id"])
+    await stage._ledger.record_events([make_event(student, stage.course.id)])
+    told = (await stage.http.get("/metrics")).text
+    figures = dict(line.rsplit(" ", 1) for line in told.splitlines() if line.startswith("nbpulse_series_marks"))
+    assert float(figures["nbpulse_series_marks"]) >= 1
+    assert 0 <= float(figures["nbpulse_series_marks_oldest_seconds"]) < 120
+
+
 async def test_influxdb_tells_a_course_by_its_students_and_its_notebooks_paths(influxdb: str, stage: Stage) -> None:
     student = UUID((await stage.join())["user_id"])
     other = await stage.courses.ensure_course("Another", f"p{stage.course.short_name}")

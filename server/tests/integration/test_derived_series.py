@@ -26,7 +26,7 @@ from nbpulse.resources import Resources
 from stores import KEY, connect, count_rows, create_database, make_class, make_error, make_event, open_stores
 
 EXAMPLES = 25 if os.environ.get("NBPULSE_TEST_SCALE") == "full" else 4
-STATUSES = ("ok", "ok", "ok", "error", "error", "interrupted", "aborted")
+STATUSES = ("ok", "ok", "ok", "error", "error", "interrupted", "aborted", "unknown")
 GAPS_S = (0, 0, 1, 3, 9, 20, 61, 300, 1_800, 1_801)
 
 

@@ -97,6 +97,8 @@ class School:
             | {"notebook_path": "x", "duration_bins": "{}"}
             | {"execution_count": 1, "timed_count": 1, "duration_sum_ms": 1.0, "error_count": 0},
             "timeseries.stale_minutes": {"minute_ns": number, "user_id": user_id, "course_id": course_id},
+            "timeseries.durations_10m": {"slot_ns": number, "course_id": course_id, "user_ids": "{}"}
+            | {"bins": "{}", "counts": "{}"},
             "timeseries.learning_progress": point
             | {"completed_cells": 1, "total_cells": 1, "progress_percentage": 100.0, "session_duration_ms": 1},
             "timeseries.performance_metrics": point | {"cell_type": "code", "error_rate": 0.0},

@@ -30,6 +30,10 @@ from stores import create_database, open_stores
 
 HOUR_BY_TEN_MINUTES = (timedelta(hours=1), timedelta(minutes=10))
 DAY_BY_HOUR = (timedelta(hours=24), timedelta(hours=1))
+# Percentiles of these come from rollups by ten minutes and by minutes.
+MORNING_BY_TEN_MINUTES = (timedelta(hours=5), timedelta(minutes=10))
+MORNING_BY_MINUTE = (timedelta(hours=5), timedelta(minutes=1))
+SPANS = (HOUR_BY_TEN_MINUTES, DAY_BY_HOUR, MORNING_BY_TEN_MINUTES, MORNING_BY_MINUTE)
 BIN_ERROR = 0.01
 PATHS = [f"week{number}.ipynb" for number in range(3)]
 COURSE = uuid4()
@@ -122,7 +126,7 @@ def interpolate(values: list[float], ratio: float) -> float:
 
 
 async def check(series: TimeSeriesStore, points: list[CellExecutionPoint], end: datetime) -> None:
-    for span, bucket in (HOUR_BY_TEN_MINUTES, DAY_BY_HOUR):
+    for span, bucket in SPANS:
         window = Window(end - span, end, bucket)
         fold = Fold(points, window)
         for found, wanted in (
@@ -186,7 +190,7 @@ async def test_a_query_is_narrowed_to_the_people_and_notebooks_of_a_class(series
     await series.refresh_rollups()
     user_id = points[0].user_id
     mine = ClassScope(COURSE, [user_id], PATHS)
-    for span, bucket in (HOUR_BY_TEN_MINUTES, DAY_BY_HOUR):
+    for span, bucket in SPANS:
         window = Window(end - span, end, bucket)
         fold = Fold([point for point in points if point.user_id == user_id], window)
         assert await series.query_error_rate(window, mine) == fold.fold_errors()

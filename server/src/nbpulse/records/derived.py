@@ -33,8 +33,8 @@ _WRITE_POINTS_MAX: Final = 2_000
 # $1 to $3 the marks: students, notebooks, since when; $4 the end (null: none).
 _MARK = """
 mark AS (
-    SELECT k.user_id, k.notebook_id, k.since, n.course_id, n.path
-    FROM unnest($1::uuid[], $2::uuid[], $3::timestamptz[]) AS k(user_id, notebook_id, since)
+    SELECT k.place, k.user_id, k.notebook_id, k.since, n.course_id, n.path
+    FROM unnest($1::uuid[], $2::uuid[], $3::timestamptz[]) WITH ORDINALITY AS k(user_id, notebook_id, since, place)
     JOIN notebooks n ON n.id = k.notebook_id
 )"""
 # By the student's sessions in the notebook: they lead to their events by index, and to the months to look in.
@@ -43,36 +43,55 @@ FROM mark k JOIN learning_sessions s ON s.user_id = k.user_id AND s.notebook_id 
     JOIN events e ON e.user_id = s.user_id AND e.learning_session_id = s.id
         AND e.occurred_at >= s.started_at AND e.occurred_at <= s.last_activity_at"""
 _IS_RUN = "event_type = 'cell_execution' AND data->>'status' IS DISTINCT FROM 'aborted'"
-# Active time as in sessions.py, up to each event. A run changes how many items are complete by 1, 0 or -1 against the
-# run before it on the same item; added up, that is the standing.
+# What lies before a mark's slot is only added up: who has completed what (of two runs at one moment sequence, then the
+# status' name decides, as in learners.py; 1 is ok), and each session's active time (as in sessions.py). From there on a
+# run changes how many items are complete by 1, 0 or -1 against the run before it on the same item.
+# The planner knows nothing of how many rows these steps have: items are looked up in one JSON object per notebook and
+# sums are kept, or it might compare every run with every cell, or add up anew for each.
 _PROGRESS = f"""
 WITH {_MARK}, asked AS (SELECT DISTINCT notebook_id AS id, course_id FROM mark), {ITEMS},
-event AS (
-    SELECT e.user_id, s.notebook_id, e.learning_session_id, e.event_id, e.occurred_at, e.sequence, e.cell_id,
-        data->>'status' AS status, {_IS_RUN} AS is_run, date_part('epoch', e.occurred_at - lag(e.occurred_at)
-            OVER (PARTITION BY e.user_id, e.learning_session_id ORDER BY e.occurred_at)) AS gap_s
-    {_EVENTS}
-), run AS (
-    SELECT * FROM (
-        SELECT *, sum(CASE WHEN gap_s <= {IDLE_LIMIT_S} THEN (gap_s * 1e6)::bigint ELSE 0 END)
-            OVER (PARTITION BY user_id, learning_session_id ORDER BY occurred_at) AS active_us FROM event
-    ) timed WHERE is_run
+map AS MATERIALIZED (SELECT notebook_id, jsonb_object_agg(cell_id, item) AS items FROM items GROUP BY notebook_id),
+event AS MATERIALIZED (
+    SELECT *, date_part('epoch', occurred_at - lag(occurred_at)
+        OVER (PARTITION BY place, session_id ORDER BY occurred_at)) AS gap_s
+    FROM (
+        SELECT k.place, e.learning_session_id AS session_id, e.event_id, e.occurred_at, e.sequence,
+            m.items ->> e.cell_id::text AS item, {_IS_RUN} AS is_run,
+            CASE data->>'status' WHEN 'ok' THEN 1 WHEN 'unknown' THEN 2 ELSE 0 END AS status,
+            e.occurred_at >= date_bin('10 seconds', k.since, TIMESTAMPTZ 'epoch') AS is_new
+        {_EVENTS} LEFT JOIN map m ON m.notebook_id = k.notebook_id
+        OFFSET 0 -- else whole JSON objects would be sorted
+    ) narrow
+), before AS MATERIALIZED (
+    SELECT place, jsonb_object_agg(item, ok) AS oks, sum(ok) AS completed FROM (
+        SELECT place, item,
+            ((max(ARRAY[(date_part('epoch', occurred_at) * 1e6)::bigint, sequence, status]))[3] = 1)::int AS ok
+        FROM event WHERE is_run AND NOT is_new AND item IS NOT NULL GROUP BY place, item
+    ) last GROUP BY place
+), active AS MATERIALIZED (
+    SELECT place, session_id, sum((gap_s * 1e6)::bigint) FILTER (WHERE gap_s <= {IDLE_LIMIT_S}) AS us
+    FROM event WHERE NOT is_new GROUP BY place, session_id
+), timed AS (
+    SELECT e.*, coalesce(a.us, 0) + coalesce(sum((gap_s * 1e6)::bigint) FILTER (WHERE gap_s <= {IDLE_LIMIT_S})
+        OVER (PARTITION BY e.place, e.session_id ORDER BY e.occurred_at), 0) AS active_us
+    FROM event e LEFT JOIN active a USING (place, session_id) WHERE e.is_new
 ), step AS (
-    SELECT r.*, CASE WHEN i.item IS NULL THEN 0 ELSE (r.status = 'ok')::int - coalesce(lag((r.status = 'ok')::int)
-        OVER (PARTITION BY r.user_id, r.notebook_id, i.item ORDER BY r.occurred_at, r.sequence, r.status), 0)
-        END AS change
-    FROM run r LEFT JOIN items i USING (notebook_id, cell_id)
-), standing AS (
+    SELECT t.*, coalesce(b.completed, 0) AS completed_before, CASE WHEN t.item IS NULL THEN 0 ELSE
+        (t.status = 1)::int - coalesce(
+            lag((t.status = 1)::int) OVER (PARTITION BY t.place, t.item ORDER BY t.occurred_at, t.sequence, t.status),
+            (b.oks ->> t.item)::int, 0) END AS change
+    FROM timed t LEFT JOIN before b USING (place) WHERE t.is_run
+), standing AS MATERIALIZED (
     SELECT *, date_bin('10 seconds', occurred_at, TIMESTAMPTZ 'epoch') AS slot,
-        sum(change) OVER (PARTITION BY user_id, notebook_id ORDER BY occurred_at, sequence, status) AS completed
+        completed_before + sum(change) OVER (PARTITION BY place ORDER BY occurred_at, sequence, status) AS completed
     FROM step
 )
 SELECT DISTINCT ON (k.user_id, k.notebook_id, s.slot) k.user_id, k.course_id, k.notebook_id, k.path,
     extract(epoch FROM s.slot)::bigint AS at_s, s.completed::int, coalesce(t.total, 0) AS total,
     coalesce(round(100.0 * s.completed / nullif(t.total, 0), 2), 0)::float8 AS percentage,
     round(s.active_us / 1000)::bigint AS active_ms
-FROM standing s JOIN mark k USING (user_id, notebook_id) LEFT JOIN totals t USING (notebook_id)
-WHERE s.slot >= date_bin('10 seconds', k.since, TIMESTAMPTZ 'epoch') AND ($4::timestamptz IS NULL OR s.slot < $4)
+FROM standing s JOIN mark k USING (place) LEFT JOIN totals t USING (notebook_id)
+WHERE $4::timestamptz IS NULL OR s.slot < $4
 ORDER BY k.user_id, k.notebook_id, s.slot, s.occurred_at DESC, s.sequence DESC, s.status DESC, s.event_id DESC
 """  # noqa: S608 - constants
 # Durations in their own order: else the last digit of a mean would depend on how the rows lie.
@@ -178,6 +197,7 @@ async def _pay(connection: asyncpg.Connection, marks: Sequence[asyncpg.Record], 
         return
     columns = [[row[name] for row in marks] for name in ("user_id", "shard", "notebook_id", "since", "revision")]
     user_ids, shards, notebook_ids, since, revisions = columns
+    await connection.execute("SET LOCAL work_mem = '32MB'")  # else a class's runs are sorted on disk
     points = await _make_points(connection, user_ids, notebook_ids, since, None)
     for start in range(0, len(points), _WRITE_POINTS_MAX):
         try:

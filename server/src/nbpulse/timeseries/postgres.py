@@ -2,7 +2,9 @@
 
 A minute that got a point is stale until `refresh_rollups` has computed it anew from the raw points; queries take clean
 minutes from the rollup and stale ones raw, in one snapshot, so they never differ from the fold of the points. Raw
-points over more than an hour are never read for a percentile: the rollup keeps durations in bins 2 % wide.
+points over more than an hour are never read for a percentile: rollups keep durations in bins 2 % wide, per student and
+minute, and per course and ten minutes for windows that are asked for in such steps (by staff: students see no rollup of
+a course).
 """
 
 from __future__ import annotations
@@ -75,15 +77,14 @@ class PostgresTimeSeries:
                 await connection.execute(statements.CLEAR_ROLLUP, *keys)
                 await connection.execute(statements.FILL_ROLLUP, *keys, min(keys[0]), max(keys[0]) + _MINUTE_NS)
                 await connection.execute(statements.CLEAR_STALE, *keys)
+                await _refresh_slots(connection, stale)
                 return len(stale)
         except _UNAVAILABLE as error:
             raise Unavailable("NB-2005") from error
 
     async def query_activity(self, window: Window, scope: ClassScope | None = None) -> list[Activity]:
         """Mean and count of the duration per bucket and user. Raises Unavailable (NB-2005)."""
-        rows = await self._fetch(
-            "query_activity", statements.ACTIVITY, *_bind(window, scope), *_find_whole_minutes(window)
-        )
+        rows = await self._fetch("query_activity", statements.ACTIVITY, *_bind(window, scope), *_find_whole(window))
         return [
             Activity(_to_time(row["at_ns"]), row["user_id"], row["avg_duration_ms"], row["execution_count"])
             for row in rows
@@ -91,9 +92,7 @@ class PostgresTimeSeries:
 
     async def query_error_rate(self, window: Window, scope: ClassScope | None = None) -> list[ErrorRate]:
         """Errors and executions per bucket and notebook. Raises Unavailable (NB-2005)."""
-        rows = await self._fetch(
-            "query_error_rate", statements.ERROR_RATE, *_bind(window, scope), *_find_whole_minutes(window)
-        )
+        rows = await self._fetch("query_error_rate", statements.ERROR_RATE, *_bind(window, scope), *_find_whole(window))
         return [
             ErrorRate(_to_time(row["at_ns"]), row["notebook_path"], row["error_count"], row["total_executions"])
             for row in rows
@@ -105,7 +104,11 @@ class PostgresTimeSeries:
         if window.end - window.start <= EXACT_MAX:
             rows = await self._fetch("query_percentiles", statements.PERCENTILES, *values)
             return [Percentiles(_to_time(at_ns), p50, p95, count) for at_ns, (p50, p95), count in rows]
-        rows = await self._fetch("query_percentiles", statements.PERCENTILE_BINS, *values, *_find_whole_minutes(window))
+        if _to_ns(window.bucket) % statements.SLOT_NS:
+            rows = await self._fetch("query_percentiles", statements.MINUTE_PERCENTILES, *values, *_find_whole(window))
+        else:
+            slots = _find_whole(window, statements.SLOT_NS)
+            rows = await self._fetch("query_percentiles", statements.SLOT_PERCENTILES, *values, *slots)
         return [
             Percentiles(_to_time(at_ns), _estimate_duration(p50), _estimate_duration(p95), count)
             for at_ns, (p50, p95), count in rows
@@ -131,6 +134,17 @@ class PostgresTimeSeries:
         except _UNAVAILABLE as error:
             raise Unavailable("NB-2005") from error
         return rows
+
+
+async def _refresh_slots(connection: asyncpg.Connection, stale: Sequence[asyncpg.Record]) -> None:
+    """Make the slots of these minutes anew; of two who do so the second sees what the first rolled up."""
+    found = {(row["minute_ns"] // statements.SLOT_NS * statements.SLOT_NS, row["course_id"]) for row in stale}
+    slots = sorted(found, key=lambda slot: (slot[0], slot[1].int))
+    for slot in slots:
+        await connection.execute(statements.LOCK_SLOT, *slot)
+    keys = [slot[0] for slot in slots], [slot[1] for slot in slots]
+    await connection.execute(statements.CLEAR_SLOTS, *keys)
+    await connection.execute(statements.FILL_SLOTS, *keys)
 
 
 def _sort_points(points: Iterable[SeriesPoint]) -> list[SeriesPoint]:
@@ -168,10 +182,10 @@ def _bind(window: Window, scope: ClassScope | None) -> tuple[object, ...]:
     return (*bounds, scope.course_id, list(scope.user_ids)) if scope else (*bounds, None, None)
 
 
-def _find_whole_minutes(window: Window) -> tuple[int, int]:
-    """From and to which ns the window consists of whole minutes; (end, end) where it holds none."""
+def _find_whole(window: Window, unit_ns: int = _MINUTE_NS) -> tuple[int, int]:
+    """From and to which ns the window consists of whole minutes (or `unit_ns`); (end, end) where it holds none."""
     start_ns, end_ns = _to_ns(window.start - _EPOCH), _to_ns(window.end - _EPOCH)
-    first_ns, last_ns = -(-start_ns // _MINUTE_NS) * _MINUTE_NS, end_ns // _MINUTE_NS * _MINUTE_NS
+    first_ns, last_ns = -(-start_ns // unit_ns) * unit_ns, end_ns // unit_ns * unit_ns
     return (first_ns, last_ns) if first_ns < last_ns else (end_ns, end_ns)
 
 

@@ -15,6 +15,8 @@ _BIN = f"""(CASE WHEN e.execution_duration_ms > 0
     THEN greatest({ZERO_BIN + 1}, least(32767, ceil(ln(e.execution_duration_ms) / {math.log(GAMMA)!r})))
     WHEN e.execution_duration_ms = 0 THEN {ZERO_BIN} END)::smallint"""
 
+SLOT_NS: Final = 600_000_000_000
+
 # As JSON: for a thousand points half the price of nine arrays, on this side.
 WRITE_EXECUTIONS = """
 INSERT INTO timeseries.cell_executions AS c (user_id, time_ns, notebook_path, cell_index, event_type,
@@ -82,6 +84,27 @@ DELETE FROM timeseries.stale_minutes s USING {_KEYS}
 WHERE (s.minute_ns, s.user_id, s.course_id) = (k.minute_ns, k.user_id, k.course_id)
 """  # noqa: S608
 
+# Slots of ten minutes, made of the minutes rolled up so far: while one of a slot's minutes is stale, nobody reads it.
+LOCK_SLOT = "SELECT pg_advisory_xact_lock(6622005, hashtext($1::bigint || $2::uuid::text))"
+_SLOTS = "unnest($1::bigint[], $2::uuid[]) AS k(slot_ns, course_id)"
+CLEAR_SLOTS = f"""
+DELETE FROM timeseries.durations_10m d USING {_SLOTS} WHERE (d.slot_ns, d.course_id) = (k.slot_ns, k.course_id)
+"""  # noqa: S608
+FILL_SLOTS = f"""
+WITH minute AS MATERIALIZED (
+    SELECT k.slot_ns, k.course_id, r.user_id, r.duration_bins FROM {_SLOTS} JOIN timeseries.cell_executions_1m r
+        ON r.course_id = k.course_id AND r.minute_ns >= k.slot_ns AND r.minute_ns < k.slot_ns + {SLOT_NS}
+    WHERE r.timed_count > 0
+), filled AS (
+    SELECT slot_ns, course_id, bin, count(*)::int AS runs FROM minute, unnest(duration_bins) AS bin
+    GROUP BY slot_ns, course_id, bin
+)
+INSERT INTO timeseries.durations_10m (slot_ns, course_id, user_ids, bins, counts)
+SELECT * FROM (SELECT slot_ns, course_id, array_agg(DISTINCT user_id) FROM minute GROUP BY slot_ns, course_id) people
+JOIN (SELECT slot_ns, course_id, array_agg(bin), array_agg(runs) FROM filled GROUP BY slot_ns, course_id) durations
+    USING (slot_ns, course_id)
+"""  # noqa: S608
+
 # --- windows ----------------------------------------------------------------------------------------------------------
 # $1 to $2 the window, $3 the bucket, $4 the course and $5 the people (null = all).
 
@@ -89,7 +112,10 @@ _RAW = f"""SELECT e.time_ns, e.user_id, e.notebook_path, 1, (e.execution_duratio
         coalesce(e.execution_duration_ms, 0), e.has_error::int,
         CASE WHEN e.execution_duration_ms IS NULL THEN '{{}}' ELSE ARRAY[{_BIN}] END"""
 _MINE = "($4::uuid IS NULL OR {0}.course_id = $4) AND ($5::uuid[] IS NULL OR {0}.user_id = ANY($5))"
-# $6 to $7 the window's whole minutes; the three parts never overlap.
+# Before and after the window's whole minutes or slots, $6 to $7; as two ranges, or the whole window would be scanned.
+_EDGES = """FROM (VALUES ($1::bigint, $6::bigint), ($7::bigint, $2::bigint)) AS edge(from_ns, to_ns)
+    JOIN timeseries.cell_executions e ON e.time_ns >= edge.from_ns AND e.time_ns < edge.to_ns"""
+# The three parts never overlap.
 _PARTS = f"""
 WITH part AS (
     SELECT r.minute_ns AS time_ns, r.user_id, r.notebook_path, r.execution_count, r.timed_count, r.duration_sum_ms,
@@ -105,8 +131,7 @@ WITH part AS (
     WHERE s.minute_ns >= $6 AND s.minute_ns < $7 AND e.time_ns >= $6 AND e.time_ns < $7 AND {_MINE.format("s")}
     UNION ALL
     {_RAW}
-    FROM timeseries.cell_executions e
-    WHERE e.time_ns >= $1 AND e.time_ns < $2 AND (e.time_ns < $6 OR e.time_ns >= $7) AND {_MINE.format("e")}
+    {_EDGES} WHERE {_MINE.format("e")}
 )
 """  # noqa: S608
 ACTIVITY = f"""
@@ -126,17 +151,50 @@ FROM timeseries.cell_executions e
 WHERE time_ns >= $1 AND time_ns < $2 AND execution_duration_ms IS NOT NULL AND {_MINE.format("e")}
 GROUP BY at_ns ORDER BY at_ns
 """  # noqa: S608
-# The bin of rank q(n-1), as in the paper's algorithm 2: the first up to which there are more than that.
-PERCENTILE_BINS = f"""
-{_PARTS}, filled AS (
-    SELECT time_ns / $3 * $3 AS at_ns, bin, count(*) AS runs FROM part, unnest(duration_bins) AS bin GROUP BY at_ns, bin
-), ranked AS (
+# From `filled(at_ns, bin, runs)`. The bin of rank q(n-1), as in the paper: the first up to which there are
+# more than that.
+_RANK_BINS = """
+ranked AS (
     SELECT at_ns, bin, sum(runs) OVER (PARTITION BY at_ns ORDER BY bin) AS up_to,
         sum(runs) OVER (PARTITION BY at_ns) AS runs FROM filled
 )
 SELECT at_ns, ARRAY[min(bin) FILTER (WHERE up_to > 0.5 * (runs - 1)), min(bin) FILTER (WHERE up_to > 0.95 * (runs - 1))]
     AS bins, max(runs)::bigint AS execution_count
 FROM ranked GROUP BY at_ns ORDER BY at_ns
+"""
+MINUTE_PERCENTILES = f"""
+{_PARTS}, filled AS (
+    SELECT time_ns / $3 * $3 AS at_ns, bin, count(*) AS runs FROM part, unnest(duration_bins) AS bin GROUP BY at_ns, bin
+), {_RANK_BINS}
+"""  # noqa: S608
+_TIMED = f"""SELECT e.time_ns, {_BIN} AS bin"""
+# $6 to $7 the window's whole slots. Bins can be taken away as they are added: the class's, without those of the people
+# in them who were not asked for (they are few: its instructors), and raw what lies in no slot that is up to date.
+SLOT_PERCENTILES = f"""
+WITH stale AS MATERIALIZED (
+    SELECT DISTINCT minute_ns / {SLOT_NS} * {SLOT_NS} AS slot_ns, course_id FROM timeseries.stale_minutes s
+    WHERE minute_ns >= $6 AND minute_ns < $7 AND ($4::uuid IS NULL OR course_id = $4)
+), slot AS MATERIALIZED (
+    SELECT d.* FROM timeseries.durations_10m d
+    WHERE d.slot_ns >= $6 AND d.slot_ns < $7 AND ($4::uuid IS NULL OR d.course_id = $4)
+        AND NOT EXISTS (SELECT FROM stale s WHERE s.slot_ns = d.slot_ns AND s.course_id = d.course_id)
+), other AS MATERIALIZED (
+    SELECT s.slot_ns, s.course_id, one AS user_id FROM slot s, unnest(s.user_ids) AS one
+    WHERE $5::uuid[] IS NOT NULL AND NOT EXISTS (SELECT FROM unnest($5::uuid[]) AS asked WHERE asked = one)
+), part AS (
+    SELECT slot_ns AS time_ns, k.bin, k.runs FROM slot, unnest(bins, counts) AS k(bin, runs)
+    UNION ALL
+    {_TIMED}, -1 FROM other o JOIN timeseries.cell_executions e ON e.user_id = o.user_id AND e.course_id = o.course_id
+        AND e.time_ns >= o.slot_ns AND e.time_ns < o.slot_ns + {SLOT_NS} WHERE e.execution_duration_ms IS NOT NULL
+    UNION ALL
+    {_TIMED}, 1 FROM stale s JOIN timeseries.cell_executions e ON e.course_id = s.course_id
+        AND e.time_ns >= s.slot_ns AND e.time_ns < s.slot_ns + {SLOT_NS}
+    WHERE e.execution_duration_ms IS NOT NULL AND {_MINE.format("e")}
+    UNION ALL
+    {_TIMED}, 1 {_EDGES} WHERE e.execution_duration_ms IS NOT NULL AND {_MINE.format("e")}
+), filled AS (
+    SELECT time_ns / $3 * $3 AS at_ns, bin, sum(runs) AS runs FROM part GROUP BY at_ns, bin HAVING sum(runs) > 0
+), {_RANK_BINS}
 """  # noqa: S608
 PROGRESS = f"""
 SELECT DISTINCT ON (at_ns, user_id, notebook_path) time_ns / $3 * $3 AS at_ns, user_id, notebook_path, completed_cells,
