@@ -159,6 +159,12 @@ class Nbpulse(System):
             )
         )
 
+    @property
+    def owner_url(self) -> str:
+        """The database's address under the login that owns all; `database_url` of `up --json` only reads."""
+        password = (self.directory / "postgresql" / "password").read_text(encoding="ascii").strip()
+        return f"postgresql://postgres:{password}@{self.described['database_url'].rpartition('@')[2]}"
+
     def read_class(self) -> dict[str, Any]:
         """The board's snapshot."""
         path = f"/api/v1/courses/{self._course_id}/live"
