@@ -25,8 +25,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -244,7 +242,7 @@ def _read_plans(log: str) -> list[str]:
     """Plans of statements that read a table, without the ledger of who asked."""
     found = re.findall(r"duration: (\S+) ms  plan:\n(.*?)(?=\n\d{4}-\d\d-\d\d |\Z)", log, flags=re.DOTALL)
     return [
-        f"{duration} ms\n{plan.split('Query Text:', 1)[-1].rstrip()}"[:_BYTES_MAX * 4]
+        f"{duration} ms\n{plan.split('Query Text:', 1)[-1].rstrip()}"[: _BYTES_MAX * 4]
         for duration, plan in found
         if "learn" in plan or "events" in plan or "cell" in plan or "enrolments" in plan
     ]

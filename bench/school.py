@@ -21,34 +21,30 @@ SITTINGS = {"class": 65, "homework 1": 17, "homework 2": 17}
 ROWS_OF_A_WEEK = STUDENTS * sum(2 * runs + 2 for runs in SITTINGS.values())
 
 _SHARD = "(('x' || substr(md5({0}::text), 1, 8))::bit(32)::bigint % 64)::smallint"
-_PEOPLE = (
-    # Ours is course 0; of the others nobody has a name.
-    """
-    CREATE TABLE bench_students AS
-    SELECT 0 AS course, (row_number() OVER (ORDER BY user_id) - 1)::int AS student, user_id, course_id
-    FROM enrolments WHERE course_id = $1 AND role = 'student'
-    UNION ALL SELECT c, s, md5('student ' || c || ' ' || s)::uuid, md5('course ' || c)::uuid
-    FROM generate_series(1, $2::int - 1) c, generate_series(0, $3::int - 1) s
-    """,
-    """
-    INSERT INTO courses (id, title, short_name) SELECT DISTINCT course_id, 'Course ' || course, 'course-' || course
-    FROM bench_students WHERE course > 0
-    """,
-    "INSERT INTO users (id, username) SELECT user_id, 'u' || course || '-' || student FROM bench_students WHERE course > 0",
-    """
-    INSERT INTO enrolments (user_id, course_id, role)
-    SELECT user_id, course_id, 'student' FROM bench_students WHERE course > 0
-    """,
-    """
-    INSERT INTO notebooks (id, course_id, path)
-    SELECT DISTINCT md5(course || ' week ' || w)::uuid, course_id, 'week' || w || '/lesson.ipynb'
-    FROM bench_students, generate_series(1, $4::int) w
-    """,
-    """
-    INSERT INTO notebook_cells (notebook_id, cell_id, cell_index, cell_type, student_count)
-    SELECT n.id, 'cell-' || k, k, 'code', $3::int FROM notebooks n, generate_series(0, 29) k WHERE n.path LIKE 'week%'
-    """,
-)
+# Ours is course 0; of the others nobody has a name.
+_STUDENTS = f"""
+CREATE TABLE bench_students AS
+SELECT 0 AS course, (row_number() OVER (ORDER BY user_id) - 1)::int AS student, user_id, course_id
+FROM enrolments WHERE course_id = $1 AND role = 'student'
+UNION ALL SELECT c, s, md5('student ' || c || ' ' || s)::uuid, md5('course ' || c)::uuid
+FROM generate_series(1, $2::int - 1) c, generate_series(0, {STUDENTS - 1}) s
+"""
+_OTHERS = """
+INSERT INTO courses (id, title, short_name) SELECT DISTINCT course_id, 'Course ' || course, 'course-' || course
+FROM bench_students WHERE course > 0;
+INSERT INTO users (id, username) SELECT user_id, 'u' || course || '-' || student FROM bench_students WHERE course > 0;
+INSERT INTO enrolments (user_id, course_id, role) SELECT user_id, course_id, 'student' FROM bench_students
+WHERE course > 0
+"""
+_NOTEBOOKS = """
+INSERT INTO notebooks (id, course_id, path)
+SELECT DISTINCT md5(course || ' week ' || w)::uuid, course_id, 'week' || w || '/lesson.ipynb'
+FROM bench_students, generate_series(1, $1::int) w
+"""
+_NOTEBOOK_CELLS = f"""
+INSERT INTO notebook_cells (notebook_id, cell_id, cell_index, cell_type, student_count)
+SELECT n.id, 'cell-' || k, k, 'code', {STUDENTS} FROM notebooks n, generate_series(0, 29) k WHERE n.path LIKE 'week%'
+"""
 # Classes of course c are c * 11 hours before ours, which is 75 minutes old now; homework lies between two classes.
 # A run takes 10 to 550 ms; the first of a cell's (two or three) fails for every second student or third cell.
 _WEEK = f"""
@@ -61,7 +57,7 @@ SELECT user_id, shard, md5(user_id || ' ' || ordinal)::uuid, at, at + interval '
     CASE WHEN kind = 'cell_execution' AND has_failed THEN left(md5('error' || cell % 7 || ' ' || notebook_id), 16) END,
     CASE WHEN kind <> 'cell_execution' THEN '{{{{}}}}'::jsonb
     WHEN has_failed THEN jsonb_build_object('status', 'error', 'has_error', true, 'execution_duration_ms', duration_ms,
-        'execution_count', run, 'error_name', (ARRAY['NameError', 'TypeError', 'SyntaxError', 'KeyError'])[1 + cell % 4])
+        'execution_count', run, 'error_name', (ARRAY['NameError', 'TypeError', 'KeyError'])[1 + cell % 3])
     ELSE jsonb_build_object('status', 'ok', 'has_error', false, 'execution_duration_ms', duration_ms,
         'execution_count', run, 'output_bytes', 120) END
 FROM (
@@ -119,6 +115,8 @@ SELECT time_ns / 60000000000 * 60000000000 AS minute_ns, user_id, notebook_path,
     sum(execution_duration_ms), count(*) FILTER (WHERE has_error)
 FROM timeseries.cell_executions GROUP BY minute_ns, user_id, notebook_path ORDER BY minute_ns
 """
+
+
 async def fill_school(database_url: str, course_id: UUID, rows: int) -> dict[str, int | str]:
     """
     Fill a migrated database, in which the course and its 200 students are enrolled, up to at least `rows` ledger rows
@@ -129,12 +127,10 @@ async def fill_school(database_url: str, course_id: UUID, rows: int) -> dict[str
     pool = await asyncpg.create_pool(database_url, min_size=1, max_size=2, command_timeout=3_600)
     try:
         await _make_months(pool, weeks)
-        values = (course_id, courses, STUDENTS, weeks)
-        for statement in _PEOPLE:
-            used = [number for number in range(1, 5) if f"${number}" in statement]
-            for new, old in enumerate(used, start=1):
-                statement = statement.replace(f"${old}", f"${new}")
-            await pool.execute(statement, *(values[number - 1] for number in used))
+        await pool.execute(_STUDENTS, course_id, courses)
+        await pool.execute(_OTHERS)
+        await pool.execute(_NOTEBOOKS, weeks)
+        await pool.execute(_NOTEBOOK_CELLS)
         now = await pool.fetchval("SELECT now()")
         await _fill_ledger(pool, now, weeks)
         await asyncio.gather(_run(pool, _POINTS, _MINUTES), _run(pool, _SESSIONS, _CELLS))
