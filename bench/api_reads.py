@@ -2,13 +2,14 @@
 
     python bench/api_reads.py [--rows 10000000] [--seconds 5] [--passes 2] [--only sessions ...]
 
-nbpulse as `nbpulse up` runs it, filled by school.py. Four figures per question, in ms:
+nbpulse as `nbpulse up` runs it, filled by school.py. Figures per question, in ms:
 
-- `cold`: PostgreSQL, Valkey and API just started and none of the database's pages in the system's cache; the first
-  answer, then all answers of all readers from that moment on;
-- `warm`: the same question of all readers, again and again, each without a pause;
+- `warm`: one person's 20 readers ask the same again and again, each without a pause;
+- `people`: the same by 20 people with a reader each;
 - `unequal`: no two requests alike, so that no answer serves twice;
-- `alone`: as unequal, by one reader: what one answer takes.
+- `alone`: as unequal, by one reader: what one answer takes;
+- `cold`, `cold_people`: as warm and people, but PostgreSQL, Valkey and API just started and none of the database's
+  pages in the system's cache; the first answer by itself, then all from that moment on.
 
 The client is a process of its own on the same cores. With several passes the one counts in which other programs were
 least busy. The plans are those PostgreSQL really ran for the API (auto_explain). Writes bench/results/api_reads.json.
@@ -23,7 +24,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -35,10 +36,17 @@ from report import RESULTS, ROOT, describe_machine, write_results
 from school import STUDENTS, fill_school
 from systems import Nbpulse, Neighbours
 
+from nbpulse.crypto import EncryptedField, make_key
+from nbpulse.records.people import People
+
 READERS = 20
 AIM_MS = 30.0
+_TABLES = re.compile(r"\b(on|using) (events|learning_sessions|learner_cells|notebooks|cell_executions|enrolments)")
 _EMPTY = re.compile(r"never executed|actual time=\S+ rows=0(?:\.00)? ")
-_BYTES_MAX = 4_000
+_ASSISTANT = """
+WITH made AS (INSERT INTO users (username) VALUES ($1) RETURNING id)
+INSERT INTO enrolments (user_id, course_id, role) SELECT id, $2, 'assistant' FROM made RETURNING user_id
+"""
 
 
 class Readers:
@@ -149,6 +157,7 @@ class Bench:
         self._seconds = seconds
         self.school: Figures = {}
         self.questions: dict[str, str] = {}
+        # One of each of 20 people; the first one's is used for one person's readers too.
         self._tokens: list[str] = []
 
     async def fill(self, rows: int) -> None:
@@ -157,38 +166,39 @@ class Bench:
         await self.system.pool.close()
         course_id = self.system.described["course_id"]
         self.school = await fill_school(self.system.owner_url, UUID(course_id), rows)
-        owner = await asyncpg.connect(self.system.owner_url)
-        try:
+        async with asyncpg.create_pool(self.system.owner_url, min_size=1, max_size=1) as owner:
             notebook = await owner.fetchval(
                 "SELECT notebook_id FROM learning_sessions WHERE course_id = $1 ORDER BY started_at DESC LIMIT 1",
                 UUID(course_id),
             )
-        finally:
-            await owner.close()
+            people = People(owner, EncryptedField(make_key()))  # opens no name
+            for number in range(READERS):
+                user_id = await owner.fetchval(_ASSISTANT, f"assistant-{number}", UUID(course_id))
+                self._tokens.append(await people.create_staff_token(user_id))
         student = self.system.students[7].user_id
         self.questions = list_questions(course_id, student, str(notebook), datetime.now(UTC))
-        self._tokens = [self.system.described["teacher_token"]] * READERS
 
-    async def ask(self, paths: Iterator[str], readers: int = READERS) -> Figures:
-        async with Readers(self.system.port, self._tokens[:readers]) as asking:
-            return await asking.run(paths, self._seconds)
+    async def ask(self, paths: Iterator[str], tokens: list[str]) -> tuple[Figures, float]:
+        """What all answers took, and the first one's ms."""
+        neighbours = Neighbours([self.system])
+        async with Readers(self.system.port, tokens) as asking:
+            found = await asking.run(paths, self._seconds)
+        found["cores_busy_elsewhere"] = neighbours.measure_cores()
+        return found, round(asking.latencies_s[0] * 1000, 2)
 
     async def measure(self, name: str) -> Figures:
-        """`warm`, `unequal` and `alone` of one question."""
-        path, found = self.questions[name], {}
-        await self.ask(_vary(path), 1)  # pages and plans
-        runs: tuple[tuple[str, Callable[[], Iterator[str]], int], ...] = (
-            ("warm", lambda: itertools.repeat(path), READERS),
-            ("unequal", lambda: _vary(path), READERS),
-            ("alone", lambda: _vary(path), 1),
-        )
-        for kind, paths, readers in runs:
-            found[kind] = await self._measure(paths(), readers)
+        """All figures of one question but the cold ones."""
+        path, one = self.questions[name], self._tokens[:1]
+        found: dict[str, Figures] = {}
+        await self.ask(_vary(path), one)  # pages and plans
+        for kind, paths, tokens in (
+            ("warm", itertools.repeat(path), one * READERS),
+            ("people", itertools.repeat(path), self._tokens),
+            ("unequal", _vary(path), one * READERS),
+            ("alone", _vary(path), one),
+        ):
+            found[kind], _ = await self.ask(paths, tokens)
         return found
-
-    async def _measure(self, paths: Iterator[str], readers: int) -> Figures:
-        neighbours = Neighbours([self.system])
-        return await self.ask(paths, readers) | {"cores_busy_elsewhere": neighbours.measure_cores()}
 
     def make_cold(self) -> None:
         """Restart everything, with no page of the database in the system's cache."""
@@ -202,15 +212,12 @@ class Bench:
                 finally:
                     os.close(descriptor)
         self.system.start()
-        self._tokens = [self.system.described["teacher_token"]] * READERS
 
-    async def measure_cold(self, name: str) -> Figures:
+    async def measure_cold(self, name: str, kind: str) -> Figures:
         """All answers from a cold start on, the first also by itself."""
-        neighbours = Neighbours([self.system])
-        async with Readers(self.system.port, self._tokens) as asking:
-            found = await asking.run(itertools.repeat(self.questions[name]), self._seconds)
-            first_ms = round(asking.latencies_s[0] * 1000, 2)
-        return {"first_ms": first_ms} | found | {"cores_busy_elsewhere": neighbours.measure_cores()}
+        tokens = self._tokens if kind == "cold_people" else self._tokens[:1] * READERS
+        found, first_ms = await self.ask(itertools.repeat(self.questions[name]), tokens)
+        return {"first_ms": first_ms} | found
 
     async def explain(self, names: list[str]) -> dict[str, list[str]]:
         """The plans of one warm answer each as the API's own connections ran them, with what they read."""
@@ -224,7 +231,6 @@ class Bench:
             await owner.close()
         self.system.stop()
         self.system.start()  # so that every connection is a new one
-        self._tokens = [self.system.described["teacher_token"]] * READERS
         log, plans = self.system.directory / "postgresql" / "log", {}
         async with Readers(self.system.port, self._tokens[:1]) as asking:
             for name in names:
@@ -239,13 +245,10 @@ class Bench:
 
 
 def _read_plans(log: str) -> list[str]:
-    """Plans of statements that read a table, without the ledger of who asked."""
+    """Plans of the questions themselves, without those of who is asking."""
     found = re.findall(r"duration: (\S+) ms  plan:\n(.*?)(?=\n\d{4}-\d\d-\d\d |\Z)", log, flags=re.DOTALL)
-    return [
-        f"{duration} ms\n{plan.split('Query Text:', 1)[-1].rstrip()}"[: _BYTES_MAX * 4]
-        for duration, plan in found
-        if "learn" in plan or "events" in plan or "cell" in plan or "enrolments" in plan
-    ]
+    plans = [(duration, plan.split("Query Text:", 1)[-1].rstrip()) for duration, plan in found]
+    return [f"{duration} ms\n{plan}" for duration, plan in plans if "array_agg(" not in plan and _TABLES.search(plan)]
 
 
 def find_full_scans(plans: dict[str, list[str]]) -> list[str]:
@@ -275,11 +278,11 @@ def run(bench: Bench, rows: int, passes: int, only: list[str] | None) -> Figures
             for kind, figures in uvloop.run(bench.measure(name)).items():
                 _keep(found[name], kind, figures)
                 _say(f"pass {number + 1}, {name}, {kind}: {figures}")
-        for name in names:
-            bench.make_cold()
-            figures = uvloop.run(bench.measure_cold(name))
-            _keep(found[name], "cold", figures)
-            _say(f"pass {number + 1}, {name}, cold: {figures}")
+    for name, kind in itertools.product(names, ("cold", "cold_people")):
+        bench.make_cold()
+        figures = uvloop.run(bench.measure_cold(name, kind))
+        _keep(found[name], kind, figures)
+        _say(f"{name}, {kind}: {figures}")
     plans = uvloop.run(bench.explain(names))
     return {"aim_p95_ms": AIM_MS, "readers": READERS, "school": bench.school, "routes": found, "plans": plans}
 
@@ -296,7 +299,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000_000, help="ledger rows at least (default 10,000,000)")
     parser.add_argument("--seconds", type=float, default=5, help="of each figure (default 5)")
-    parser.add_argument("--passes", type=int, default=2, help="how often all is measured (default 2)")
+    parser.add_argument("--passes", type=int, default=2, help="how often all but cold is measured (default 2)")
     parser.add_argument("--only", nargs="+", help="these questions alone")
     arguments = parser.parse_args()
     bench = Bench(arguments.seconds)

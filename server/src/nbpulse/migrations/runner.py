@@ -38,10 +38,13 @@ BEGIN
         END IF;
     END LOOP;
     EXECUTE format('GRANT CREATE ON DATABASE %I TO nbpulse_owner', current_database());
+    -- Not inherited (where PostgreSQL can): its policies must not join those of app_user.
+    EXECUTE 'GRANT app_staff TO nbpulse_api'
+        || CASE WHEN current_setting('server_version_num')::int >= 160000 THEN ' WITH INHERIT FALSE' ELSE '' END;
 END $$;
 GRANT nbpulse_owner, app_maintenance TO nbpulse_migrator, CURRENT_USER;
 GRANT nbpulse_migrator TO CURRENT_USER;
-GRANT app_user, app_staff TO nbpulse_api;
+GRANT app_user TO nbpulse_api;
 GRANT app_writer TO nbpulse_worker;
 GRANT CREATE, USAGE ON SCHEMA public TO nbpulse_owner, nbpulse_migrator, app_maintenance
 """

@@ -1,7 +1,7 @@
 """History for the analyst: the specification's two queries and what else a course's staff ask of it.
 
 Promises: every query is bounded by a course, a window and a limit, and answers with plain rows: columns and values in
-one order for JSON and CSV alike; nothing sealed is opened; it is read as a course's staff, so whoever is none sees none.
+one order for JSON and CSV alike; nothing sealed is opened; all is read as staff, so whoever is none sees none of it.
 """
 
 from __future__ import annotations
