@@ -32,7 +32,7 @@ import asyncpg
 import uvloop
 from load import Connection, Post, Student
 from measures import Figures, find_percentile
-from report import RESULTS, ROOT, describe_machine, write_results
+from report import RESULTS, ROOT, describe_machine, write_results, write_section
 from school import STUDENTS, fill_school
 from systems import Nbpulse, Neighbours
 
@@ -312,6 +312,8 @@ def main() -> None:
     command = " ".join(["bench/api_reads.py", *sys.argv[1:]])
     found |= {"load_average": os.getloadavg(), "students": STUDENTS}
     write_results({"api_reads": found}, describe_machine(), directory, command)
+    if directory == RESULTS:
+        write_section("api_reads")
     for name, kinds in found["routes"].items():
         print(name, {kind: figures["p95_ms"] for kind, figures in kinds.items()}, "first", kinds["cold"]["first_ms"])
     if wrong := find_full_scans(found["plans"]):

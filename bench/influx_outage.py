@@ -26,7 +26,7 @@ from uuid import UUID
 import uvloop
 from load import Load, make_visible_posts
 from measures import VIEWERS, Figures, find_percentile
-from report import RESULTS, ROOT, describe_machine, write_results
+from report import RESULTS, ROOT, describe_machine, write_results, write_section
 from systems import Nbpulse, Neighbours
 from viewers import Audience
 
@@ -158,6 +158,8 @@ def main() -> None:
     name = "influx_outage" if arguments.how == "kill" else "influx_hang"
     directory = RESULTS if arguments.seconds >= 60 else ROOT / ".cache" / "bench"
     write_results({name: found}, describe_machine(), directory, " ".join(["bench/influx_outage.py", *sys.argv[1:]]))
+    if directory == RESULTS and arguments.how == "kill":
+        write_section("influx_outage")
     print(json.dumps(found, indent=1))
     if found["p99_ratio"] > RATIO_MAX:
         raise SystemExit(f"event to frame, p99: {found['p99_ratio']} times as long while InfluxDB was away")

@@ -126,7 +126,7 @@ async def fill_school(database_url: str, course_id: UUID, rows: int) -> dict[str
     courses = max(1, -(-rows // (ROWS_OF_A_WEEK * weeks)))
     pool = await asyncpg.create_pool(database_url, min_size=1, max_size=2, command_timeout=3_600)
     try:
-        await _make_months(pool, weeks)
+        await make_months(pool, weeks)
         await pool.execute(_STUDENTS, course_id, courses)
         await pool.execute(_OTHERS)
         await pool.execute(_NOTEBOOKS, weeks)
@@ -142,8 +142,8 @@ async def fill_school(database_url: str, course_id: UUID, rows: int) -> dict[str
         await pool.close()
 
 
-async def _make_months(pool: asyncpg.Pool, weeks: int) -> None:
-    """The term's partitions, as the product's own function would have made them in their time."""
+async def make_months(pool: asyncpg.Pool, weeks: int) -> None:
+    """The term's partitions, as the product's own function would have made them in their time. Owner's login."""
     definition = await pool.fetchval("SELECT pg_get_functiondef('ensure_months(integer)'::regprocedure)")
     first, since = "date_trunc('month', now())", f"date_trunc('month', now() - interval '{weeks * 7 + 14} days')"
     assert first in definition
