@@ -1,7 +1,7 @@
 """What a course's staff ask of its history, over a whole school's ledger: their own role, and indexes for it.
 
 `app_user`'s policies are two joined by OR, which PostgreSQL checks row by row. `app_staff` has the staff's alone: an
-index on the course answers it once per query (docs/decisions/0009).
+index on the course answers it once per query (docs/decisions/0012).
 """
 
 from alembic import op
