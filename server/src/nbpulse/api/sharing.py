@@ -34,6 +34,7 @@ class SharedRoute(APIRoute):
                 request.headers.get("if-none-match"),
             )
 
+            # None of these routes' dependencies has anything to close, so the request may be over before this is.
             async def make() -> Response:
                 return await handle(request)
 
