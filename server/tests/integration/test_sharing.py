@@ -80,11 +80,11 @@ async def test_an_answer_is_never_older_than_two_seconds(stage: Stage) -> None:
     assert len(answer.json()["sessions"]) == 1
 
 
-async def test_no_cache_gets_an_answer_made_then(stage: Stage) -> None:
+async def test_no_store_gets_an_answer_made_then(stage: Stage) -> None:
     teacher = bear(stage.teacher_token)
     assert (await ask(stage, "sessions", teacher)).json()["sessions"] == []
     await post_run(stage)
-    fresh = await ask(stage, "sessions", teacher | {"Cache-Control": "no-cache"})
+    fresh = await ask(stage, "sessions", teacher | {"Cache-Control": "no-store"})
     assert len(fresh.json()["sessions"]) == 1
 
 

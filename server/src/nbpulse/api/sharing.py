@@ -1,7 +1,7 @@
 """Routes whose equal questions of one person, asked at once or within 2 s, are answered by one computation.
 
 Promises: whether the person may ask is checked for every request, before any answer is looked at; an answer is given
-to nobody but the person as whom PostgreSQL made it; a request with `Cache-Control: no-cache` is answered anew.
+to nobody but the person as whom PostgreSQL made it; a request with `Cache-Control: no-store` is answered anew.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class SharedRoute(APIRoute):
         async def answer(request: Request) -> Response:
             # The route's own dependency admits whoever asks too, but is only run when there is something to make.
             await admit(request)
-            if "no-cache" in request.headers.get("cache-control", ""):
+            # Not no-cache, which browsers send for every fetch that is not to be kept by themselves.
+            if "no-store" in request.headers.get("cache-control", ""):
                 return await handle(request)
             key = (
                 get_person(request).user_id,
