@@ -1,4 +1,4 @@
-"""Results as files, and the table of docs/performance.md between its markers."""
+"""Results as files, and what docs/performance.md shows of them between its markers. Run, it writes all of that anew."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from tables import compose_api_reads, compose_influx_outage, compose_timeseries
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -33,6 +35,13 @@ ROWS: tuple[Row, ...] = (
     ("ready, empty directory", "start", ("cold_s",), "s", 3, True),
     ("ready, started before", "start", ("warm_s",), "s", 2, True),
 )
+
+
+SECTIONS = {
+    "api_reads": compose_api_reads,
+    "influx_outage": compose_influx_outage,
+    "timeseries": compose_timeseries,
+}
 
 
 def describe_machine() -> dict[str, Any]:
@@ -131,7 +140,31 @@ def _compose_memory(frames: dict[str, Any]) -> str:
 
 def write_document(table: str) -> None:
     """Put the table between the markers of docs/performance.md."""
+    _replace(_BEGIN, table, _END)
+
+
+def write_section(name: str, directory: Path = RESULTS) -> None:
+    """Put what one bench's result says between the markers that bear its name."""
+    result = json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
+    _replace(f"<!-- begin: {name}, generated -->", SECTIONS[name](result), f"<!-- end: {name} -->")
+
+
+def _replace(begin: str, content: str, end: str) -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
-    before, _, rest = text.partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    DOCUMENT.write_text(f"{before}{_BEGIN}\n{table}\n{_END}{after}", encoding="utf-8")
+    before, found, rest = text.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (found and ended):
+        raise RuntimeError(f"{DOCUMENT} has no place for this: {begin} {end}")
+    DOCUMENT.write_text(f"{before}{begin}\n{content}\n{end}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    """All that has a result."""
+    write_document(compose_table(read_results(RESULTS)))
+    for name in SECTIONS:
+        if (RESULTS / f"{name}.json").exists():
+            write_section(name)
+
+
+if __name__ == "__main__":
+    main()

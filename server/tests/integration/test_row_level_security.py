@@ -44,6 +44,15 @@ def read_truth() -> dict[str, list[str]]:
 TRUTH = read_truth()
 
 
+def read_staff_truth() -> dict[str, str]:
+    """Table -> which rows `app_staff` reads."""
+    lines = re.findall(r"^- (people|staff): ([a-z_ ]+)$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+    return {table: scope for scope, tables in lines for table in tables.split()}
+
+
+STAFF_TRUTH = read_staff_truth()
+
+
 @dataclass
 class School:
     """Two courses with a teacher each, three students, and one row of every table for each of them."""
@@ -167,11 +176,15 @@ class Undo(Exception):
     """Ends a transaction without keeping it."""
 
 
-async def is_done(connection: asyncpg.Connection, statement: str, asker: UUID | None = None) -> bool:
+async def is_done(
+    connection: asyncpg.Connection, statement: str, asker: UUID | None = None, *, role: str | None = None
+) -> bool:
     """Whether the statement did something (rolled back); False when it touched no row or was refused."""
     done = ""
     try:
         async with connection.transaction():
+            if role:
+                await connection.execute(f"SET LOCAL ROLE {role}")
             if asker:
                 await connection.execute(f"SET LOCAL app.current_user_id = '{asker}'")
             done = await connection.execute(statement)
@@ -272,6 +285,33 @@ async def test_the_truth_table_holds_for_the_api(school: School, table: str) -> 
             assert done == expected, (table, "I", asker, person)
             if table == "users" and person == "fresh":
                 await owner.execute("INSERT INTO users (id, username) VALUES ($1, 'fresh')", row["id"])
+
+
+@pytest.mark.parametrize("table", TRUTH)
+async def test_as_staff_the_api_reads_the_rows_of_the_asker_s_courses_and_changes_none(
+    school: School, table: str
+) -> None:
+    assert set(STAFF_TRUTH) < set(TRUTH)
+    scope = STAFF_TRUTH.get(table, "-")
+    async with connect(school.database_url) as owner, sign_in(school, "nbpulse_api") as api:
+        for person, row in list_rows(school, table):
+            if table == "enrolments":
+                row["role"] = "instructor" if person == "teacher" else "student"
+            elif table not in ("users", "courses"):
+                await owner.execute(compose_insert(table, row) + " ON CONFLICT DO NOTHING")
+            for asker in ("student", "teacher", "other_teacher", "fresh", None):
+                asker_id = school.people[asker][0] if asker else None
+                for command in COMMANDS:
+                    done = await is_done(api, compose(command, table, row, person), asker_id, role="app_staff")
+                    expected = command == "S" and school.may_user(scope, asker, table, person)
+                    is_staff = asker is not None and asker.endswith("teacher")
+                    assert done == (expected and is_staff), (table, command, asker, person)
+
+
+async def test_the_staff_s_policies_are_not_inherited_by_the_api(school: School) -> None:
+    async with sign_in(school, "nbpulse_api") as api:
+        assert await api.fetchval("SELECT pg_has_role('nbpulse_api', 'app_staff', 'SET')")
+        assert not await api.fetchval("SELECT pg_has_role('nbpulse_api', 'app_staff', 'USAGE')")
 
 
 @pytest.mark.parametrize("table", TRUTH)

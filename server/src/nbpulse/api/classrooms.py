@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from nbpulse.api.context import get_context, get_person, parse_id
 from nbpulse.api.joining import answer
+from nbpulse.api.sharing import SharedRoute
 from nbpulse.cache import TICKET_LIFE_S, Ticket
 from nbpulse.classroom import HelpRequest
 from nbpulse.errors import AccessDenied
@@ -28,6 +29,7 @@ _CLASS_ENDED_TEXT: Final = {
 }
 
 router = APIRouter(prefix="/api/v1")
+shared = APIRouter(prefix="/api/v1", route_class=SharedRoute)
 
 
 @router.get("/courses/{course_id}/live")
@@ -38,7 +40,7 @@ async def show_live(request: Request, course_id: str, notebook: str | None = Non
     return Response(view.encode_snapshot(), 200, {"Cache-Control": "no-store"}, "application/json")
 
 
-@router.get("/courses/{course_id}/notebooks/{notebook_id}/summary")
+@shared.get("/courses/{course_id}/notebooks/{notebook_id}/summary")
 async def show_summary(request: Request, course_id: str, notebook_id: str) -> Response:
     """
     A notebook's class in numbers: `total_students`, `started_students`, `active_students` (15 minutes), `total_cells`,
@@ -98,7 +100,7 @@ async def read_inbox(
     return answer(_describe_inbox(help_request, after))
 
 
-@router.get("/courses/{course_id}/series")
+@shared.get("/courses/{course_id}/series")
 async def show_series(
     request: Request,
     course_id: str,

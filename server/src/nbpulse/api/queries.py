@@ -14,11 +14,12 @@ from starlette.responses import Response
 
 from nbpulse.api.context import get_context, parse_id
 from nbpulse.api.downloads import AskedForm, Subject, answer_table
+from nbpulse.api.sharing import SharedRoute
 from nbpulse.errors import InvalidInput
 from nbpulse.records.analysis import Course, Place, Span, Table
 from nbpulse.timeseries import Activity, Percentiles, Window
 
-router = APIRouter(prefix="/api/v1/courses/{course_id}")
+router = APIRouter(prefix="/api/v1/courses/{course_id}", route_class=SharedRoute)
 SPAN_MAX: Final = timedelta(days=400)
 BUCKETS_MAX: Final = 1_000
 # What nanoseconds since 1970 hold in 64 bits, whole years.

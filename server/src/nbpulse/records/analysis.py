@@ -1,7 +1,7 @@
 """History for the analyst: the specification's two queries and what else a course's staff ask of it.
 
 Promises: every query is bounded by a course, a window and a limit, and answers with plain rows: columns and values in
-one order for JSON and CSV alike; nothing sealed is opened.
+one order for JSON and CSV alike; nothing sealed is opened; all is read as staff, so whoever is none sees none of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 from nbpulse.errors import NotFound
 from nbpulse.metrics import PostgresQuery
 from nbpulse.records.people import People
-from nbpulse.records.progress import STANDINGS
+from nbpulse.records.progress import DONE
 
 ROWS_MAX: Final = 5_000
 
@@ -30,25 +30,26 @@ WHERE ls.course_id = $1 AND ls.started_at >= $2 AND ls.started_at < $3
 ORDER BY ls.started_at DESC, ls.id DESC LIMIT $8
 """
 _PROGRESS = f"""
-WITH asked AS (SELECT id, course_id FROM notebooks WHERE course_id = $1 AND ($2::uuid IS NULL OR id = $2)), {STANDINGS}
-SELECT u.username, s.user_id, s.notebook_id, n.path AS notebook_path,
-    count(*) FILTER (WHERE is_complete) AS completed_cells, t.total AS total_cells,
-    round(100.0 * count(*) FILTER (WHERE is_complete) / t.total, 2)::float8 AS progress_percentage,
-    max(s.last_at) AS last_activity
-FROM standings s JOIN totals t USING (notebook_id)
-    JOIN notebooks n ON n.id = s.notebook_id JOIN users u ON u.id = s.user_id
-    JOIN enrolments e ON e.user_id = s.user_id AND e.course_id = $1 AND e.role = 'student'
-GROUP BY u.username, s.user_id, s.notebook_id, n.path, t.total ORDER BY n.path, u.username LIMIT $3
+WITH asked AS (SELECT id, course_id FROM notebooks WHERE course_id = $1 AND ($2::uuid IS NULL OR id = $2)), {DONE}
+SELECT u.username, d.user_id, d.notebook_id, n.path AS notebook_path, d.completed AS completed_cells,
+    t.total AS total_cells, round(100.0 * d.completed / t.total, 2)::float8 AS progress_percentage,
+    d.last_at AS last_activity
+FROM done d JOIN totals t USING (notebook_id) JOIN notebooks n ON n.id = d.notebook_id
+    JOIN enrolments e ON e.user_id = d.user_id AND e.course_id = $1 AND e.role = 'student'
+    JOIN users u ON u.id = d.user_id
+ORDER BY n.path, u.username LIMIT $3
 """  # noqa: S608
 _FAILING_CELLS = """
-SELECT c.notebook_id, n.path AS notebook_path, c.cell_id, max(c.cell_index) AS cell_index,
-    sum(c.attempt_count)::bigint AS attempts, sum(c.error_count)::bigint AS errors,
-    count(*) AS students, count(*) FILTER (WHERE c.error_count > 0) AS failing_students,
-    count(*) FILTER (WHERE c.error_count > 0 AND c.last_ok_at IS NULL) AS never_passed_students
-FROM learner_cells c JOIN notebooks n ON n.id = c.notebook_id
+SELECT n.id AS notebook_id, n.path AS notebook_path, c.*
+FROM notebooks n CROSS JOIN LATERAL (
+    SELECT cell_id, max(cell_index) AS cell_index, sum(attempt_count)::bigint AS attempts,
+        sum(error_count)::bigint AS errors, count(*) AS students,
+        count(*) FILTER (WHERE error_count > 0) AS failing_students,
+        count(*) FILTER (WHERE error_count > 0 AND last_ok_at IS NULL) AS never_passed_students
+    FROM learner_cells WHERE notebook_id = n.id GROUP BY cell_id HAVING sum(error_count) > 0
+) c
 WHERE n.course_id = $1 AND ($2::uuid IS NULL OR n.id = $2)
-GROUP BY c.notebook_id, n.path, c.cell_id HAVING sum(c.error_count) > 0
-ORDER BY failing_students DESC, errors DESC, c.cell_id LIMIT $3
+ORDER BY failing_students DESC, errors DESC, cell_id LIMIT $3
 """
 _COMMON_ERRORS = """
 SELECT e.error_fingerprint AS fingerprint, min(e.data->>'error_name') AS error_name, e.notebook_id,
@@ -59,39 +60,48 @@ WHERE e.course_id = $1 AND e.occurred_at >= $2 AND e.occurred_at < $3 AND e.erro
     AND ($4::uuid IS NULL OR e.notebook_id = $4)
 GROUP BY e.error_fingerprint, e.notebook_id, n.path ORDER BY students DESC, errors DESC, fingerprint LIMIT $5
 """
+# The few figures are joined to their notebooks, not the many runs; MATERIALIZED: what is sorted carries no jsonb.
 _SLOW_CELLS = """
-WITH run AS (
+WITH run AS MATERIALIZED (
     SELECT user_id, notebook_id, cell_id, cell_index, (data->>'execution_duration_ms')::float8 AS duration_ms
     FROM events WHERE course_id = $1 AND occurred_at >= $2 AND occurred_at < $3 AND event_type = 'cell_execution'
-        AND cell_id IS NOT NULL AND ($4::uuid IS NULL OR notebook_id = $4)
-        AND data->>'status' <> 'aborted' AND data->>'execution_duration_ms' IS NOT NULL
+        AND cell_id IS NOT NULL AND ($4::uuid IS NULL OR notebook_id = $4) AND data->>'status' <> 'aborted'
+), cell AS (
+    SELECT notebook_id, cell_id, max(cell_index) AS cell_index, count(*) AS executions,
+        count(DISTINCT user_id) AS students, avg(duration_ms) AS avg_ms,
+        percentile_cont(0.5) WITHIN GROUP (ORDER BY duration_ms) AS median_ms,
+        percentile_cont(0.95) WITHIN GROUP (ORDER BY duration_ms) AS p95_ms, max(duration_ms) AS max_ms
+    FROM run WHERE duration_ms IS NOT NULL GROUP BY notebook_id, cell_id
 )
-SELECT r.notebook_id, n.path AS notebook_path, r.cell_id, max(r.cell_index) AS cell_index, count(*) AS executions,
-    count(DISTINCT r.user_id) AS students, avg(duration_ms) AS avg_ms,
-    percentile_cont(0.5) WITHIN GROUP (ORDER BY duration_ms) AS median_ms,
-    percentile_cont(0.95) WITHIN GROUP (ORDER BY duration_ms) AS p95_ms, max(duration_ms) AS max_ms
-FROM run r LEFT JOIN notebooks n ON n.id = r.notebook_id
-GROUP BY r.notebook_id, n.path, r.cell_id ORDER BY p95_ms DESC, n.path, r.cell_id LIMIT $5
+SELECT c.notebook_id, n.path AS notebook_path, c.cell_id, c.cell_index, c.executions, c.students, c.avg_ms, c.median_ms,
+    c.p95_ms, c.max_ms
+FROM cell c LEFT JOIN notebooks n ON n.id = c.notebook_id ORDER BY p95_ms DESC, n.path, c.cell_id LIMIT $5
 """
 # Walked backwards in time, the next ok is the smallest time of an ok so far: one pass, however often a cell was run.
 _RECOVERY_TIMES = """
-WITH run AS (
-    SELECT user_id, notebook_id, cell_id, cell_index, occurred_at, data->>'status' AS status,
-        min(occurred_at) FILTER (WHERE data->>'status' = 'ok') OVER (PARTITION BY user_id, notebook_id, cell_id
-            ORDER BY occurred_at DESC, sequence DESC, ordinal DESC
-            ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS next_ok_at
+WITH run AS MATERIALIZED (
+    SELECT user_id, notebook_id, cell_id, cell_index, occurred_at, sequence, ordinal, data->>'status' AS status
     FROM events WHERE course_id = $1 AND occurred_at >= $2 AND occurred_at < $3 AND event_type = 'cell_execution'
         AND cell_id IS NOT NULL AND ($4::uuid IS NULL OR notebook_id = $4)
+), walked AS (
+    SELECT *, min(occurred_at) FILTER (WHERE status = 'ok') OVER (PARTITION BY user_id, notebook_id, cell_id
+        ORDER BY occurred_at DESC, sequence DESC, ordinal DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
+        AS next_ok_at
+    FROM run
 ), error AS (
-    SELECT *, (extract(epoch FROM next_ok_at - occurred_at) * 1000)::float8 AS recovery_ms FROM run
+    SELECT *, (extract(epoch FROM next_ok_at - occurred_at) * 1000)::float8 AS recovery_ms FROM walked
     WHERE status = 'error'
+), cell AS (
+    SELECT notebook_id, cell_id, max(cell_index) AS cell_index, count(*) AS errors,
+        count(next_ok_at) AS recovered_errors, count(DISTINCT user_id) AS students,
+        percentile_cont(0.5) WITHIN GROUP (ORDER BY recovery_ms) AS median_ms,
+        percentile_cont(0.9) WITHIN GROUP (ORDER BY recovery_ms) AS p90_ms
+    FROM error GROUP BY notebook_id, cell_id
 )
-SELECT r.notebook_id, n.path AS notebook_path, r.cell_id, max(r.cell_index) AS cell_index, count(*) AS errors,
-    count(r.next_ok_at) AS recovered_errors, count(DISTINCT r.user_id) AS students,
-    percentile_cont(0.5) WITHIN GROUP (ORDER BY recovery_ms) AS median_ms,
-    percentile_cont(0.9) WITHIN GROUP (ORDER BY recovery_ms) AS p90_ms
-FROM error r LEFT JOIN notebooks n ON n.id = r.notebook_id
-GROUP BY r.notebook_id, n.path, r.cell_id ORDER BY median_ms DESC NULLS LAST, n.path, r.cell_id LIMIT $5
+SELECT c.notebook_id, n.path AS notebook_path, c.cell_id, c.cell_index, c.errors, c.recovered_errors, c.students,
+    c.median_ms, c.p90_ms
+FROM cell c LEFT JOIN notebooks n ON n.id = c.notebook_id
+ORDER BY median_ms DESC NULLS LAST, n.path, c.cell_id LIMIT $5
 """
 _TYPES: Final = {
     "uuid": "uuid",
@@ -152,7 +162,7 @@ class CourseHistory:
 
     async def find_course(self, course_id: UUID) -> Course:
         """The course's short name and time zone. Raises NotFound (NB-1202)."""
-        async with self._people.connect("find_course") as connection:
+        async with self._people.connect("find_course", is_staff=True) as connection:
             row = await connection.fetchrow("SELECT short_name, time_zone FROM courses WHERE id = $1", course_id)
         if row is None:
             raise NotFound("NB-1202")
@@ -193,7 +203,7 @@ class CourseHistory:
         return await self._read("recovery_times", _RECOVERY_TIMES, course_id, *span, notebook_id, limit)
 
     async def _read(self, name: PostgresQuery, query: str, *values: object) -> Table:
-        async with self._people.connect(name) as connection:
+        async with self._people.connect(name, is_staff=True) as connection:
             statement = await connection.prepare(query)
             rows = await statement.fetch(*values)
             columns = statement.get_attributes()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-# Of the notebooks in `asked(id, course_id)`: `items(notebook_id, cell_id, item)`.
+# Of the notebooks in `asked(id, course_id)`: `items(notebook_id, cell_id, item, has_exercises)`.
 ITEMS: Final = """
 counted AS (
     SELECT c.notebook_id, c.cell_id, c.exercise_id,
@@ -19,16 +19,28 @@ counted AS (
     ) size JOIN notebook_cells c ON c.notebook_id = a.id
     WHERE c.cell_type IS DISTINCT FROM 'markdown' AND (c.is_registered OR c.student_count >= size.enough)
 ), items AS (
-    SELECT notebook_id, cell_id, CASE WHEN has_exercises THEN exercise_id ELSE cell_id END AS item
+    SELECT notebook_id, cell_id, CASE WHEN has_exercises THEN exercise_id ELSE cell_id END AS item, has_exercises
     FROM counted WHERE exercise_id IS NOT NULL OR NOT has_exercises
 ), totals AS (
     SELECT notebook_id, count(DISTINCT item)::int AS total FROM items GROUP BY notebook_id
 )"""
-# And how everybody's items stand now, by the later run's rule of learners.py.
-STANDINGS: Final = f"""{ITEMS}, standings AS (
-    SELECT DISTINCT ON (c.user_id, c.notebook_id, i.item) c.user_id, c.notebook_id, c.last_at,
-        c.last_status = 'ok' AS is_complete
-    FROM learner_cells c JOIN items i USING (notebook_id, cell_id)
-    ORDER BY c.user_id, c.notebook_id, i.item, c.last_at DESC, c.last_sequence DESC,
-        (c.last_status <> 'running') DESC, c.last_status DESC
+_CELLS_OF_ITEM = """
+    FROM items i CROSS JOIN LATERAL (
+        SELECT user_id, last_status, last_at, last_sequence FROM learner_cells
+        WHERE notebook_id = i.notebook_id AND cell_id = i.cell_id
+    ) c"""
+# And how many each has completed by now: `done(notebook_id, user_id, completed, last_at)`; of an exercise's cells the
+# later run decides, by the rule of learners.py. Counted before anything is joined to it, cell by cell: a term has a
+# hundred thousand, and the planner, who expects few, would look up each by itself.
+DONE: Final = f"""{ITEMS}, done AS MATERIALIZED (
+    SELECT i.notebook_id, c.user_id, count(*) FILTER (WHERE c.last_status = 'ok') AS completed,
+        max(c.last_at) AS last_at
+    {_CELLS_OF_ITEM} WHERE NOT i.has_exercises GROUP BY i.notebook_id, c.user_id
+    UNION ALL
+    SELECT notebook_id, user_id, count(*) FILTER (WHERE last_status = 'ok'), max(last_at) FROM (
+        SELECT DISTINCT ON (c.user_id, i.notebook_id, i.item) i.notebook_id, c.user_id, c.last_status, c.last_at
+        {_CELLS_OF_ITEM} WHERE i.has_exercises
+        ORDER BY c.user_id, i.notebook_id, i.item, c.last_at DESC, c.last_sequence DESC,
+            (c.last_status <> 'running') DESC, c.last_status DESC
+    ) last GROUP BY notebook_id, user_id
 )"""  # noqa: S608

@@ -18,7 +18,7 @@ from nbpulse.crypto import EncryptedField
 from nbpulse.errors import NotFound
 from nbpulse.records.learners import read_cell, read_state
 from nbpulse.records.people import People, open_name
-from nbpulse.records.progress import STANDINGS
+from nbpulse.records.progress import DONE
 from nbpulse.shards import get_shard_number
 
 _NAMES_KEPT: Final = 5_000
@@ -85,17 +85,16 @@ FROM learner_cells WHERE notebook_id = $1 AND ($2::uuid[] IS NULL OR user_id = A
 
 
 _SUMMARY = f"""
-WITH asked AS (SELECT id, course_id FROM notebooks WHERE id = $1 AND course_id = $2), {STANDINGS},
-done AS (
-    SELECT s.user_id, count(*) FILTER (WHERE is_complete) AS completed, max(s.last_at) AS last_at
-    FROM standings s JOIN enrolments e ON e.user_id = s.user_id AND e.course_id = $2 AND e.role = 'student'
-    GROUP BY s.user_id
+WITH asked AS (SELECT id, course_id FROM notebooks WHERE id = $1 AND course_id = $2), {DONE},
+students AS (
+    SELECT d.completed, d.last_at FROM done d
+    JOIN enrolments e ON e.user_id = d.user_id AND e.course_id = $2 AND e.role = 'student'
 )
 SELECT (SELECT count(*) FROM enrolments WHERE course_id = $2 AND role = 'student') AS total_students,
-    (SELECT count(*) FROM done) AS started_students,
-    (SELECT count(*) FROM done WHERE last_at > now() - interval '15 minutes') AS active_students,
+    (SELECT count(*) FROM students) AS started_students,
+    (SELECT count(*) FROM students WHERE last_at > now() - interval '15 minutes') AS active_students,
     (SELECT coalesce(sum(total), 0) FROM totals) AS total_cells,
-    (SELECT coalesce(sum(completed), 0) FROM done) AS completed_cells
+    (SELECT coalesce(sum(completed), 0) FROM students) AS completed_cells
 FROM asked
 """  # noqa: S608 - constants
 
