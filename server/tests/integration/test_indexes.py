@@ -189,7 +189,7 @@ async def test_a_dropped_index_of_the_sessions_is_made_again_by_the_migration(em
     url = await create_database(embedded_postgres)
     async with connect(url) as owner:
         await owner.execute("DROP INDEX idx_sessions_composite, idx_sessions_course, idx_events_errors")
-        await owner.execute("UPDATE alembic_version SET version_num = '0006'")
+        await owner.execute("UPDATE alembic_version SET version_num = '0008'")
     await asyncio.gather(migrate(url, {}), migrate(url, {}))
     async with connect(url) as owner:
         rows = await owner.fetch(
