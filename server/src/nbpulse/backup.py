@@ -1,0 +1,242 @@
+"""`nbpulse backup` and `nbpulse restore`: everything in one file, and everything back on an empty machine.
+
+Promises:
+- Nothing lost: the streams are read first and PostgreSQL's snapshot is taken then, so whatever was accepted before the
+  backup began is in one of them; what was processed in between is in both, and the ledger counts it once.
+- A class that runs goes on meanwhile. The file has its name only when it is whole.
+- A restore is everything or nothing: PostgreSQL's commit is its last step, entries keep their ids in the stream. Killed
+  anywhere before it, the same command starts again; killed after it, everything is there.
+- Texts stay sealed on the way; the keys are in the file only when asked for (`--with-keys`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from nbpulse import __version__, administration
+from nbpulse.archive import (
+    FORMAT,
+    ArchiveReader,
+    ArchiveWriter,
+    Manifest,
+    Member,
+    MemberWriter,
+    Table,
+    read_archive,
+    write_archive,
+)
+from nbpulse.crypto import EncryptedField
+from nbpulse.errors import StartupError
+from nbpulse.keys import write_keys
+from nbpulse.offline import open_stores
+from nbpulse.preparation import ensure_schema, list_revisions, make_passwords, migrate_schema
+from nbpulse.records.copying import Load, Snapshot, open_load, open_snapshot, read_clock
+from nbpulse.records.owner import open_owner, read_revision
+from nbpulse.records.sealing import check_canaries, hold_rotation
+from nbpulse.resources import open_stream_copy
+from nbpulse.settings import Settings
+from nbpulse.stream.copying import StoredEntry, StreamCopy, decode_entry
+from nbpulse.terminal import answer, get_text, say, show_progress
+
+_SERIES = "timeseries.cell_executions"
+_LEDGER = "public.events"
+_WRITE_ENTRIES = 1_000
+Report = Callable[[int, int], None]
+
+
+def back_up(settings: Settings, file: Path, *, overwrite: bool, with_keys: bool, as_json: bool) -> None:
+    """
+    Write everything to `file`.
+
+    Raises StartupError: the file is there (NB-3070) or cannot be written (NB-3071), the database has no tables of ours
+    (NB-3076), its login does not see every row (NB-3063), new keys are being taken into use (NB-3062), the keys that
+    shall be inside are missing (NB-3075) or others (NB-3060).
+    """
+    began_s = time.monotonic()
+    if with_keys and settings.key_file is not None and not settings.key_file.exists():
+        raise StartupError("NB-3075", path=settings.key_file)
+    with (
+        write_archive(file, overwrite=overwrite) as archive,
+        open_stores(settings.data_dir, settings.database_url, settings.redis_url) as urls,
+        show_progress(get_text("backup_running")) as report,
+    ):
+        keys = settings.read_encryption_keys() if with_keys else None
+        manifest = asyncio.run(_write(archive, *urls, keys, report))
+    _tell("backup_done", file, manifest, began_s, as_json=as_json)
+    if with_keys:
+        say(get_text("backup_keys_inside"))
+    elif manifest.canaries:
+        say(get_text("backup_keys_apart", place=settings.key_file or "NBPULSE_ENCRYPTION_KEYS"))
+
+
+async def _write(
+    archive: ArchiveWriter, database_url: str, redis_url: str, keys: list[bytes] | None, report: Report
+) -> Manifest:
+    async with open_owner(database_url) as pool:
+        if await read_revision(pool) is None:
+            raise StartupError("NB-3076")
+        # No key comes or goes between the snapshot and what is said of keys.
+        async with hold_rotation(pool), open_stream_copy(redis_url) as stream:
+            began_at = await read_clock(pool)
+            with archive.add("stream") as member:
+                async for batch in stream.read():
+                    member.write(b"".join(entry.encode() for entry in batch))
+            entries = member.finish()
+            # Only now: see the promise at the top.
+            async with open_snapshot(pool) as snapshot:
+                if keys is not None:
+                    check_canaries(EncryptedField(keys), snapshot.canaries.values())
+                tables = await _write_tables(archive, snapshot, report)
+    manifest = Manifest(
+        format=FORMAT,
+        nbpulse=__version__,
+        revision=snapshot.revision,
+        began_at=began_at,
+        canaries=snapshot.canaries,
+        keys=None if keys is None else _write_keys(archive, keys),
+        stream=entries,
+        tables=tables,
+        partitions=snapshot.partitions,
+    )
+    archive.close(manifest)
+    return manifest
+
+
+async def _write_tables(archive: ArchiveWriter, snapshot: Snapshot, report: Report) -> list[Table]:
+    total, done, tables = await snapshot.count_rows(), 0, []
+    for name, columns in snapshot.tables.items():
+        with archive.add(name) as member:
+
+            def write(data: bytes, member: MemberWriter = member) -> None:
+                nonlocal done
+                done += member.write(data)
+                report(done, total)
+
+            await snapshot.copy_table(name, write)
+        tables.append(Table(name, columns, member.finish()))
+    return tables
+
+
+def _write_keys(archive: ArchiveWriter, keys: list[bytes]) -> Member:
+    with archive.add("encryption.key") as member:
+        member.write(b"".join(key + b"\n" for key in keys))
+    return member.finish()
+
+
+def restore(settings: Settings, file: Path, *, as_json: bool) -> None:
+    """
+    Bring back what `back_up` wrote, into empty stores.
+
+    Raises StartupError, and then nothing is there: no whole backup (NB-3072), of a newer nbpulse (NB-3073), the stores
+    are not empty (NB-3074), the keys are missing (NB-3075) or others (NB-3060).
+    """
+    began_s = time.monotonic()
+    with read_archive(file) as archive:
+        manifest = archive.manifest
+        if manifest.revision not in list_revisions():
+            raise StartupError("NB-3073", path=file, revision=manifest.revision)
+        _provide_keys(settings, archive)
+        with open_stores(settings.data_dir, settings.database_url, settings.redis_url, may_be_new=True) as urls:
+            settings = msgspec.structs.replace(settings, database_url=urls[0], redis_url=urls[1])
+            with show_progress(get_text("restore_running")) as report:
+                span = asyncio.run(_read(archive, settings, *urls, report))
+            # The series lie in the archive only if they lay in PostgreSQL.
+            if span and (settings.influx_url or not _count_rows(manifest, _SERIES)):
+                points, refused = administration.rebuild_timeseries(settings, span[0], span[1] + timedelta(seconds=1))
+                say(get_text("rebuilt", count=points, refused=refused))
+    _tell("restore_done", file, manifest, began_s, as_json=as_json)
+
+
+def _provide_keys(settings: Settings, archive: ArchiveReader) -> None:
+    """The archive's keys become this machine's where it has none; afterwards the keys here open what is sealed."""
+    manifest = archive.manifest
+    if settings.key_file is not None and not settings.key_file.exists():
+        if manifest.keys is not None:
+            keys = b"".join(archive.read(manifest.keys)).split()
+            check_canaries(EncryptedField(keys), manifest.canaries.values())
+            settings.data_dir.mkdir(parents=True, exist_ok=True)
+            write_keys(settings.key_file, keys)
+        elif manifest.canaries:
+            raise StartupError("NB-3075", path=settings.key_file)
+    if manifest.canaries:
+        check_canaries(EncryptedField(settings.read_encryption_keys()), manifest.canaries.values())
+
+
+async def _read(
+    archive: ArchiveReader, settings: Settings, database_url: str, redis_url: str, report: Report
+) -> tuple[datetime, datetime] | None:
+    manifest = archive.manifest
+    total = manifest.stream.rows + sum(table.rows.rows for table in manifest.tables)
+    async with open_owner(database_url) as pool:
+        found = await read_revision(pool)
+        if found is None:
+            await migrate_schema(database_url, make_passwords(settings), manifest.revision)
+        elif found != manifest.revision:
+            raise StartupError("NB-3074", place=f"schema {found}")
+        async with open_load(pool, manifest.tables) as load:
+            await load.make_partitions(manifest.partitions)
+            done = await _load_tables(archive, load, lambda rows: report(rows, total))
+            span = await load.finish(manifest.began_at)
+            async with open_stream_copy(redis_url) as stream:
+                await _load_entries(archive, stream, lambda rows: report(done + rows, total))
+    await ensure_schema(settings)
+    return span
+
+
+async def _load_tables(archive: ArchiveReader, load: Load, report: Callable[[int], None]) -> int:
+    """How many rows there are."""
+    done = 0
+
+    def follow(member: Member) -> Any:
+        nonlocal done
+        for chunk in archive.read(member):
+            yield chunk
+            done += chunk.count(b"\n")
+            report(done)
+
+    for table in archive.manifest.tables:
+        await load.load_table(table, follow(table.rows))
+    return done
+
+
+async def _load_entries(archive: ArchiveReader, stream: StreamCopy, report: Callable[[int], None]) -> None:
+    """Read twice: nothing is written before all of it is known to be whole."""
+    member = archive.manifest.stream
+    present = await stream.find_present({decode_entry(line).place for line in archive.read_lines(member)})
+    batch: list[StoredEntry] = []
+    for number, line in enumerate(archive.read_lines(member), 1):
+        entry = decode_entry(line)
+        if entry.place not in present:
+            batch.append(entry)
+        if len(batch) == _WRITE_ENTRIES or number == member.rows:
+            await stream.write(batch)
+            batch.clear()
+            report(number)
+
+
+def _count_rows(manifest: Manifest, name: str) -> int:
+    return sum(table.rows.rows for table in manifest.tables if table.name == name)
+
+
+def _tell(text: str, file: Path, manifest: Manifest, began_s: float, *, as_json: bool) -> None:
+    facts = {
+        "file": str(file),
+        "began_at": manifest.began_at.isoformat(),
+        "size_bytes": file.stat().st_size,
+        "events": _count_rows(manifest, _LEDGER),
+        "rows": sum(table.rows.rows for table in manifest.tables),
+        "stream_entries": manifest.stream.rows,
+        "has_keys": manifest.keys is not None,
+        "duration_s": round(time.monotonic() - began_s, 1),
+    }
+    if as_json:
+        answer(json.dumps(facts))
+    say(get_text(text, **facts, size_mb=f"{file.stat().st_size / 1e6:.1f}"))
