@@ -37,7 +37,7 @@ from nbpulse.crypto import EncryptedField
 from nbpulse.errors import StartupError
 from nbpulse.keys import write_keys
 from nbpulse.offline import open_stores
-from nbpulse.preparation import ensure_schema, list_revisions, make_passwords, migrate_schema
+from nbpulse.preparation import ensure_schema, find_newest_revision, list_revisions, make_passwords, migrate_schema
 from nbpulse.records.copying import Load, Snapshot, open_load, open_snapshot, read_clock
 from nbpulse.records.owner import open_owner, read_revision
 from nbpulse.records.sealing import check_canaries, hold_rotation
@@ -187,7 +187,9 @@ async def _read(
             span = await load.finish(manifest.began_at)
             async with open_stream_copy(redis_url) as stream:
                 await _load_entries(archive, stream, lambda rows: report(done + rows, total))
-    await ensure_schema(settings)
+    # A login that may only load need not be able to do more, where `migrate` has prepared the newest schema.
+    if found is None or manifest.revision != find_newest_revision():
+        await ensure_schema(settings)
     return span
 
 
