@@ -21,7 +21,7 @@ from nbpulse.records.dead_letters import DeadLetters
 from nbpulse.resources import Resources, open_resources
 from nbpulse.settings import Settings
 from nbpulse.stream import GROUP, get_stream_key
-from stores import connect, make_class, make_error, make_event
+from stores import connect, make_class, make_event
 from working import is_drained, until, work
 
 ODD = '週\t1\\N\n"it\'s" é \\. ノート.ipynb'
@@ -119,7 +119,7 @@ async def make_successor(server_url: str, redis_url: str, machine: Machine, data
 
 
 def copy_keys(source: Path, target: Path) -> None:
-    target.mkdir()
+    target.mkdir(exist_ok=True)
     (target / "encryption.key").write_bytes((source / "encryption.key").read_bytes())
 
 
@@ -137,9 +137,10 @@ async def teach(machine: Machine) -> Lesson:
     course_id, (first, second, *_) = await make_class(machine.database_url, 3)
     async with machine.open_worker() as worker:
         data = {"status": "ok", "traceback": "line 1", "source": "print('\\N')", "output": "é\ttab\nline"}
+        secret = {"status": "error", "error_name": "ValueError", "error_message": "could not convert 'ひみつ'"}
         old = datetime(2024, 2, 29, 23, 59, 59, 999_000, UTC)
         events = [
-            make_error(first, course_id),
+            make_event(first, course_id, data=secret),
             make_event(second, course_id, data=data, notebook_path=ODD),
             make_event(second, course_id, "help_request", data={"message": "わかりません \\."}),
             make_event(first, course_id, occurred_at=old, received_at=old),

@@ -6,7 +6,8 @@ Promises:
 - A class that runs goes on meanwhile. The file has its name only when it is whole.
 - A restore is everything or nothing: PostgreSQL's commit is its last step, entries keep their ids in the stream. Killed
   anywhere before it, the same command starts again; killed after it, everything is there.
-- Texts stay sealed on the way; the keys are in the file only when asked for (`--with-keys`).
+- No text of a person lies open in the file, not even one that waits in the stream as it was sent; the keys are in it
+  only when asked for (`--with-keys`), but must be at hand: a backup that nobody can open is none.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +42,10 @@ from nbpulse.offline import open_stores
 from nbpulse.preparation import ensure_schema, find_newest_revision, list_revisions, make_passwords, migrate_schema
 from nbpulse.records.copying import Load, Snapshot, open_load, open_snapshot, read_clock
 from nbpulse.records.owner import open_owner, read_revision
-from nbpulse.records.sealing import check_canaries, hold_rotation
+from nbpulse.records.sealing import check_canaries, hold_rotation, make_canary
 from nbpulse.resources import open_stream_copy
 from nbpulse.settings import Settings
-from nbpulse.stream.copying import StoredEntry, StreamCopy, decode_entry
+from nbpulse.stream.copying import StreamCopy, decode_entry, read_place
 from nbpulse.terminal import answer, get_text, say, show_progress
 
 _SERIES = "timeseries.cell_executions"
@@ -57,57 +59,66 @@ def back_up(settings: Settings, file: Path, *, overwrite: bool, with_keys: bool,
     Write everything to `file`.
 
     Raises StartupError: the file is there (NB-3070) or cannot be written (NB-3071), the database has no tables of ours
-    (NB-3076), its login does not see every row (NB-3063), new keys are being taken into use (NB-3062), the keys that
-    shall be inside are missing (NB-3075) or others (NB-3060).
+    (NB-3076), its login does not see every row (NB-3063), new keys are being taken into use (NB-3062), the keys are
+    missing (NB-3075) or others (NB-3060).
     """
     began_s = time.monotonic()
-    if with_keys and settings.key_file is not None and not settings.key_file.exists():
-        raise StartupError("NB-3075", path=settings.key_file)
     with (
         write_archive(file, overwrite=overwrite) as archive,
         open_stores(settings.data_dir, settings.database_url, settings.redis_url) as urls,
         show_progress(get_text("backup_running")) as report,
     ):
-        keys = settings.read_encryption_keys() if with_keys else None
-        manifest = asyncio.run(_write(archive, *urls, keys, report))
-    _tell("backup_done", file, manifest, began_s, as_json=as_json)
+        keys = _read_keys(settings)
+        manifest = asyncio.run(_write(archive, *urls, keys, report, with_keys=with_keys))
+    facts = _describe(file, manifest, began_s)
+    if as_json:
+        answer(json.dumps(facts))
+    say(get_text("backup_done", **facts))
     if with_keys:
         say(get_text("backup_keys_inside"))
-    elif manifest.canaries:
+    else:
         say(get_text("backup_keys_apart", place=settings.key_file or "NBPULSE_ENCRYPTION_KEYS"))
 
 
 async def _write(
-    archive: ArchiveWriter, database_url: str, redis_url: str, keys: list[bytes] | None, report: Report
+    archive: ArchiveWriter, database_url: str, redis_url: str, keys: list[bytes], report: Report, *, with_keys: bool
 ) -> Manifest:
+    seal = EncryptedField(keys)
     async with open_owner(database_url) as pool:
         if await read_revision(pool) is None:
             raise StartupError("NB-3076")
-        # No key comes or goes between the snapshot and what is said of keys.
+        # No key comes or goes between the stream, the snapshot and what is said of keys.
         async with hold_rotation(pool), open_stream_copy(redis_url) as stream:
             began_at = await read_clock(pool)
             with archive.add("stream") as member:
                 async for batch in stream.read():
-                    member.write(b"".join(entry.encode() for entry in batch))
+                    member.write(b"".join(entry.encode(seal) for entry in batch))
             entries = member.finish()
             # Only now: see the promise at the top.
             async with open_snapshot(pool) as snapshot:
-                if keys is not None:
-                    check_canaries(EncryptedField(keys), snapshot.canaries.values())
+                check_canaries(seal, snapshot.canaries.values())
                 tables = await _write_tables(archive, snapshot, report)
     manifest = Manifest(
         format=FORMAT,
         nbpulse=__version__,
         revision=snapshot.revision,
         began_at=began_at,
-        canaries=snapshot.canaries,
-        keys=None if keys is None else _write_keys(archive, keys),
+        # The newest key has sealed the stream's entries, whether the database knows it yet or not.
+        canaries={seal.key_ids[0]: make_canary(seal)} | snapshot.canaries,
+        keys=_write_keys(archive, keys) if with_keys else None,
         stream=entries,
         tables=tables,
         partitions=snapshot.partitions,
     )
     archive.close(manifest)
     return manifest
+
+
+def _read_keys(settings: Settings) -> list[bytes]:
+    """Those that are there: a new one would open nothing. Raises StartupError (NB-3075)."""
+    if settings.key_file is not None and not settings.key_file.exists():
+        raise StartupError("NB-3075", path=settings.key_file)
+    return settings.read_encryption_keys()
 
 
 async def _write_tables(archive: ArchiveWriter, snapshot: Snapshot, report: Report) -> list[Table]:
@@ -143,36 +154,40 @@ def restore(settings: Settings, file: Path, *, as_json: bool) -> None:
         manifest = archive.manifest
         if manifest.revision not in list_revisions():
             raise StartupError("NB-3073", path=file, revision=manifest.revision)
-        _provide_keys(settings, archive)
+        seal = _provide_seal(settings, archive)
         with open_stores(settings.data_dir, settings.database_url, settings.redis_url, may_be_new=True) as urls:
             settings = msgspec.structs.replace(settings, database_url=urls[0], redis_url=urls[1])
             with show_progress(get_text("restore_running")) as report:
-                span = asyncio.run(_read(archive, settings, *urls, report))
+                span = asyncio.run(_read(archive, settings, urls, seal, report))
             # The series lie in the archive only if they lay in PostgreSQL.
             if span and (settings.influx_url or not _count_rows(manifest, _SERIES)):
                 points, refused = administration.rebuild_timeseries(settings, span[0], span[1] + timedelta(seconds=1))
                 say(get_text("rebuilt", count=points, refused=refused))
-    _tell("restore_done", file, manifest, began_s, as_json=as_json)
+    facts = _describe(file, manifest, began_s)
+    if as_json:
+        answer(json.dumps(facts))
+    say(get_text("restore_done", **facts))
 
 
-def _provide_keys(settings: Settings, archive: ArchiveReader) -> None:
-    """The archive's keys become this machine's where it has none; afterwards the keys here open what is sealed."""
+def _provide_seal(settings: Settings, archive: ArchiveReader) -> EncryptedField:
+    """What opens everything in the archive; where this machine has no keys, those inside become its own."""
     manifest = archive.manifest
+    if settings.key_file is None or settings.key_file.exists() or manifest.keys is None:
+        keys = _read_keys(settings)
+    else:
+        keys = b"".join(archive.read(manifest.keys)).split()
+    seal = EncryptedField(keys)
+    check_canaries(seal, manifest.canaries.values())
     if settings.key_file is not None and not settings.key_file.exists():
-        if manifest.keys is not None:
-            keys = b"".join(archive.read(manifest.keys)).split()
-            check_canaries(EncryptedField(keys), manifest.canaries.values())
-            settings.data_dir.mkdir(parents=True, exist_ok=True)
-            write_keys(settings.key_file, keys)
-        elif manifest.canaries:
-            raise StartupError("NB-3075", path=settings.key_file)
-    if manifest.canaries:
-        check_canaries(EncryptedField(settings.read_encryption_keys()), manifest.canaries.values())
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        write_keys(settings.key_file, keys)
+    return seal
 
 
 async def _read(
-    archive: ArchiveReader, settings: Settings, database_url: str, redis_url: str, report: Report
+    archive: ArchiveReader, settings: Settings, urls: tuple[str, str], seal: EncryptedField, report: Report
 ) -> tuple[datetime, datetime] | None:
+    database_url, redis_url = urls
     manifest = archive.manifest
     total = manifest.stream.rows + sum(table.rows.rows for table in manifest.tables)
     async with open_owner(database_url) as pool:
@@ -186,7 +201,7 @@ async def _read(
             done = await _load_tables(archive, load, lambda rows: report(rows, total))
             span = await load.finish(manifest.began_at)
             async with open_stream_copy(redis_url) as stream:
-                await _load_entries(archive, stream, lambda rows: report(done + rows, total))
+                await _load_entries(archive, seal, stream, lambda rows: report(done + rows, total))
     # A login that may only load need not be able to do more, where `migrate` has prepared the newest schema.
     if found is None or manifest.revision != find_newest_revision():
         await ensure_schema(settings)
@@ -209,36 +224,34 @@ async def _load_tables(archive: ArchiveReader, load: Load, report: Callable[[int
     return done
 
 
-async def _load_entries(archive: ArchiveReader, stream: StreamCopy, report: Callable[[int], None]) -> None:
+async def _load_entries(
+    archive: ArchiveReader, seal: EncryptedField, stream: StreamCopy, report: Callable[[int], None]
+) -> None:
     """Read twice: nothing is written before all of it is known to be whole."""
     member = archive.manifest.stream
-    present = await stream.find_present({decode_entry(line).place for line in archive.read_lines(member)})
-    batch: list[StoredEntry] = []
-    for number, line in enumerate(archive.read_lines(member), 1):
-        entry = decode_entry(line)
-        if entry.place not in present:
-            batch.append(entry)
-        if len(batch) == _WRITE_ENTRIES or number == member.rows:
-            await stream.write(batch)
-            batch.clear()
-            report(number)
+    present = await stream.find_present({read_place(line) for line in archive.read_lines(member)})
+    lines = (line for line in archive.read_lines(member) if read_place(line) not in present)
+    done = len(present)
+    while batch := list(islice(lines, _WRITE_ENTRIES)):
+        await stream.write(decode_entry(line, seal) for line in batch)
+        done += len(batch)
+        report(done)
 
 
 def _count_rows(manifest: Manifest, name: str) -> int:
     return sum(table.rows.rows for table in manifest.tables if table.name == name)
 
 
-def _tell(text: str, file: Path, manifest: Manifest, began_s: float, *, as_json: bool) -> None:
-    facts = {
+def _describe(file: Path, manifest: Manifest, began_s: float) -> dict[str, Any]:
+    size_bytes = file.stat().st_size
+    return {
         "file": str(file),
-        "began_at": manifest.began_at.isoformat(),
-        "size_bytes": file.stat().st_size,
+        "began_at": manifest.began_at.isoformat(timespec="seconds"),
+        "size_bytes": size_bytes,
+        "size_mb": round(size_bytes / 1e6, 1),
         "events": _count_rows(manifest, _LEDGER),
         "rows": sum(table.rows.rows for table in manifest.tables),
         "stream_entries": manifest.stream.rows,
         "has_keys": manifest.keys is not None,
         "duration_s": round(time.monotonic() - began_s, 1),
     }
-    if as_json:
-        answer(json.dumps(facts))
-    say(get_text(text, **facts, size_mb=f"{file.stat().st_size / 1e6:.1f}"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -48,6 +50,7 @@ async def test_everything_comes_back_table_by_table_on_another_version_of_postgr
     code, said = old.run("backup", tmp_path / "b.zip")
     assert code == 0, said
     assert f"{old.data_dir / 'encryption.key'}" in said.split("IMPORTANT")[1]
+    assert find_words(tmp_path / "b.zip") == set()
     filled = {name for name, (rows, _) in before.items() if rows}
     assert filled >= {
         "users",
@@ -78,6 +81,18 @@ async def test_everything_comes_back_table_by_table_on_another_version_of_postgr
         name = await connection.fetchval("SELECT id::text || display_name FROM users WHERE display_name IS NOT NULL")
     seal = EncryptedField((new.data_dir / "encryption.key").read_bytes().split())
     assert seal.unseal(name[36:], table="users", column="display_name", user_id=UUID(name[:36])) == "佐藤 樹"
+
+
+def find_words(file: Path) -> set[bytes]:
+    """What students said, wherever it lies open; it waits in the stream as well as in the ledger."""
+    words = [text.encode() for text in ("わかりません", "ひみつ", "print(", "佐藤")]
+    with zipfile.ZipFile(file) as opened:
+        contents = [opened.read(name) for name in opened.namelist()]
+    fields = [word for line in contents[0].splitlines() for word in line.split(b" ")[2:]]
+    contents += [base64.urlsafe_b64decode(field + b"===") for field in fields]
+    escaped = [json.dumps(word.decode())[1:-1].encode() for word in words]
+    hexed = [word.hex().encode() for word in words]
+    return {word for word in (*words, *escaped, *hexed) if any(word in content for content in contents)}
 
 
 async def test_a_data_directory_comes_back_as_another_one_with_the_keys_inside(
@@ -126,10 +141,11 @@ async def test_an_archive_of_an_older_schema_is_loaded_and_then_migrated(
     old = Machine(await make_empty_database(server_18), make_valkey(), tmp_path / "old")
     await migrate(old.database_url, {"nbpulse_worker": WORKER_PASSWORD}, "0005")
     await make_class(old.database_url, 30)
+    old.settings.read_encryption_keys()
     code, said = old.run("backup", tmp_path / "b.zip")
     assert code == 0, said
     before = await fingerprint(old.database_url)
-    new = Machine(await make_empty_database(server_18), make_valkey(), tmp_path / "new")
+    new = await make_successor(server_18, make_valkey(), old, tmp_path / "new")
     code, said = new.run("restore", tmp_path / "b.zip")
     assert code == 0, said
     after = await fingerprint(new.database_url)

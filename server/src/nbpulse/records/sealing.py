@@ -87,8 +87,13 @@ async def check_keys(pool: asyncpg.Pool, seal: EncryptedField) -> None:
         await pool.execute(
             "INSERT INTO sealing_keys (key_id, canary) VALUES ($1, $2) ON CONFLICT DO NOTHING",
             seal.key_ids[0],
-            seal.seal("opens", **_CANARY),  # type: ignore[arg-type]
+            make_canary(seal),
         )
+
+
+def make_canary(seal: EncryptedField) -> str:
+    """A text that only the newest key opens."""
+    return seal.seal("opens", **_CANARY)  # type: ignore[arg-type]
 
 
 def check_canaries(seal: EncryptedField, canaries: Iterable[str]) -> None:

@@ -1,24 +1,27 @@
 """Every entry of the streams, to be kept in a backup and put back into an empty server under its old id.
 
 Promises: what is read is everything the server holds, acknowledged or not, so what is missing was processed before;
-putting the same entries back twice is putting them back once; a server that was used is left alone.
+putting the same entries back twice is putting them back once; a server that was used is left alone; on its way an entry
+is sealed.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
+import re
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from redis.asyncio import Redis
 
+from nbpulse.crypto import EncryptedField, SealBroken
 from nbpulse.errors import StartupError, Unavailable
 from nbpulse.stream import LANES, STREAM_KEYS
 from nbpulse.stream.link import Link, pair_answer
 
 _BATCH: Final = 1_000
 _DEADLINE_S: Final = 30.0
+_ENTRY_ID: Final = re.compile(rb"\d+-\d+")
 _KEYS: Final = tuple(key for lane in LANES for key in STREAM_KEYS[lane])
 
 
@@ -34,20 +37,28 @@ class StoredEntry(NamedTuple):
         """What no two entries share."""
         return self.stream, self.entry_id
 
-    def encode(self) -> bytes:
-        """One line of text, its end included; any bytes survive it."""
-        return b" ".join((self.stream, self.entry_id, *map(base64.b64encode, self.fields))) + b"\n"
+    def encode(self, seal: EncryptedField) -> bytes:
+        """One line of text, its end included. Sealed, since students' own words stand in an entry as they were sent."""
+        fields = b" ".join(map(base64.b64encode, self.fields)).decode()
+        return b" ".join((self.stream, self.entry_id, seal.encrypt(fields).encode())) + b"\n"
 
 
-def decode_entry(line: bytes) -> StoredEntry:
-    """What `encode` wrote, without its end. Raises StartupError (NB-3072)."""
-    stream, entry_id, *fields = line.split(b" ")
+def read_place(line: bytes) -> tuple[bytes, bytes]:
+    """Where the entry of a line belongs. Raises StartupError (NB-3072): that is no line of ours."""
+    stream, entry_id, *rest = line.split(b" ")
+    if stream not in _KEYS or len(rest) != 1 or not _ENTRY_ID.fullmatch(entry_id):
+        raise StartupError("NB-3072", path="stream", detail="line")
+    return stream, entry_id
+
+
+def decode_entry(line: bytes, seal: EncryptedField) -> StoredEntry:
+    """What `encode` wrote, without its end. Raises StartupError (NB-3060): under other keys."""
+    place = read_place(line)
     try:
-        if stream not in _KEYS or not fields:
-            raise ValueError("no entry of a stream of ours")
-        return StoredEntry(stream, entry_id, [base64.b64decode(field, validate=True) for field in fields])
-    except (ValueError, binascii.Error) as error:
-        raise StartupError("NB-3072", path="stream", detail=error) from error
+        fields = seal.decrypt(line.rpartition(b" ")[2].decode()).split(" ")
+    except SealBroken as broken:
+        raise StartupError("NB-3060") from broken
+    return StoredEntry(*place, [base64.b64decode(field) for field in fields])
 
 
 class StreamCopy:
