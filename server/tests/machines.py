@@ -159,7 +159,7 @@ async def teach(machine: Machine) -> Lesson:
             await worker.stream.append(
                 [events[0], *waiting[:20]]
             )  # one has been stored: its worker died before the ack
-            (read,) = [one for one in [await worker.stream.read("events")] if one]
+            read = await worker.stream.read("events")
             await worker.stream.append(waiting[20:])
             await redis.xack(read[0].stream, GROUP, read[0].entry_id)
             await redis.xadd(get_stream_key(waiting[0]), {b"a": GARBAGE, b"b": b""})

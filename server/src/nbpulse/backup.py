@@ -6,6 +6,7 @@ Promises:
 - A class that runs goes on meanwhile. The file has its name only when it is whole.
 - A restore is everything or nothing: PostgreSQL's commit is its last step, entries keep their ids in the stream. Killed
   anywhere before it, the same command starts again; killed after it, everything is there.
+- A stream that was not lost can be kept (`--keep-stream`): what it still holds is read again into the restored ledger.
 - No text of a person lies open in the file, not even one that waits in the stream as it was sent; the keys are in it
   only when asked for (`--with-keys`), but must be at hand: a backup that nobody can open is none.
 """
@@ -142,9 +143,9 @@ def _write_keys(archive: ArchiveWriter, keys: list[bytes]) -> Member:
     return member.finish()
 
 
-def restore(settings: Settings, file: Path, *, as_json: bool) -> None:
+def restore(settings: Settings, file: Path, *, keep_stream: bool, as_json: bool) -> None:
     """
-    Bring back what `back_up` wrote, into empty stores.
+    Bring back what `back_up` wrote, into empty stores; with `keep_stream` beside a stream that was not lost.
 
     Raises StartupError, and then nothing is there: no whole backup (NB-3072), of a newer nbpulse (NB-3073), the stores
     are not empty (NB-3074), the keys are missing (NB-3075) or others (NB-3060).
@@ -158,7 +159,7 @@ def restore(settings: Settings, file: Path, *, as_json: bool) -> None:
         with open_stores(settings.data_dir, settings.database_url, settings.redis_url, may_be_new=True) as urls:
             settings = msgspec.structs.replace(settings, database_url=urls[0], redis_url=urls[1])
             with show_progress(get_text("restore_running")) as report:
-                span = asyncio.run(_read(archive, settings, urls, seal, report))
+                span = asyncio.run(_read(archive, settings, urls, seal, report, keep_stream=keep_stream))
             # The series lie in the archive only if they lay in PostgreSQL.
             if span and (settings.influx_url or not _count_rows(manifest, _SERIES)):
                 points, refused = administration.rebuild_timeseries(settings, span[0], span[1] + timedelta(seconds=1))
@@ -185,7 +186,13 @@ def _provide_seal(settings: Settings, archive: ArchiveReader) -> EncryptedField:
 
 
 async def _read(
-    archive: ArchiveReader, settings: Settings, urls: tuple[str, str], seal: EncryptedField, report: Report
+    archive: ArchiveReader,
+    settings: Settings,
+    urls: tuple[str, str],
+    seal: EncryptedField,
+    report: Report,
+    *,
+    keep_stream: bool,
 ) -> tuple[datetime, datetime] | None:
     database_url, redis_url = urls
     manifest = archive.manifest
@@ -201,7 +208,8 @@ async def _read(
             done = await _load_tables(archive, load, lambda rows: report(rows, total))
             span = await load.finish(manifest.began_at)
             async with open_stream_copy(redis_url) as stream:
-                await _load_entries(archive, seal, stream, lambda rows: report(done + rows, total))
+                load_entries = _add_entries if keep_stream else _load_entries
+                await load_entries(archive, seal, stream, lambda rows: report(done + rows, total))
     # A login that may only load need not be able to do more, where `migrate` has prepared the newest schema.
     if found is None or manifest.revision != find_newest_revision():
         await ensure_schema(settings)
@@ -227,7 +235,7 @@ async def _load_tables(archive: ArchiveReader, load: Load, report: Callable[[int
 async def _load_entries(
     archive: ArchiveReader, seal: EncryptedField, stream: StreamCopy, report: Callable[[int], None]
 ) -> None:
-    """Read twice: nothing is written before all of it is known to be whole."""
+    """Into an empty server. Read twice: nothing is written before all of it is known to be whole."""
     member = archive.manifest.stream
     present = await stream.find_present({read_place(line) for line in archive.read_lines(member)})
     lines = (line for line in archive.read_lines(member) if read_place(line) not in present)
@@ -236,6 +244,18 @@ async def _load_entries(
         await stream.write(decode_entry(line, seal) for line in batch)
         done += len(batch)
         report(done)
+
+
+async def _add_entries(
+    archive: ArchiveReader, seal: EncryptedField, stream: StreamCopy, report: Callable[[int], None]
+) -> None:
+    """Behind what a server holds that was not lost, all of which is read again; the ledger takes each event once."""
+    lines, done = archive.read_lines(archive.manifest.stream), 0
+    while batch := list(islice(lines, _WRITE_ENTRIES)):
+        await stream.add([decode_entry(line, seal) for line in batch])
+        done += len(batch)
+        report(done)
+    await stream.rewind()
 
 
 def _count_rows(manifest: Manifest, name: str) -> int:

@@ -258,12 +258,13 @@ def backup(
 def restore(
     file: Annotated[Path, typer.Argument(help=get_text("arg_restore"))],
     *,
+    keep_stream: Annotated[bool, typer.Option("--keep-stream", help=get_text("opt_keep_stream"))] = False,
     data: DataDir = None,
     as_json: Json = False,
 ) -> None:
     from nbpulse import backup
 
-    backup.restore(_connect(data, is_needed=False), file, as_json=as_json)
+    backup.restore(_connect(data, is_needed=False), file, keep_stream=keep_stream, as_json=as_json)
 
 
 @app.command("merge-users", **_describe("merge_users", "merge-users class-12 class-31"))

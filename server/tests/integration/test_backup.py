@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from machines import (
+    GARBAGE,
     LIST_TABLES,
     Machine,
     describe,
@@ -24,12 +25,15 @@ from machines import (
     run_nbpulse,
     teach,
 )
+from nbpulse.connections import open_redis
 from nbpulse.crypto import EncryptedField
 from nbpulse.embedded import EmbeddedPostgres, EmbeddedValkey
+from nbpulse.events import decode
 from nbpulse.migrations import migrate
 from nbpulse.records.copying import LEFT_OUT
+from nbpulse.stream import GROUP, LANES
 from servers import run_server
-from stores import WORKER_PASSWORD, connect, count_rows, create_database, make_class
+from stores import WORKER_PASSWORD, connect, count_rows, create_database, make_class, make_event
 
 
 @pytest.mark.parametrize(("source", "target"), [("server_18", "server_15"), ("server_15", "server_18")])
@@ -118,6 +122,40 @@ async def test_a_data_directory_comes_back_as_another_one_with_the_keys_inside(
     assert code == 0, said
     assert json.loads(answered)["rows"] == facts["rows"]
     assert run_nbpulse("backup", tmp_path / "x.zip", data_dir=data_dir / "nothing")[2].startswith("NB-3019")
+
+
+async def test_a_database_lost_alone_comes_back_beside_the_stream_and_has_what_came_after_the_backup(
+    server_18: str, make_valkey: Callable[[], str], tmp_path: Path
+) -> None:
+    old = await make_machine(server_18, make_valkey(), tmp_path / "old")
+    lesson = await teach(old)
+    assert old.run("backup", tmp_path / "b.zip")[0] == 0
+    async with old.open_worker() as worker, open_redis(old.redis_url) as redis:
+        async with connect(old.database_url) as connection:
+            (user_id,) = await connection.fetchrow("SELECT user_id FROM enrolments LIMIT 1")
+        # The worker stores what waited and acknowledges it; some is trimmed, one lies acknowledged, some come later.
+        for lane in LANES:
+            while deliveries := await worker.stream.read(lane, block_ms=10):
+                known = [one for one in deliveries if GARBAGE not in one.payload]
+                await worker.ledger.record_events([decode(one.payload) for one in known])
+                await worker.stream.ack(deliveries)
+        await worker.stream.trim()
+        later = [make_event(user_id, lesson.course_id) for _ in range(30)]
+        await worker.stream.append(later)
+        read = await worker.stream.read("events")
+        await worker.ledger.record_events([decode(one.payload) for one in read])
+        await redis.xack(read[0].stream, GROUP, read[0].entry_id)
+
+    new = Machine(await make_empty_database(server_18), old.redis_url, old.data_dir)
+    assert "NB-3074" in new.run("restore", tmp_path / "b.zip")[1]
+    code, said = new.run("restore", tmp_path / "b.zip", "--keep-stream")
+    assert code == 0, said
+    await drain(new)
+    async with connect(new.database_url) as connection:
+        stored = [row[0] for row in await connection.fetch("SELECT event_id FROM events")]
+        assert sorted(stored) == sorted([*lesson.stored, *lesson.waiting, *(one.event_id for one in later)])
+        runs = await connection.fetchval("SELECT sum(cell_executions) FROM learning_sessions")
+        assert runs == await connection.fetchval("SELECT count(*) FROM events WHERE event_type = 'cell_execution'")
 
 
 async def test_every_table_is_copied_unless_it_is_named_and_none_hides_rows_from_the_backup(server_18: str) -> None:

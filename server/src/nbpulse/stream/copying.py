@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from nbpulse.crypto import EncryptedField, SealBroken
 from nbpulse.errors import StartupError, Unavailable
-from nbpulse.stream import LANES, STREAM_KEYS
+from nbpulse.stream import GROUP, LANES, STREAM_KEYS
 from nbpulse.stream.link import Link, pair_answer
 
 _BATCH: Final = 1_000
@@ -108,7 +108,16 @@ class StreamCopy:
         """Append them under their ids; on disk, as the server promises, before it returns."""
         await self._ask([(b"XADD", one.stream, one.entry_id, *one.fields) for one in entries])
 
+    async def add(self, entries: Iterable[StoredEntry]) -> None:
+        """Append them behind what is there, under new ids; done twice they are there twice."""
+        await self._ask([(b"XADD", one.stream, b"*", *one.fields) for one in entries])
+
+    async def rewind(self) -> None:
+        """Have the workers read again all that is still there: the ledger they had written to is another now."""
+        await self._ask([(b"XGROUP", b"SETID", key, GROUP, b"0") for key in _KEYS], may_refuse=True)
+
     async def _ask(self, commands: Sequence[Sequence[bytes | str | int]], *, may_refuse: bool = False) -> list[Any]:
+        """The answers; `may_refuse` where a stream or its group need not be there."""
         answers = await self._link.call(commands, _DEADLINE_S, query_type="copy_entries")
         for answer in answers:
             if isinstance(answer, Exception) and not may_refuse:
