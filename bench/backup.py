@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -116,10 +117,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000, help="events in the ledger (default 1,000,000)")
     rows = parser.parse_args().rows
+    load_average = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="nbpulse-bench-") as name:
         Path(name).chmod(0o711)
         figures = measure(Path(name), rows)
-    result = {"command": f"bench/backup.py --rows {rows}", "machine": describe_machine(), "figures": figures}
+    result = {
+        "command": f"bench/backup.py --rows {rows}",
+        "machine": describe_machine(),
+        "load_average_before": round(load_average, 1),
+        "figures": figures,
+    }
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(figures, indent=1))
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import subprocess
+import time
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +30,9 @@ from machines import (
 from nbpulse.archive import Partition, read_archive, write_archive
 from nbpulse.connections import open_redis
 from nbpulse.crypto import make_key
+from nbpulse.embedded import EmbeddedPostgres
 from nbpulse.migrations.runner import with_login
+from servers import make_data_dir
 from stores import connect, count_rows, create_database, make_class
 from working import until
 
@@ -94,13 +101,8 @@ async def test_a_killed_restore_leaves_nothing_and_the_same_command_does_it(
     assert code == 0, said
     new = await make_successor(server_18, make_valkey(), old, tmp_path / "new")
     process = new.start("restore", tmp_path / "b.zip")
-    name = new.database_url.rpartition("/")[2]
+    name = await await_copying(server_18, new, process)
     async with connect(server_18) as admin:
-        while not await admin.fetchval(
-            "SELECT count(*) FROM pg_stat_progress_copy WHERE datname = $1 AND tuples_processed > 20000", name
-        ):
-            assert process.poll() is None, process.communicate()
-            await asyncio.sleep(0.002)
         process.kill()
         process.communicate()
         await until(lambda: _has_left(admin, name), 20)
@@ -114,8 +116,50 @@ async def test_a_killed_restore_leaves_nothing_and_the_same_command_does_it(
     assert await fingerprint(new.database_url) == await fingerprint(full_database)
 
 
+async def has_ended(server: EmbeddedPostgres) -> bool:
+    return server.poll() is not None
+
+
+async def await_copying(server_url: str, machine: Machine, process: subprocess.Popen[str]) -> str:
+    """Until many rows have been copied into the machine's database; its name."""
+    name = machine.database_url.rpartition("/")[2]
+    async with connect(server_url) as admin:
+        while not await admin.fetchval(
+            "SELECT count(*) FROM pg_stat_progress_copy WHERE datname = $1 AND tuples_processed > 20000", name
+        ):
+            assert process.poll() is None, process.communicate()
+            await asyncio.sleep(0.002)
+    return name
+
+
 async def _has_left(admin: Any, name: str) -> bool:
     return not await admin.fetchval("SELECT count(*) FROM pg_stat_activity WHERE datname = $1", name)
+
+
+async def test_a_database_that_dies_in_the_middle_is_told_and_the_same_command_does_it(
+    full_database: str, make_valkey: Callable[[], str], tmp_path: Path
+) -> None:
+    old = Machine(full_database, make_valkey(), tmp_path / "old")
+    old.settings.read_encryption_keys()
+    assert old.run("backup", tmp_path / "b.zip")[0] == 0
+    with make_data_dir() as directory:
+        server = EmbeddedPostgres(directory)
+        server.start()
+        try:
+            new = await make_successor(server.url, make_valkey(), old, tmp_path / "new")
+            process = new.start("restore", tmp_path / "b.zip")
+            await await_copying(server.url, new, process)
+            os.kill(server.pid, signal.SIGQUIT)
+            began_s = time.monotonic()
+            _, said = await asyncio.to_thread(process.communicate, timeout=30)
+            assert (process.returncode, "NB-2003" in said) == (1, True), said
+            assert time.monotonic() - began_s < 15
+            await until(partial(has_ended, server), 20)
+            server.start()
+            assert new.run("restore", tmp_path / "b.zip")[0] == 0
+            assert await fingerprint(new.database_url) == await fingerprint(full_database)
+        finally:
+            server.stop()
 
 
 async def test_entries_that_a_killed_restore_has_put_back_are_not_put_back_twice(

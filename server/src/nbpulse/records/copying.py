@@ -6,8 +6,9 @@ is one moment; what is loaded is one transaction, in which nobody else sees a ta
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -66,19 +67,29 @@ class Snapshot:
         return sum([await self.connection.fetchval(f"SELECT count(*) FROM {one}") for one in self.tables])  # noqa: S608
 
     async def copy_table(self, name: str, write: Callable[[bytes], Any]) -> None:
-        """Its rows as COPY writes them. Raises Unavailable (NB-2003)."""
+        """Its rows as COPY writes them."""
 
         async def take(data: bytes) -> None:
             write(data)
 
         query = f"SELECT {_quote(self.tables[name])} FROM {name}"  # noqa: S608 - the database's own names
-        with _translate():
-            await self.connection.copy_from_query(query, output=take)
+        await self.connection.copy_from_query(query, output=take)
 
 
 @asynccontextmanager
 async def open_snapshot(pool: asyncpg.Pool) -> AsyncIterator[Snapshot]:
-    """What was committed before now; needs a member of `app_maintenance`, which sees every row."""
+    """
+    What was committed before now; needs a member of `app_maintenance`, which sees every row.
+
+    Raises Unavailable (NB-2003) whenever the database goes away.
+    """
+    with _translate():
+        async with _begin_snapshot(pool) as snapshot:
+            yield snapshot
+
+
+@asynccontextmanager
+async def _begin_snapshot(pool: asyncpg.Pool) -> AsyncIterator[Snapshot]:
     async with (
         pool.acquire() as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
@@ -124,10 +135,10 @@ class Load:
             raise StartupError("NB-3072", path=table.name, detail=", ".join(table.columns))
         schema, _, name = table.name.partition(".")
         try:
-            with _translate():
-                await self._connection.copy_to_table(
-                    name, schema_name=schema, columns=table.columns, source=_follow(chunks)
-                )
+            copying = self._connection.copy_to_table(
+                name, schema_name=schema, columns=table.columns, source=_follow(chunks)
+            )
+            await _await_or_lose(self._connection, copying)
         except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
             raise StartupError("NB-3072", path=table.name, detail=type(error).__name__) from error
 
@@ -148,9 +159,17 @@ async def open_load(pool: asyncpg.Pool, tables: Sequence[Table]) -> AsyncIterato
     """
     The tables of an empty database, ours alone until everything or nothing is there.
 
-    Raises StartupError: rows are there (NB-3074), its tables are not the archive's (NB-3072). COPY refuses tables with
-    row-level security, so the owner is let in for the length of the transaction, which no other sees.
+    Raises StartupError: rows are there (NB-3074), its tables are not the archive's (NB-3072); Unavailable (NB-2003)
+    whenever the database goes away. COPY refuses tables with row-level security, so the owner is let in for the length
+    of the transaction, which no other sees.
     """
+    with _translate():
+        async with _begin_load(pool, tables) as load:
+            yield load
+
+
+@asynccontextmanager
+async def _begin_load(pool: asyncpg.Pool, tables: Sequence[Table]) -> AsyncIterator[Load]:
     async with pool.acquire() as connection, connection.transaction():
         await connection.execute("SET LOCAL ROLE nbpulse_owner")
         await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT_S}s'")
@@ -194,6 +213,27 @@ def _quote(columns: Iterable[str]) -> str:
 async def _follow(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
     for chunk in chunks:
         yield chunk
+
+
+async def _await_or_lose(connection: asyncpg.Connection, copying: Coroutine[Any, Any, str]) -> None:
+    """The driver waits without an end for leave to write on when the server dies while its buffer is full."""
+    lost = asyncio.get_running_loop().create_future()
+
+    def note(_: object) -> None:
+        if not lost.done():
+            lost.set_result(None)
+
+    connection.add_termination_listener(note)
+    task = asyncio.ensure_future(copying)
+    try:
+        await asyncio.wait({task, lost}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=1)
+            raise ConnectionResetError("the database has gone in the middle of COPY")
+        await task
+    finally:
+        connection.remove_termination_listener(note)
 
 
 @contextmanager
