@@ -69,8 +69,7 @@ def back_up(settings: Settings, file: Path, *, overwrite: bool, with_keys: bool,
         open_stores(settings.data_dir, settings.database_url, settings.redis_url) as urls,
         show_progress(get_text("backup_running")) as report,
     ):
-        keys = _read_keys(settings)
-        manifest = asyncio.run(_write(archive, *urls, keys, report, with_keys=with_keys))
+        manifest = asyncio.run(_write(archive, settings, *urls, report, with_keys=with_keys))
     facts = _describe(file, manifest, began_s)
     if as_json:
         answer(json.dumps(facts))
@@ -82,14 +81,14 @@ def back_up(settings: Settings, file: Path, *, overwrite: bool, with_keys: bool,
 
 
 async def _write(
-    archive: ArchiveWriter, database_url: str, redis_url: str, keys: list[bytes], report: Report, *, with_keys: bool
+    archive: ArchiveWriter, settings: Settings, database_url: str, redis_url: str, report: Report, *, with_keys: bool
 ) -> Manifest:
-    seal = EncryptedField(keys)
     async with open_owner(database_url) as pool:
         if await read_revision(pool) is None:
             raise StartupError("NB-3076")
         # No key comes or goes between the stream, the snapshot and what is said of keys.
         async with hold_rotation(pool), open_stream_copy(redis_url) as stream:
+            seal = EncryptedField(keys := _read_keys(settings))
             began_at = await read_clock(pool)
             with archive.add("stream") as member:
                 async for batch in stream.read():
