@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import zipfile
@@ -31,6 +32,7 @@ from nbpulse.embedded import EmbeddedPostgres, EmbeddedValkey
 from nbpulse.events import decode
 from nbpulse.migrations import migrate
 from nbpulse.records.copying import LEFT_OUT
+from nbpulse.resources import Resources
 from nbpulse.stream import GROUP, LANES
 from servers import run_server
 from stores import WORKER_PASSWORD, connect, count_rows, create_database, make_class, make_event
@@ -124,6 +126,42 @@ async def test_a_data_directory_comes_back_as_another_one_with_the_keys_inside(
     assert run_nbpulse("backup", tmp_path / "x.zip", data_dir=data_dir / "nothing")[2].startswith("NB-3019")
 
 
+async def store_waiting(worker: Resources) -> None:
+    """What waits is stored, acknowledged and trimmed."""
+    for lane in LANES:
+        while deliveries := await worker.stream.read(lane, block_ms=10):
+            known = [one for one in deliveries if GARBAGE not in one.payload]
+            await worker.ledger.record_events([decode(one.payload) for one in known])
+            await worker.stream.ack(deliveries)
+    await worker.stream.trim()
+
+
+async def test_what_is_stored_and_trimmed_while_the_tables_are_read_is_in_the_backup(
+    server_18: str, make_valkey: Callable[[], str], tmp_path: Path
+) -> None:
+    old = await make_machine(server_18, make_valkey(), tmp_path / "old")
+    lesson = await teach(old)
+    async with connect(old.database_url) as connection, connection.transaction():
+        await connection.execute("LOCK TABLE help_requests")  # the backup waits here: its snapshot is taken
+        process = old.start("backup", tmp_path / "b.zip")
+        while not await connection.fetchval(
+            "SELECT count(*) FROM pg_locks WHERE relation = 'help_requests'::regclass AND NOT granted"
+        ):
+            assert process.poll() is None, process.communicate()
+            await asyncio.sleep(0.01)
+        async with old.open_worker() as worker:
+            await store_waiting(worker)
+            assert await read_streams(old.redis_url) == {}
+    _, said = await asyncio.to_thread(process.communicate, timeout=60)
+    assert process.returncode == 0, said
+    new = await make_successor(server_18, make_valkey(), old, tmp_path / "new")
+    assert new.run("restore", tmp_path / "b.zip")[0] == 0
+    await drain(new)
+    async with connect(new.database_url) as connection:
+        stored = [row[0] for row in await connection.fetch("SELECT event_id FROM events")]
+    assert sorted(stored) == sorted([*lesson.stored, *lesson.waiting])
+
+
 async def test_a_database_lost_alone_comes_back_beside_the_stream_and_has_what_came_after_the_backup(
     server_18: str, make_valkey: Callable[[], str], tmp_path: Path
 ) -> None:
@@ -133,13 +171,7 @@ async def test_a_database_lost_alone_comes_back_beside_the_stream_and_has_what_c
     async with old.open_worker() as worker, open_redis(old.redis_url) as redis:
         async with connect(old.database_url) as connection:
             (user_id,) = await connection.fetchrow("SELECT user_id FROM enrolments LIMIT 1")
-        # The worker stores what waited and acknowledges it; some is trimmed, one lies acknowledged, some come later.
-        for lane in LANES:
-            while deliveries := await worker.stream.read(lane, block_ms=10):
-                known = [one for one in deliveries if GARBAGE not in one.payload]
-                await worker.ledger.record_events([decode(one.payload) for one in known])
-                await worker.stream.ack(deliveries)
-        await worker.stream.trim()
+        await store_waiting(worker)
         later = [make_event(user_id, lesson.course_id) for _ in range(30)]
         await worker.stream.append(later)
         read = await worker.stream.read("events")
