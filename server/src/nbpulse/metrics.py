@@ -96,6 +96,7 @@ RedisQuery = Literal[
     "forget_suspects",
     "measure_backlog",
     "trim",
+    "copy_entries",
     # of the cache and the publisher: the command itself
     "pipeline",
     "exists",

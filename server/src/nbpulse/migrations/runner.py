@@ -54,9 +54,11 @@ def _as_sqlalchemy(url: str) -> str:
     return "postgresql+asyncpg://" + url.split("://", 1)[1]
 
 
-async def migrate(database_url: str, passwords: Mapping[str, str]) -> None:
+async def migrate(database_url: str, passwords: Mapping[str, str], revision: str = "head") -> None:
     """
     Migrate as the owner of `database_url` and set the password of each login in `passwords` (login -> password).
+
+    An older `revision` is for what was backed up under it; the months ahead are made with the newest.
 
     Raises what the driver raises when the database is away or its login may not do this. Each migration is one
     transaction, but for indexes made concurrently at its end.
@@ -69,8 +71,9 @@ async def migrate(database_url: str, passwords: Mapping[str, str]) -> None:
             for statement in (head + "END $$", *grants.split(";\n"), "SET ROLE nbpulse_owner"):
                 await connection.exec_driver_sql(statement)
             await connection.commit()
-            await connection.run_sync(_upgrade)
-            await connection.exec_driver_sql(f"SELECT ensure_months({MONTHS_AHEAD})")
+            await connection.run_sync(_upgrade, revision)
+            if revision == "head":
+                await connection.exec_driver_sql(f"SELECT ensure_months({MONTHS_AHEAD})")
             await connection.exec_driver_sql("RESET ROLE")
             for login, password in passwords.items():
                 literal = password.replace("'", "''")
@@ -93,11 +96,11 @@ async def _take_lock(connection: AsyncConnection) -> None:
     await connection.commit()
 
 
-def _upgrade(connection: Connection) -> None:
+def _upgrade(connection: Connection, revision: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, revision)
 
 
 def with_login(database_url: str, login: str, password: str) -> str:

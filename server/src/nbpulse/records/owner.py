@@ -38,10 +38,12 @@ async def open_owner(database_url: str) -> AsyncIterator[asyncpg.Pool]:
         raise StartupError("NB-3053", detail=f"{type(error).__name__}: {error}") from error
     try:
         yield pool
-    except asyncpg.InsufficientPrivilegeError as error:
-        raise StartupError("NB-3018", detail=str(error)) from error
-    finally:
-        await pool.close()
+    except BaseException as error:
+        pool.terminate()  # closing politely waits for a server that may be gone, without an end
+        if isinstance(error, asyncpg.InsufficientPrivilegeError):
+            raise StartupError("NB-3018", detail=str(error)) from error
+        raise
+    await pool.close()
 
 
 async def read_revision(pool: asyncpg.Pool) -> str | None:

@@ -103,7 +103,7 @@ def upgrade() -> None:
         op.execute(statement)
     # What is in the ledger already was stored before anybody counted.
     op.execute("SET LOCAL ROLE app_maintenance")
-    op.execute("INSERT INTO event_counts (slot, stored) SELECT 0, count(*) FROM events")
+    op.execute("INSERT INTO event_counts (slot, stored) SELECT 0, count(*) FROM events HAVING count(*) > 0")
     op.execute("SET LOCAL ROLE nbpulse_owner")
 
 
