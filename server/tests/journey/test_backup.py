@@ -106,7 +106,7 @@ async def test_what_was_accepted_before_the_backup_is_there_and_what_is_sent_aga
         await await_drained(new.facts["redis_url"], 30)
         await await_debts_paid(new.facts["database_url"])
         history = read_journals([journal.path])
-        verdict = await check(new.facts["database_url"], history)
+        verdict = await check(new.facts["database_url"], new.facts["redis_url"], history)
         print(  # noqa: T201 - what a person running it wants to see
             f"\n{said.splitlines()[-1]}\naccepted before {len(accepted)}, in the archive's stream {waiting}, stored"
             f" before anything was sent again {len(stored)}, accepted later and lost until sent again {lost_since},"
