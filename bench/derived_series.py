@@ -23,6 +23,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
+import psutil
 from report import describe_machine
 
 from nbpulse.crypto import EncryptedField, make_key
@@ -69,9 +70,25 @@ async def time_ms(work: Callable[[], Awaitable[Any]]) -> tuple[float, Any]:
     return (time.perf_counter() - began) * 1000, answer
 
 
-async def measure_ledger(ledger: PostgresLedger, people: list[UUID], size: int) -> dict[str, Any]:
+async def find_backends(pool: asyncpg.Pool) -> list[psutil.Process]:
+    """PostgreSQL's processes behind the pool."""
+    held = [await pool.acquire() for _ in range(pool.get_max_size())]
+    pids = [await one.fetchval("SELECT pg_backend_pid()") for one in held]
+    for one in held:
+        await pool.release(one)
+    return [psutil.Process(pid) for pid in pids]
+
+
+def read_cpu_ms(backends: list[psutil.Process]) -> float:
+    """Processor time so far, ours and theirs: unlike wall time it hardly depends on who else is at work."""
+    return 1000 * (time.process_time() + sum(sum(one.cpu_times()[:2]) for one in backends))
+
+
+async def measure_ledger(pool: asyncpg.Pool, ledger: PostgresLedger, people: list[UUID], size: int) -> dict[str, Any]:
     """Storing a batch with its marks and without, in turn."""
     mark, times = marks.mark, {True: list[float](), False: list[float]()}
+    cpu_ms = {True: 0.0, False: 0.0}
+    backends = await find_backends(pool)
 
     async def skip(*_: object) -> None:
         """No marks."""
@@ -81,15 +98,19 @@ async def measure_ledger(ledger: PostgresLedger, people: list[UUID], size: int) 
         marks.mark = mark if is_marking else skip
         chosen, now = random.choices(people, k=size), datetime.now(UTC)
         batch = [make_event(one, now, place) for place, one in enumerate(chosen)]
+        before_ms = read_cpu_ms(backends)
         took_ms, _ = await time_ms(lambda batch=batch: ledger.record_events(batch))
         times[is_marking].append(took_ms)
+        cpu_ms[is_marking] += read_cpu_ms(backends) - before_ms
     marks.mark = mark
     medians = {name: statistics.median(times[name]) for name in times}
     return {
         "events": size,
         "median_ms": round(medians[True], 2),
         "without_marks_median_ms": round(medians[False], 2),
-        "ratio": round(medians[True] / medians[False], 3),
+        "cpu_ms": round(cpu_ms[True] / ROUNDS, 2),
+        "without_marks_cpu_ms": round(cpu_ms[False] / ROUNDS, 2),
+        "ratio": round(cpu_ms[True] / cpu_ms[False], 3),
     }
 
 
@@ -108,17 +129,20 @@ async def measure_job(
     await derived.mark_changed_notebooks(pool, rest_s=0)
     whole_ms, _ = await time_ms(lambda: derived.pay_marks(pool, series))
     await pool.execute("ANALYZE")
-    times = []
+    times, cpu_ms, backends = [], 0.0, await find_backends(pool)
     for turn in range(9):
         at = datetime.now(UTC)
         await ledger.record_events([make_event(one, at, turn * 3 + n) for one in people for n in range(3)])
+        before_ms = read_cpu_ms(backends)
         took_ms, paid = await time_ms(lambda: derived.pay_marks(pool, series))
+        cpu_ms += read_cpu_ms(backends) - before_ms
         assert paid == len(people), paid
         times.append(took_ms)
     points = await pool.fetchval("SELECT count(*) FROM timeseries.learning_progress")
     return {
         "students": len(people),
         "events_per_student": per_student,
+        "round_cpu_ms": round(cpu_ms / len(times), 1),
         "round_median_ms": round(statistics.median(times), 1),
         "round_max_ms": round(max(times), 1),
         "from_the_beginning_ms": round(whole_ms, 1),
@@ -155,8 +179,8 @@ async def measure_percentiles(pool: asyncpg.Pool, people: list[UUID], points: in
         found[f"{name}_median_ms"] = round(statistics.median(times), 1)
     for one, exact in zip(answers["bins"], answers["raw"], strict=True):
         assert one.execution_count == exact.execution_count
-        # The bound, and the step from one duration to the next that lies in interpolating.
-        assert abs(one.p95_ms / exact.p95_ms - 1) < 0.015, (one, exact)
+        # The bound, and the steps of the durations (e^0 to e^12) between two ranks, over which the other interpolates.
+        assert abs(one.p95_ms / exact.p95_ms - 1) < 0.01 + 2 * 12 / exact.execution_count, (one, exact)
     times = [(await time_ms(lambda: series.query_error_rate(window, scope)))[0] for _ in range(7)]
     found["error_rate_median_ms"] = round(statistics.median(times), 1)
     return found
@@ -175,8 +199,8 @@ async def measure_all(database_url: str, points: int) -> dict[str, Any]:
         ledger = PostgresLedger(pool, EncryptedField(make_key()), NotebookDirectory())
         await ledger.record_events([make_event(one, datetime.now(UTC), 0) for one in people])
         return {
-            "record_50": await measure_ledger(ledger, people, 50),
-            "record_500": await measure_ledger(ledger, people, 500),
+            "record_50": await measure_ledger(pool, ledger, people, 50),
+            "record_500": await measure_ledger(pool, ledger, people, 500),
             "job": await measure_job(pool, ledger, people, 500),
             "percentiles_of_a_day": await measure_percentiles(pool, people, points),
         }
