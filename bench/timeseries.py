@@ -53,7 +53,8 @@ _SERIES_MAX = 1_000_000
 # Points carry their course from the release on in which courses are told apart there.
 _COURSE: dict[str, Any] = {"course_id": UUID(int=1)} if "course_id" in CellExecutionPoint.__struct_fields__ else {}
 _SIZE = """
-SELECT sum(pg_total_relation_size(oid))::float8 FROM pg_class WHERE relnamespace = 'timeseries'::regnamespace AND relkind = 'r'
+SELECT sum(pg_total_relation_size(oid))::float8 FROM pg_class
+WHERE relnamespace = 'timeseries'::regnamespace AND relkind = 'r'
 """
 _RAW = {
     "query_1": """
