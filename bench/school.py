@@ -14,6 +14,8 @@ from uuid import UUID
 
 import asyncpg
 
+from nbpulse.timeseries.postgres import PostgresTimeSeries
+
 STUDENTS = 200
 WEEKS_MAX = 16
 # In class one run each 80 s, twice a week homework; a run is two rows of the ledger.
@@ -100,20 +102,20 @@ SELECT user_id, shard, course_id, notebook_id, cell_id, min(cell_index), count(*
 FROM events WHERE event_type = 'cell_execution' GROUP BY user_id, shard, course_id, notebook_id, cell_id
 ORDER BY min(occurred_at)
 """
-_POINTS = """
-INSERT INTO timeseries.cell_executions (user_id, time_ns, notebook_path, cell_index, event_type, execution_duration_ms,
-    has_error, error_message, execution_count)
-SELECT e.user_id, (extract(epoch FROM e.occurred_at) * 1000)::bigint * 1000000 + e.ordinal, n.path, e.cell_index,
-    'cell_execution', (e.data->>'execution_duration_ms')::float8, e.error_fingerprint IS NOT NULL,
-    e.data->>'error_name' || ': ...', (e.data->>'execution_count')::int
-FROM events e JOIN notebooks n ON n.id = e.notebook_id WHERE e.event_type = 'cell_execution' ORDER BY e.occurred_at
+# "course_id, " from the release on in which points carry their course.
+_COURSE = ""
+_POINTS = f"""
+INSERT INTO timeseries.cell_executions ({_COURSE}user_id, time_ns, notebook_path, cell_index, event_type,
+    execution_duration_ms, has_error, error_message, execution_count)
+SELECT {_COURSE}user_id, (extract(epoch FROM occurred_at) * 1000)::bigint * 1000000 + ordinal, path, cell_index,
+    event_type, (data->>'execution_duration_ms')::float8, error_fingerprint IS NOT NULL,
+    data->>'error_name' || ': ...', (data->>'execution_count')::int
+FROM events JOIN (SELECT id AS notebook_id, path FROM notebooks) n USING (notebook_id)
+WHERE event_type = 'cell_execution' ORDER BY occurred_at
 """
-_MINUTES = """
-INSERT INTO timeseries.cell_executions_1m (minute_ns, user_id, notebook_path, execution_count, timed_count,
-    duration_sum_ms, error_count)
-SELECT time_ns / 60000000000 * 60000000000 AS minute_ns, user_id, notebook_path, count(*), count(execution_duration_ms),
-    sum(execution_duration_ms), count(*) FILTER (WHERE has_error)
-FROM timeseries.cell_executions GROUP BY minute_ns, user_id, notebook_path ORDER BY minute_ns
+_MARKS = f"""
+INSERT INTO timeseries.stale_minutes ({_COURSE}user_id, minute_ns)
+SELECT DISTINCT {_COURSE}user_id, time_ns / 60000000000 * 60000000000 FROM timeseries.cell_executions
 """
 
 
@@ -133,7 +135,7 @@ async def fill_school(database_url: str, course_id: UUID, rows: int) -> dict[str
         await pool.execute(_NOTEBOOK_CELLS)
         now = await pool.fetchval("SELECT now()")
         await _fill_ledger(pool, now, weeks)
-        await asyncio.gather(_run(pool, _POINTS, _MINUTES), _run(pool, _SESSIONS, _CELLS))
+        await asyncio.gather(_fill_series(pool), _run(pool, _SESSIONS, _CELLS))
         await pool.execute("DROP TABLE bench_students")
         async with pool.acquire() as connection:
             await connection.execute("VACUUM ANALYZE")  # as the nightly jobs leave it
@@ -157,6 +159,14 @@ async def make_months(pool: asyncpg.Pool, weeks: int) -> None:
 async def _fill_ledger(pool: asyncpg.Pool, now: datetime, weeks: int) -> None:
     for week in range(1, weeks + 1):
         await pool.execute(_WEEK.format(week=week), now, weeks, list(SITTINGS.values()))
+
+
+async def _fill_series(pool: asyncpg.Pool) -> None:
+    await _run(pool, _POINTS, _MARKS)
+    await pool.execute("VACUUM ANALYZE timeseries.stale_minutes")
+    store = PostgresTimeSeries(pool)
+    while await store.refresh_rollups(settle_s=-120):
+        pass
 
 
 async def _run(pool: asyncpg.Pool, *statements: str) -> None:

@@ -25,7 +25,8 @@ def compose_api_reads(result: Result) -> str:
         + f" {school['ledger_rows']:,} ledger rows of {school['courses']} courses in {school['weeks']} weeks"
         f" ({school['database_mb'] / 1000:.1f} GB); of the course asked for {school['ledger_rows_of_course']:,}, of its"
         f" class day {school['ledger_rows_of_course_last_day']:,}. Milliseconds; {result['readers']} readers without a"
-        f" pause, so p95 of the shared answers is mostly HTTP. Aim: p95 < {aim:g} ms.",
+        f" pause, so p95 of the shared answers is mostly HTTP. Aim: p95 < {aim:g} ms. Load average at the end:"
+        f" {result['load_average'][2]:.1f}.",
         "",
         f"| question | {' | '.join(_READS)} |",
         f"|---|{'---:|' * len(_READS)}",

@@ -70,6 +70,28 @@ async def test_nobody_joins_a_making_that_began_longer_ago_than_an_answer_lives(
     assert ((await slow).body, (await fresh).body) == (b"1", b"2")
 
 
+async def test_a_making_that_ends_late_does_not_take_the_place_of_a_later_one() -> None:
+    source = Source()
+    answers = Answers(clock=lambda: source.now_s)
+    source.may_go.clear()
+    slow_may_go, source.may_go = source.may_go, asyncio.Event()
+
+    async def make_slowly() -> Response:
+        await slow_may_go.wait()
+        return Response("old")
+
+    slow = asyncio.create_task(answers.get_or_make(("a",), make_slowly))
+    await settle()
+    source.now_s = LIFE_S
+    source.may_go.set()
+    assert (await answers.get_or_make(("a",), source.make)).body == b"1"
+    await settle()
+    slow_may_go.set()
+    assert (await slow).body == b"old"
+    await settle()
+    assert (await answers.get_or_make(("a",), source.make)).body == b"1"
+
+
 async def test_a_failure_is_told_to_all_who_wait_and_not_kept() -> None:
     source = Source()
     answers = Answers(clock=lambda: source.now_s)

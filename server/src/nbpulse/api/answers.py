@@ -63,6 +63,9 @@ class Answers:
             del self._flights[key]
         if flight.making.cancelled() or flight.making.exception() is not None:
             return  # whoever waits has it; nothing is kept of it
+        kept = self._kept.get(key)
+        if kept is not None and kept.begun_at > flight.begun_at:
+            return  # one that began later was faster
         self._drop(key)
         answer = flight.making.result()
         if len(answer.body) <= self._bytes_max // 8:
