@@ -106,6 +106,8 @@ class School:
             | {"notebook_path": "x", "duration_bins": "{}"}
             | {"execution_count": 1, "timed_count": 1, "duration_sum_ms": 1.0, "error_count": 0},
             "timeseries.stale_minutes": {"minute_ns": number, "user_id": user_id, "course_id": course_id},
+            "timeseries.cell_executions_10m": {"slot_ns": number, "user_id": user_id, "course_id": course_id}
+            | {"notebook_path": "x", "execution_count": 1, "timed_count": 1, "duration_sum_ms": 1.0, "error_count": 0},
             "timeseries.durations_10m": {"slot_ns": number, "course_id": course_id, "user_ids": "{}"}
             | {"bins": "{}", "counts": "{}"},
             "timeseries.learning_progress": point

@@ -71,6 +71,7 @@ _CLEAR = (
     "DELETE FROM event_ids WHERE user_id = $1",
     "DELETE FROM timeseries.cell_executions WHERE user_id = $1",
     "DELETE FROM timeseries.cell_executions_1m WHERE user_id = $1",
+    "DELETE FROM timeseries.cell_executions_10m WHERE user_id = $1",
     # Both users' derived points are made anew, as the one's.
     "DELETE FROM timeseries.learning_progress WHERE user_id = $1",
     "DELETE FROM timeseries.performance_metrics WHERE user_id = $1",

@@ -1,10 +1,10 @@
-"""The time series on PostgreSQL: raw points by month, and minutes rolled up from them.
+"""The time series on PostgreSQL: raw points by month, minutes rolled up from them, and slots of ten from those.
 
-A minute that got a point is stale until `refresh_rollups` has computed it anew from the raw points; queries take clean
-minutes from the rollup and stale ones raw, in one snapshot, so they never differ from the fold of the points. Raw
-points over more than an hour are never read for a percentile: rollups keep durations in bins 2 % wide, per student and
-minute, and per course and ten minutes for windows that are asked for in such steps (by staff: students see no rollup of
-a course).
+A minute that got a point is stale until `refresh_rollups` has computed it anew from the raw points, and its slot with
+it; queries take clean minutes or slots from the rollup and stale ones raw, in one snapshot, so they never differ from
+the fold of the points. Raw points over more than an hour are never read for a percentile: rollups keep durations in
+bins 2 % wide, per student and minute, and per course and ten minutes for windows that are asked for in such steps (by
+staff: students see no rollup of a course).
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class PostgresTimeSeries:
 
     async def query_activity(self, window: Window, scope: ClassScope | None = None) -> list[Activity]:
         """Mean and count of the duration per bucket and user. Raises Unavailable (NB-2005)."""
-        rows = await self._fetch("query_activity", statements.ACTIVITY, *_bind(window, scope), *_find_whole(window))
+        rows = await self._add_up("query_activity", statements.SLOT_ACTIVITY, statements.MINUTE_ACTIVITY, window, scope)
         return [
             Activity(_to_time(row["at_ns"]), row["user_id"], row["avg_duration_ms"], row["execution_count"])
             for row in rows
@@ -92,7 +92,8 @@ class PostgresTimeSeries:
 
     async def query_error_rate(self, window: Window, scope: ClassScope | None = None) -> list[ErrorRate]:
         """Errors and executions per bucket and notebook. Raises Unavailable (NB-2005)."""
-        rows = await self._fetch("query_error_rate", statements.ERROR_RATE, *_bind(window, scope), *_find_whole(window))
+        by_slot, by_minute = statements.SLOT_ERROR_RATE, statements.MINUTE_ERROR_RATE
+        rows = await self._add_up("query_error_rate", by_slot, by_minute, window, scope)
         return [
             ErrorRate(_to_time(row["at_ns"]), row["notebook_path"], row["error_count"], row["total_executions"])
             for row in rows
@@ -104,11 +105,8 @@ class PostgresTimeSeries:
         if window.end - window.start <= EXACT_MAX:
             rows = await self._fetch("query_percentiles", statements.PERCENTILES, *values)
             return [Percentiles(_to_time(at_ns), p50, p95, count) for at_ns, (p50, p95), count in rows]
-        if _to_ns(window.bucket) % statements.SLOT_NS:
-            rows = await self._fetch("query_percentiles", statements.MINUTE_PERCENTILES, *values, *_find_whole(window))
-        else:
-            slots = _find_whole(window, statements.SLOT_NS)
-            rows = await self._fetch("query_percentiles", statements.SLOT_PERCENTILES, *values, *slots)
+        by_slot, by_minute = statements.SLOT_PERCENTILES, statements.MINUTE_PERCENTILES
+        rows = await self._add_up("query_percentiles", by_slot, by_minute, window, scope)
         return [
             Percentiles(_to_time(at_ns), _estimate_duration(p50), _estimate_duration(p95), count)
             for at_ns, (p50, p95), count in rows
@@ -123,6 +121,14 @@ class PostgresTimeSeries:
         """Times and error rates per bucket, notebook and cell type. Raises Unavailable (NB-2005)."""
         rows = await self._fetch("query_performance", statements.PERFORMANCE, *_bind(window, scope))
         return [Performance(_to_time(at_ns), *values) for at_ns, *values in rows]
+
+    async def _add_up(
+        self, name: SeriesQuery, by_slot: str, by_minute: str, window: Window, scope: ClassScope | None
+    ) -> list[Any]:
+        """A window from the coarsest rollup whose units its buckets consist of."""
+        has_slots = _to_ns(window.bucket) % statements.SLOT_NS == 0
+        whole = _find_whole(window, statements.SLOT_NS if has_slots else _MINUTE_NS)
+        return await self._fetch(name, by_slot if has_slots else by_minute, *_bind(window, scope), *whole)
 
     async def _fetch(self, name: SeriesQuery, query: str, *values: object) -> list[Any]:
         try:
@@ -143,8 +149,11 @@ async def _refresh_slots(connection: asyncpg.Connection, stale: Sequence[asyncpg
     for slot in slots:
         await connection.execute(statements.LOCK_SLOT, *slot)
     keys = [slot[0] for slot in slots], [slot[1] for slot in slots]
-    await connection.execute(statements.CLEAR_SLOTS, *keys)
-    await connection.execute(statements.FILL_SLOTS, *keys)
+    for statement in (
+        *(statements.CLEAR_SLOTS, statements.FILL_SLOTS),
+        *(statements.CLEAR_DURATIONS, statements.FILL_DURATIONS),
+    ):
+        await connection.execute(statement, *keys)
 
 
 def _sort_points(points: Iterable[SeriesPoint]) -> list[SeriesPoint]:

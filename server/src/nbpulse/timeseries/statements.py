@@ -87,14 +87,24 @@ WHERE (s.minute_ns, s.user_id, s.course_id) = (k.minute_ns, k.user_id, k.course_
 # Slots of ten minutes, made of the minutes rolled up so far: while one of a slot's minutes is stale, nobody reads it.
 LOCK_SLOT = "SELECT pg_advisory_xact_lock(6622005, hashtext($1::bigint || $2::uuid::text))"
 _SLOTS = "unnest($1::bigint[], $2::uuid[]) AS k(slot_ns, course_id)"
+_MINUTES_OF_SLOTS = f"""{_SLOTS} JOIN timeseries.cell_executions_1m r
+        ON r.course_id = k.course_id AND r.minute_ns >= k.slot_ns AND r.minute_ns < k.slot_ns + {SLOT_NS}"""
 CLEAR_SLOTS = f"""
-DELETE FROM timeseries.durations_10m d USING {_SLOTS} WHERE (d.slot_ns, d.course_id) = (k.slot_ns, k.course_id)
+DELETE FROM timeseries.cell_executions_10m d USING {_SLOTS} WHERE (d.slot_ns, d.course_id) = (k.slot_ns, k.course_id)
 """  # noqa: S608
 FILL_SLOTS = f"""
+INSERT INTO timeseries.cell_executions_10m (slot_ns, user_id, course_id, notebook_path, execution_count, timed_count,
+    duration_sum_ms, error_count)
+SELECT k.slot_ns, r.user_id, k.course_id, r.notebook_path, sum(r.execution_count), sum(r.timed_count),
+    sum(r.duration_sum_ms), sum(r.error_count)
+FROM {_MINUTES_OF_SLOTS} GROUP BY k.slot_ns, r.user_id, k.course_id, r.notebook_path
+"""  # noqa: S608
+CLEAR_DURATIONS = f"""
+DELETE FROM timeseries.durations_10m d USING {_SLOTS} WHERE (d.slot_ns, d.course_id) = (k.slot_ns, k.course_id)
+"""  # noqa: S608
+FILL_DURATIONS = f"""
 WITH minute AS MATERIALIZED (
-    SELECT k.slot_ns, k.course_id, r.user_id, r.duration_bins FROM {_SLOTS} JOIN timeseries.cell_executions_1m r
-        ON r.course_id = k.course_id AND r.minute_ns >= k.slot_ns AND r.minute_ns < k.slot_ns + {SLOT_NS}
-    WHERE r.timed_count > 0
+    SELECT k.slot_ns, k.course_id, r.user_id, r.duration_bins FROM {_MINUTES_OF_SLOTS} WHERE r.timed_count > 0
 ), filled AS (
     SELECT slot_ns, course_id, bin, count(*)::int AS runs FROM minute, unnest(duration_bins) AS bin
     GROUP BY slot_ns, course_id, bin
@@ -108,42 +118,51 @@ JOIN (SELECT slot_ns, course_id, array_agg(bin), array_agg(runs) FROM filled GRO
 # --- windows ----------------------------------------------------------------------------------------------------------
 # $1 to $2 the window, $3 the bucket, $4 the course and $5 the people (null = all).
 
-_RAW = f"""SELECT e.time_ns, e.user_id, e.notebook_path, 1, (e.execution_duration_ms IS NOT NULL)::int,
-        coalesce(e.execution_duration_ms, 0), e.has_error::int,
-        CASE WHEN e.execution_duration_ms IS NULL THEN '{{}}' ELSE ARRAY[{_BIN}] END"""
+_RAW = """SELECT e.time_ns, e.user_id, e.notebook_path, 1 AS execution_count,
+        (e.execution_duration_ms IS NOT NULL)::int AS timed_count,
+        coalesce(e.execution_duration_ms, 0) AS duration_sum_ms, e.has_error::int AS error_count"""
 _MINE = "($4::uuid IS NULL OR {0}.course_id = $4) AND ($5::uuid[] IS NULL OR {0}.user_id = ANY($5))"
 # Before and after the window's whole minutes or slots, $6 to $7; as two ranges, or the whole window would be scanned.
 _EDGES = """FROM (VALUES ($1::bigint, $6::bigint), ($7::bigint, $2::bigint)) AS edge(from_ns, to_ns)
     JOIN timeseries.cell_executions e ON e.time_ns >= edge.from_ns AND e.time_ns < edge.to_ns"""
-# The three parts never overlap.
-_PARTS = f"""
-WITH part AS (
-    SELECT r.minute_ns AS time_ns, r.user_id, r.notebook_path, r.execution_count, r.timed_count, r.duration_sum_ms,
-        r.error_count, r.duration_bins
-    FROM timeseries.cell_executions_1m r
-    WHERE r.minute_ns >= $6 AND r.minute_ns < $7 AND {_MINE.format("r")}
-        AND NOT EXISTS (SELECT FROM timeseries.stale_minutes s
-                        WHERE s.minute_ns = r.minute_ns AND s.user_id = r.user_id AND s.course_id = r.course_id)
+
+
+def _compose_parts(rollup: str, unit_ns: int, *, more: str = "", raw_more: str = "") -> str:
+    """What a window's figures are added up from: clean units of a rollup, stale ones and the edges raw; no overlap."""
+    at = "minute_ns" if unit_ns < SLOT_NS else "slot_ns"
+    return f"""
+WITH stale AS MATERIALIZED (
+    SELECT DISTINCT minute_ns / {unit_ns} * {unit_ns} AS at_ns, user_id, course_id FROM timeseries.stale_minutes s
+    WHERE minute_ns >= $6 AND minute_ns < $7 AND {_MINE.format("s")}
+), part AS (
+    SELECT r.{at} AS time_ns, r.user_id, r.notebook_path, r.execution_count, r.timed_count, r.duration_sum_ms,
+        r.error_count{more}
+    FROM {rollup} r WHERE r.{at} >= $6 AND r.{at} < $7 AND {_MINE.format("r")}
+        AND NOT EXISTS (SELECT FROM stale s
+                        WHERE s.at_ns = r.{at} AND s.user_id = r.user_id AND s.course_id = r.course_id)
     UNION ALL
-    {_RAW}
-    FROM timeseries.stale_minutes s JOIN timeseries.cell_executions e ON e.user_id = s.user_id
-        AND e.course_id = s.course_id AND e.time_ns >= s.minute_ns AND e.time_ns < s.minute_ns + 60000000000
-    WHERE s.minute_ns >= $6 AND s.minute_ns < $7 AND e.time_ns >= $6 AND e.time_ns < $7 AND {_MINE.format("s")}
+    {_RAW}{raw_more}
+    FROM stale s JOIN timeseries.cell_executions e ON e.user_id = s.user_id AND e.course_id = s.course_id
+        AND e.time_ns >= s.at_ns AND e.time_ns < s.at_ns + {unit_ns}
     UNION ALL
-    {_RAW}
+    {_RAW}{raw_more}
     {_EDGES} WHERE {_MINE.format("e")}
-)
-"""  # noqa: S608
-ACTIVITY = f"""
-{_PARTS} SELECT time_ns / $3 * $3 AS at_ns, user_id, sum(duration_sum_ms) / sum(timed_count) AS avg_duration_ms,
+)"""  # noqa: S608
+
+
+_MINUTE_PARTS = _compose_parts("timeseries.cell_executions_1m", 60_000_000_000)
+_SLOT_PARTS = _compose_parts("timeseries.cell_executions_10m", SLOT_NS)
+_ACTIVITY = """ SELECT time_ns / $3 * $3 AS at_ns, user_id, sum(duration_sum_ms) / sum(timed_count) AS avg_duration_ms,
     sum(timed_count)::bigint AS execution_count
 FROM part GROUP BY at_ns, user_id HAVING sum(timed_count) > 0 ORDER BY at_ns, user_id
-"""  # noqa: S608
-ERROR_RATE = f"""
-{_PARTS} SELECT time_ns / $3 * $3 AS at_ns, notebook_path, sum(error_count)::bigint AS error_count,
+"""
+_ERROR_RATE = """ SELECT time_ns / $3 * $3 AS at_ns, notebook_path, sum(error_count)::bigint AS error_count,
     sum(execution_count)::bigint AS total_executions
 FROM part GROUP BY at_ns, notebook_path ORDER BY at_ns, notebook_path
-"""  # noqa: S608
+"""
+# For buckets of whole slots, and for finer ones.
+SLOT_ACTIVITY, MINUTE_ACTIVITY = _SLOT_PARTS + _ACTIVITY, _MINUTE_PARTS + _ACTIVITY
+SLOT_ERROR_RATE, MINUTE_ERROR_RATE = _SLOT_PARTS + _ERROR_RATE, _MINUTE_PARTS + _ERROR_RATE
 PERCENTILES = f"""
 SELECT time_ns / $3 * $3 AS at_ns, percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY execution_duration_ms) AS p,
     count(*) AS execution_count
@@ -162,8 +181,14 @@ SELECT at_ns, ARRAY[min(bin) FILTER (WHERE up_to > 0.5 * (runs - 1)), min(bin) F
     AS bins, max(runs)::bigint AS execution_count
 FROM ranked GROUP BY at_ns ORDER BY at_ns
 """
+_BINNED_PARTS = _compose_parts(
+    "timeseries.cell_executions_1m",
+    60_000_000_000,
+    more=", r.duration_bins",
+    raw_more=f", CASE WHEN e.execution_duration_ms IS NULL THEN '{{}}' ELSE ARRAY[{_BIN}] END",
+)
 MINUTE_PERCENTILES = f"""
-{_PARTS}, filled AS (
+{_BINNED_PARTS}, filled AS (
     SELECT time_ns / $3 * $3 AS at_ns, bin, count(*) AS runs FROM part, unnest(duration_bins) AS bin GROUP BY at_ns, bin
 ), {_RANK_BINS}
 """  # noqa: S608

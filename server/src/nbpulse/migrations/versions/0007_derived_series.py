@@ -11,6 +11,7 @@ down_revision = "0006"
 
 NOBODYS = "'00000000-0000-0000-0000-000000000000'"
 NEW_SERIES = ("timeseries.learning_progress", "timeseries.performance_metrics")
+SLOTS = "timeseries.cell_executions_10m"
 DURATIONS = "timeseries.durations_10m"
 SERIES = ("timeseries.cell_executions", "timeseries.cell_executions_1m", "timeseries.stale_minutes")
 SHARD = (
@@ -41,6 +42,17 @@ ALTER TABLE timeseries.cell_executions_1m ADD COLUMN course_id UUID NOT NULL,
 ALTER TABLE timeseries.stale_minutes DROP CONSTRAINT stale_minutes_pkey;
 ALTER TABLE timeseries.stale_minutes ADD COLUMN course_id UUID NOT NULL,
     ADD PRIMARY KEY (minute_ns, user_id, course_id);
+CREATE TABLE timeseries.cell_executions_10m (
+    slot_ns BIGINT NOT NULL,
+    user_id UUID NOT NULL,
+    course_id UUID NOT NULL,
+    notebook_path VARCHAR(500) NOT NULL,
+    execution_count INTEGER NOT NULL,
+    timed_count INTEGER NOT NULL,
+    duration_sum_ms DOUBLE PRECISION NOT NULL,
+    error_count INTEGER NOT NULL,
+    PRIMARY KEY (slot_ns, course_id, user_id, notebook_path)
+);
 CREATE TABLE timeseries.durations_10m (
     slot_ns BIGINT NOT NULL,
     course_id UUID NOT NULL,
@@ -152,6 +164,7 @@ BEGIN
     DELETE FROM timeseries.cell_executions WHERE course_id = course OR user_id = ANY(only_here);
     DELETE FROM timeseries.cell_executions_1m WHERE course_id = course OR user_id = ANY(only_here);
     DELETE FROM timeseries.stale_minutes WHERE course_id = course OR user_id = ANY(only_here);
+    DELETE FROM timeseries.cell_executions_10m WHERE course_id = course;
     DELETE FROM timeseries.durations_10m WHERE course_id = course;
     DELETE FROM timeseries.learning_progress WHERE course_id = course OR user_id = ANY(only_here);
     DELETE FROM timeseries.performance_metrics WHERE course_id = course OR user_id = ANY(only_here);
@@ -192,7 +205,7 @@ def upgrade() -> None:
 
 def _protect() -> None:
     everyone = "app_reader, app_writer, app_user, nbpulse_operator"
-    new = ("series_marks", DURATIONS, *NEW_SERIES)
+    new = ("series_marks", SLOTS, DURATIONS, *NEW_SERIES)
     for table in (*new, *(f"{parent}_default" for parent in NEW_SERIES)):
         op.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY")
         op.execute(f"REVOKE ALL ON {table} FROM {everyone}")
@@ -203,15 +216,15 @@ def _protect() -> None:
         op.execute(f"GRANT SELECT ON {table} TO nbpulse_operator")
         op.execute(f"CREATE POLICY operator_policy ON {table} FOR SELECT TO nbpulse_operator USING (true)")
         op.execute(f"CREATE POLICY worker_policy ON {table} TO app_writer USING (true) WITH CHECK (true)")
-    op.execute(f"GRANT DELETE ON series_marks, {DURATIONS} TO app_writer")
-    for table in (DURATIONS, *NEW_SERIES):
+    op.execute(f"GRANT DELETE ON series_marks, {SLOTS}, {DURATIONS} TO app_writer")
+    for table in (SLOTS, DURATIONS, *NEW_SERIES):
         op.execute(f"GRANT SELECT ON {table} TO app_reader, app_user")
         op.execute(f"CREATE POLICY reader_policy ON {table} FOR SELECT TO app_reader USING (true)")
     for table in SERIES:
         op.execute(f"DROP POLICY user_select_policy ON {table}")
     taught = "course_id = ANY((SELECT my_taught_courses())::uuid[])"  # asked once per query, never per row of a scan
     own = "user_id = nullif(current_setting('app.current_user_id', true), '')::uuid"
-    for table in (*SERIES, *NEW_SERIES):
+    for table in (*SERIES, SLOTS, *NEW_SERIES):
         op.execute(f"CREATE POLICY user_select_policy ON {table} FOR SELECT TO app_user USING ({own} OR {taught})")
     op.execute(f"CREATE POLICY user_select_policy ON {DURATIONS} FOR SELECT TO app_user USING ({taught})")
 

@@ -62,6 +62,7 @@ BEGIN
     DELETE FROM timeseries.cell_executions WHERE course_id = course OR user_id = ANY(only_here);
     DELETE FROM timeseries.cell_executions_1m WHERE course_id = course OR user_id = ANY(only_here);
     DELETE FROM timeseries.stale_minutes WHERE course_id = course OR user_id = ANY(only_here);
+    DELETE FROM timeseries.cell_executions_10m WHERE course_id = course;
     DELETE FROM timeseries.durations_10m WHERE course_id = course;
     DELETE FROM timeseries.learning_progress WHERE course_id = course OR user_id = ANY(only_here);
     DELETE FROM timeseries.performance_metrics WHERE course_id = course OR user_id = ANY(only_here);
