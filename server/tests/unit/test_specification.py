@@ -54,7 +54,7 @@ def test_a_row_taken_away_is_missed() -> None:
     rows = read_rows(DOCUMENT.read_text(encoding="utf-8"))
     without = [row for row in rows if "`websocket_connections`" not in row.names]
     assert len(without) == len(rows) - 1
-    assert find_unmentioned(names, without) == ["HSET", "connection_id", "websocket_connections"]
+    assert find_unmentioned(names, without) == ["connection_id", "websocket_connections"]
 
 
 def test_a_block_nobody_can_read_is_no_block_without_names() -> None:
