@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 import asyncpg
@@ -94,7 +95,7 @@ class Ledger:
 
     def count_completed(self, runs: Iterable[Event], cells: set[str]) -> int:
         """Of these runs, in their order: cells whose last one was ok."""
-        last = {run.cell_id: run.data["status"] for run in runs}
+        last = {run.cell_id: run.data.get("status", "running") for run in runs}
         return sum(status == "ok" for cell, status in last.items() if cell in cells)
 
 
@@ -118,6 +119,12 @@ def group(events: Iterable[Event], key: Callable[[Event], Any]) -> dict[Any, lis
     for event in events:
         found[key(event)].append(event)
     return dict(found)
+
+
+def find_percentage(part: int, whole: int) -> float:
+    """0 to 100, to two digits."""
+    exact = Decimal(100 * part) / whole if whole else Decimal(0)
+    return float(exact.quantize(Decimal("0.01"), ROUND_HALF_UP))
 
 
 def sum_active_ms(events: list[Event]) -> int:
@@ -271,7 +278,7 @@ def check_last_progress(ledger: Ledger, answer: str) -> list[str]:
             "time": last.at_ms * 1_000_000 // SLOT_NS * SLOT_NS + notebook_id.int % 1_000_000,
             "completed_cells": completed,
             "total_cells": len(cells),
-            "progress_percentage": 100.0 * completed / len(cells) if cells else 0.0,
+            "progress_percentage": find_percentage(completed, len(cells)),
             "session_duration_ms": sum_active_ms([one for one in session if one.at_ms <= last.at_ms]),
         }
     found = {(row["user_id"], row["notebook_path"]): row for row in answers.read_influx(answer)}
@@ -348,8 +355,9 @@ def check_session(ledger: Ledger, answer: str) -> list[str]:
 
 
 def check_summary(ledger: Ledger, answer: str) -> list[str]:
-    """The class of one notebook in numbers."""
-    runs = [run for run in ledger.runs if str(run.notebook_id) == os.environ["NOTEBOOK_ID"]]
+    """The class of one notebook in numbers. A cell that is being run again is not complete until that ends."""
+    here = [event for event in ledger.events if str(event.notebook_id) == os.environ["NOTEBOOK_ID"]]
+    runs = [event for event in here if event.is_run or event.event_type == "cell_execution_start"]
     cells = ledger.count_cells(runs[0].notebook_id)
     completed = sum(ledger.count_completed(mine, cells) for mine in group(runs, lambda run: run.user_id).values())
     found = json.loads(answer)

@@ -5,11 +5,12 @@
 #
 # Starts InfluxDB and nbpulse (with its own PostgreSQL and Valkey) on free ports and an empty directory, lets a simulated
 # class work, asks, and stops and removes everything. Exit code 0: every answer equals the ledger; 1: one does not; 2:
-# something is missing here. STUDENTS (12) and SECONDS_OF_CLASS (25) make another class; PATIENCE_S (40) is how long a wrong
-# answer of InfluxDB, whose points follow by seconds, is asked for again; PYTHON names the Python that has nbpulse.
+# something is missing here. STUDENTS (12) and SECONDS_OF_CLASS (25) make another class; PATIENCE_S (90) is how long after
+# it InfluxDB may be behind the ledger (points follow by seconds; after a notebook's number of cells has changed, by a
+# minute) before its answer counts as wrong. PYTHON names the Python that has nbpulse.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-PYTHON=${PYTHON:-python3} STUDENTS=${STUDENTS:-12} SECONDS_OF_CLASS=${SECONDS_OF_CLASS:-25} PATIENCE_S=${PATIENCE_S:-40}
+PYTHON=${PYTHON:-python3} STUDENTS=${STUDENTS:-12} SECONDS_OF_CLASS=${SECONDS_OF_CLASS:-25} PATIENCE_S=${PATIENCE_S:-90}
 export LC_ALL=C.UTF-8 PGTZ=UTC PSQLRC=/dev/null NBPULSE_LANGUAGE=en
 pids=() asked=0 wrong=0
 
@@ -126,14 +127,14 @@ show() { # LINES[:PATTERN] FILE: the first of its lines (with the pattern)
 
 heading() { printf '\n── %d. %s\n' "$((++asked))" "$1"; }
 
-step() { # HEADING CHECK LINES_SHOWN PATIENCE_S COMMAND...; $typed is what it would be at a terminal, where it differs
+step() { # HEADING CHECK LINES_SHOWN ASKED_AGAIN_UNTIL COMMAND...; $typed is what it would be at a terminal, where it differs
     heading "$1"
     echo "$ ${typed:-$(quote "${@:5}")}"
-    local deadline=$((SECONDS + $4)) verdict
+    local verdict
     while true; do
         "${@:5}" >"$work/answer" 2>&1 || true # what it says instead of an answer is no answer: the check will see
         verdict=$("$PYTHON" "$here/spec_ledger.py" "$2" <"$work/answer") && break
-        ((SECONDS < deadline)) || { wrong=$((wrong + 1)); break; }
+        ((SECONDS < $4)) || { wrong=$((wrong + 1)); break; }
         sleep 1
     done
     show "$3" "$work/answer"
@@ -160,7 +161,7 @@ ORDER BY started_at DESC LIMIT 10;' -c "EXECUTE one_student ('$STUDENT_ID', '$NO
 
 influx_step() { # HEADING CHECK LINES_SHOWN STATEMENT
     # shellcheck disable=SC2086 # several arguments
-    step "$1" "$2" "$3" "$PATIENCE_S" influx $INFLUX -format csv -execute "${4//$'\n'/ }" # it takes one line only
+    step "$1" "$2" "$3" "$settled_s" influx $INFLUX -format csv -execute "${4//$'\n'/ }" # it takes one line only
 }
 
 ask_influxdb() {
@@ -188,7 +189,7 @@ GROUP BY time(1h), "notebook_path"'
 
 ask_redis() {
     typed='redis-cli -u $REDIS_URL SUBSCRIBE progress_events error_events session_events   # since before the class' \
-        step "Redis: what a subscriber heard during the class" channels 9 15 tail -n +10 "$work/heard"
+        step "Redis: what a subscriber heard during the class" channels 9 "$settled_s" tail -n +10 "$work/heard"
     step "Redis: open boards" connections 4 0 redis-cli -u "$REDIS_URL" HGETALL websocket_connections
     step "Redis: where a student works" session 2 0 redis-cli -u "$REDIS_URL" GET "session:$STUDENT_ID"
     # Made when somebody asks for it; the board's page of that notebook does.
@@ -198,12 +199,13 @@ ask_redis() {
 }
 
 ask_http() {
-    step "Health of every store" health 2 10 curl -sS "$API_URL/health"
-    step "Metrics of API and worker" metrics 8:^database_connection_pool_size 10 curl -sS "$API_URL/metrics" "$WORKER_METRICS_URL"
+    step "Health of every store" health 2 "$settled_s" curl -sS "$API_URL/health"
+    step "Metrics of API and worker" metrics 8:^database_connection_pool_size "$settled_s" curl -sS "$API_URL/metrics" "$WORKER_METRICS_URL"
 }
 
 start_stores
 hold_class
+settled_s=$((SECONDS + PATIENCE_S))
 ask() { psql "$DATABASE_URL" -XAtc "$1"; }
 STUDENT_ID=$(ask "SELECT user_id FROM learning_sessions ORDER BY cell_executions DESC, user_id LIMIT 1")
 NOTEBOOK_ID=$(ask "SELECT notebook_id FROM learning_sessions WHERE user_id = '$STUDENT_ID' LIMIT 1")
