@@ -1,6 +1,6 @@
 """`make bench`: measures nbpulse against the specification's own flow, in turn, in one run.
 
-Writes bench/results/*.json, one file per measure, and the table of docs/performance.md from all of them; progress goes
+Writes bench/results/*.json, one file per measure, and the tables of docs/ from all of them (documents.py); progress goes
 to stderr. `--only` measures some anew; `--quick` takes a fifth of the time and writes to .cache/bench/ alone.
 """
 
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import uvloop
+from documents import write_documents
 from measures import BATCH_EVENTS, Figures, measure_ack, measure_frames, measure_start, measure_throughput
 from report import (
     RESULTS,
@@ -23,7 +24,6 @@ from report import (
     describe_machine,
     measure_sync_ms,
     read_results,
-    write_document,
     write_results,
 )
 from systems import Nbpulse, Neighbours, SpecificationFlow, System, measure_busy_cores
@@ -113,10 +113,9 @@ def main() -> None:
     command = " ".join(["make bench" if len(sys.argv) == 1 else "bench/run.py", *sys.argv[1:]])
     directory = ROOT / ".cache" / "bench" if arguments.quick else RESULTS
     write_results(results, machine, directory, command)
-    table = compose_table(read_results(directory))
     if not arguments.quick:
-        write_document(table)
-    print(table)
+        write_documents()
+    print(compose_table(read_results(directory)))
 
 
 if __name__ == "__main__":
