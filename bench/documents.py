@@ -20,14 +20,16 @@ DOCS = ROOT / "docs"
 _STORES = ("postgresql", "influxdb")
 _TEXTS: dict[Language, dict[str, str]] = {
     "en": {
-        "unmeasured": "Not measured yet: `bench/timeseries.py` writes `bench/results/timeseries.json`, which this table is"
-        " made of.",
+        "unmeasured": "Not measured yet: `bench/timeseries.py` writes `bench/results/timeseries.json`, of which this"
+        " table is made.",
         "made": "Made by `{command}` on {day}: {cpu}, {cores} cores, {memory_gb} GB, {system}. Both stores in one run.",
         "head": "| figure | PostgreSQL | InfluxDB | PostgreSQL / InfluxDB |",
     },
     "ja": {
-        "unmeasured": "まだ計測していません。`bench/timeseries.py` が書き出す `bench/results/timeseries.json` から、この表が作られます。",
-        "made": "`{command}` による計測({day}):{cpu}、{cores} コア、{memory_gb} GB、{system}。両方のストアを 1 回の実行で測りました。",
+        "unmeasured": "まだ計測していません。`bench/timeseries.py` が書き出す `bench/results/timeseries.json` から、"
+        "この表が作られます。",
+        "made": "`{command}` による計測({day}):{cpu}、{cores} コア、{memory_gb} GB、{system}。"
+        "両方のストアを 1 回の実行で測りました。",
         "head": "| 項目 | PostgreSQL | InfluxDB | PostgreSQL / InfluxDB |",
     },
 }

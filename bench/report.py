@@ -34,18 +34,20 @@ ROWS: tuple[Row, ...] = (
 
 _TEXTS: dict[str, dict[str, str]] = {
     "en": {
-        "made": "Made by `make bench`, last on {day}: {cpu}, {cores} cores shared by the system, its stores and the load"
-        " client, {memory_gb} GB, {system}, Python {python}, PostgreSQL {postgresql}, Valkey {valkey}.",
+        "made": "Made by `make bench`, last on {day}: {cpu}, {cores} cores shared by the system, its stores and the"
+        " load client, {memory_gb} GB, {system}, Python {python}, PostgreSQL {postgresql}, Valkey {valkey}.",
         "head": "| measure | nbpulse | aim | specification's flow | ratio | cores busy elsewhere | fdatasync |",
         "missed": " **missed**",
-        "memory": "PSS in MB of each process (a store with its children): nbpulse: {nbpulse}; specification: {specification}.",
+        "memory": "PSS in MB of each process (a store with its children): nbpulse: {nbpulse}; "
+        "specification: {specification}.",
     },
     "ja": {
-        "made": "`make bench` による計測(最終 {day}):{cpu}、{cores} コア(システム、ストア、負荷クライアントで共用)、{memory_gb} GB、"
-        "{system}、Python {python}、PostgreSQL {postgresql}、Valkey {valkey}。",
+        "made": "`make bench` による計測(最終 {day}):{cpu}、{cores} コア(システム、ストア、負荷クライアントで共用)、"
+        "{memory_gb} GB、{system}、Python {python}、PostgreSQL {postgresql}、Valkey {valkey}。",
         "head": "| 項目 | nbpulse | 目標 | 仕様書のままの処理 | 比 | ほかで使用中のコア | fdatasync |",
         "missed": " **未達**",
-        "memory": "各プロセスの PSS(MB。ストアは子プロセスを含む): nbpulse: {nbpulse}。仕様書のままの処理: {specification}。",
+        "memory": "各プロセスの PSS(MB。ストアは子プロセスを含む): nbpulse: {nbpulse}。仕様書のままの処理:"
+        " {specification}。",
     },
 }
 _UNITS_JA = {"events/s": "件/秒", "s": "秒"}

@@ -1,7 +1,7 @@
 """`make bench`: measures nbpulse against the specification's own flow, in turn, in one run.
 
-Writes bench/results/*.json, one file per measure, and the tables of docs/ from all of them (documents.py); progress goes
-to stderr. `--only` measures some anew; `--quick` takes a fifth of the time and writes to .cache/bench/ alone.
+Writes bench/results/*.json, one file per measure, and the tables in docs/ from all of them (documents.py); progress
+goes to stderr. `--only` measures some anew; `--quick` takes a fifth of the time and writes to .cache/bench/ alone.
 """
 
 from __future__ import annotations

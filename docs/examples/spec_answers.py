@@ -1,4 +1,4 @@
-"""Reads what psql, the influx shell, redis-cli and /metrics print, for spec_ledger.py; and the specification's own keys."""
+"""Reads what psql, the influx shell, redis-cli and /metrics print, for spec_checks.py; and the specification's keys."""
 
 from __future__ import annotations
 

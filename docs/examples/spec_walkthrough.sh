@@ -133,7 +133,7 @@ step() { # HEADING CHECK LINES_SHOWN ASKED_AGAIN_UNTIL COMMAND...; $typed is wha
     local verdict
     while true; do
         "${@:5}" >"$work/answer" 2>&1 || true # what it says instead of an answer is no answer: the check will see
-        verdict=$("$PYTHON" "$here/spec_ledger.py" "$2" <"$work/answer") && break
+        verdict=$("$PYTHON" "$here/spec_checks.py" "$2" <"$work/answer") && break
         ((SECONDS < $4)) || { wrong=$((wrong + 1)); break; }
         sleep 1
     done

@@ -1,4 +1,4 @@
-"""What a person types at a running stack: psql, redis-cli, influx, influxd from Debian's packages, on a PATH of their own."""
+"""What a person types at a running stack: psql, redis-cli, influx and influxd from Debian's packages, on a PATH."""
 
 from __future__ import annotations
 
@@ -28,10 +28,8 @@ def make_clients(directory: Path) -> str:
         unpacked = get_debian_programs(name, bin_dir, packages)
         folder = unpacked.root / unpacked.bin_dir
         for program in programs:
-            write_program(
-                directory / program,
-                f'LD_LIBRARY_PATH={shlex.quote(find_libraries(unpacked, folder))} exec {shlex.quote(str(folder / program))} "$@"',
-            )
+            libraries, path = shlex.quote(find_libraries(unpacked, folder)), shlex.quote(str(folder / program))
+            write_program(directory / program, f'LD_LIBRARY_PATH={libraries} exec {path} "$@"')
     return f"{directory}:{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 

@@ -27,10 +27,10 @@ DITTO = "〃"
 
 def read_specification() -> str:
     """It lies beside the clone, not in it; a work tree may lie a directory deeper."""
-    for directory in ROOT.parents:
-        if (directory / SPECIFICATION).exists():
-            return (directory / SPECIFICATION).read_text(encoding="utf-8")
-    give_up(f"the specification is not beside this clone (../{SPECIFICATION})")
+    path = next((path for directory in ROOT.parents if (path := directory / SPECIFICATION).exists()), None)
+    if path is None:
+        give_up(f"the specification is not beside this clone (../{SPECIFICATION})")
+    return path.read_text(encoding="utf-8")
 
 
 # --- the specification ----------------------------------------------------------------------------------------------
@@ -117,26 +117,27 @@ def _read_python(block: str) -> Iterator[str]:
 
 
 def _name(node: ast.AST) -> list[str]:
+    names: list[str] = []
     match node:
         case ast.FunctionDef() | ast.AsyncFunctionDef():
-            return [node.name, *(one.arg for one in node.args.args)]
+            names = [node.name, *(one.arg for one in node.args.args)]
         case ast.ClassDef():
-            return [node.name]
+            names = [node.name]
         case ast.Name():
-            return [node.id]
-        case ast.Attribute(value=ast.Name(id="event")):
-            return [f"event.{node.attr}"]
+            names = [node.id]
         case ast.Attribute():
-            return [node.attr]
+            names = [f"event.{node.attr}" if ast.unparse(node.value) == "event" else node.attr]
         case ast.ImportFrom():
-            return [str(node.module), *(one.name for one in node.names)]
-        case ast.keyword(arg=str() as argument):
-            return [argument, f"{argument}={ast.unparse(node.value)}"] if argument != "point" else [argument]
+            names = [str(node.module), *(one.name for one in node.names)]
+        case ast.keyword():
+            names = [str(node.arg)]
+            if isinstance(node.value, ast.Constant):
+                names.append(f"{node.arg}={node.value.value}")
         case ast.Constant(value=str() as text):
-            return [text]
-        case ast.Constant(value=int() as number) if number >= 100 and not isinstance(number, bool):
-            return [str(number)]
-    return []
+            names = [text]
+        case ast.Constant(value=int() as number) if number >= 100:
+            names = [str(number)]
+    return names
 
 
 def _find_local_names(tree: ast.AST) -> set[str]:

@@ -1,4 +1,4 @@
-"""docs/examples/spec_walkthrough.sh: the specification's own statements equal the ledger, and a wrong answer is found."""
+"""docs/examples/spec_walkthrough.sh: the specification's statements equal the ledger, and a wrong answer is found."""
 
 from __future__ import annotations
 
@@ -40,6 +40,10 @@ async def walk(path: str, settings: Mapping[str, str]) -> tuple[int, str]:
     return process.returncode, said.decode()
 
 
+def list_names(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir()]
+
+
 @pytest.mark.timeout(300)
 async def test_every_answer_equals_the_ledger(data_dir: Path) -> None:
     code, said = await walk(make_clients(data_dir / "bin"), {"TMPDIR": str(data_dir)})
@@ -49,7 +53,7 @@ async def test_every_answer_equals_the_ledger(data_dir: Path) -> None:
     runs = {int(number) for number in re.findall(r"(\d+) = \1 runs\b(?! of)", said)}
     assert len(runs) == 1, "PostgreSQL and InfluxDB tell of equally many"
     assert runs.pop() > 100
-    assert [path.name for path in data_dir.iterdir()] == ["bin"], "it leaves nothing behind"
+    assert list_names(data_dir) == ["bin"], "it leaves nothing behind"
 
 
 @pytest.mark.timeout(300)
@@ -58,9 +62,7 @@ async def test_a_wrong_answer_is_found(data_dir: Path) -> None:
     real = data_dir / "bin" / "redis-cli"
     real.rename(data_dir / "bin" / "real-redis-cli")
     # One student more than there are, in the class summary alone.
-    write_program(
-        real, f"{data_dir}/bin/real-redis-cli \"$@\" | sed -u 's/\"total_students\":12/\"total_students\":13/'"
-    )
+    write_program(real, f'{data_dir}/bin/real-redis-cli "$@" | sed -u \'s/"total_students":12/"total_students":13/\'')
     settings = {"TMPDIR": str(data_dir), "SECONDS_OF_CLASS": "6"}
     code, said = await walk(path, settings)
     assert code == 1, said

@@ -75,7 +75,9 @@ async def hold_class(data_dir: Path) -> AsyncIterator[dict[str, str]]:
 
 @asynccontextmanager
 async def open_board(environment: Mapping[str, str]) -> AsyncIterator[None]:
-    board = await asyncio.create_subprocess_exec(sys.executable, OPEN_BOARD, env=dict(environment), stdout=subprocess.PIPE)
+    board = await asyncio.create_subprocess_exec(
+        sys.executable, OPEN_BOARD, env=dict(environment), stdout=subprocess.PIPE
+    )
     try:
         assert board.stdout is not None
         async with asyncio.timeout(20):
@@ -109,10 +111,8 @@ async def find_unshown(command: str, shown: list[tuple[int, str]], environment: 
             return []
         await asyncio.sleep(2.0 * attempt)
     what = missing or [(line, "(exit code 0)") for line, _ in shown[:1]]
-    return [
-        f"docs/specification.md:{line}: $ {command}\nshows no {shows}; exit code {code}, said:\n{said[-1500:]}\n{complained[-500:]}"
-        for line, shows in what
-    ]
+    end = f"exit code {code}, said:\n{said[-1500:]}\n{complained[-500:]}"
+    return [f"docs/specification.md:{line}: $ {command}\nshows no {shows}; {end}" for line, shows in what]
 
 
 async def test_a_row_that_says_what_is_not_so_is_found(tmp_path: Path) -> None:

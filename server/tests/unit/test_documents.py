@@ -1,7 +1,8 @@
-"""Every link in every document leads somewhere, each document has its twin, and generated parts are what they are made of."""
+"""Every link leads somewhere, each document has its twin, and generated parts are what they are made of."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -106,11 +107,14 @@ def test_figures_of_both_stores_stand_side_by_side(monkeypatch: pytest.MonkeyPat
 
     assert "Not measured yet" in documents.compose_comparison(tmp_path, "en")
     assert "まだ計測していません" in documents.compose_comparison(tmp_path, "ja")
-    (tmp_path / "timeseries.json").write_text(
-        '{"measured_at": "2026-11-25T20:00:00+00:00", "command": "bench/timeseries.py", "machine": {"cpu": "X", "cores": 2,'
-        ' "memory_gb": 8, "system": "Linux"}, "points_1000000": {"postgresql": {"query_1": {"rollup_ms": 12.5}, "disk_mb": 90,'
-        ' "only_here": 1}, "influxdb": {"query_1": {"rollup_ms": 50}, "disk_mb": 30}}}'
-    )
+    ours = {"query_1": {"rollup_ms": 12.5}, "disk_mb": 90, "only_here": 1}
+    theirs = {"query_1": {"rollup_ms": 50}, "disk_mb": 30}
+    found = {
+        "measured_at": "2026-11-25T20:00:00+00:00",
+        "machine": {"cpu": "X", "cores": 2, "memory_gb": 8, "system": "Linux"},
+        "points_1000000": {"postgresql": ours, "influxdb": theirs},
+    }
+    (tmp_path / "timeseries.json").write_text(json.dumps(found))
     table = documents.compose_comparison(tmp_path, "en")
     assert "| points_1000000: query_1: rollup_ms | 12.5 | 50 | 0.25 |" in table
     assert "| points_1000000: disk_mb | 90 | 30 | 3.00 |" in table
