@@ -68,8 +68,7 @@ def _read_sql(block: str) -> Iterator[str]:
     for table, body in _TABLE.findall(code):
         for line in filter(None, (line.strip().rstrip(",") for line in body.splitlines())):
             column, _, definition = line.partition(" ")
-            yield f"{table}.{column}"
-            yield definition
+            yield f"`{table}.{column}` `{definition}`"  # in one row
     # InfluxQL's statements end without a mark: the next begins its line.
     for statement in (" ".join(one.split()) for one in re.split(r";|\n(?=SELECT)", _TABLE.sub("", code))):
         if statement:

@@ -10,9 +10,13 @@ PLANTED = {
     "a column": (
         "    username VARCHAR(100) UNIQUE NOT NULL,",
         "    username VARCHAR(100) UNIQUE NOT NULL,\n    phone VARCHAR(20),",
-        {"users.phone", "phone", "VARCHAR(20)"},
+        {"`users.phone` `VARCHAR(20)`"},
     ),
-    "a default": ("cell_count INTEGER DEFAULT 0,", "cell_count INTEGER DEFAULT 1,", {"INTEGER DEFAULT 1"}),
+    "a default": (
+        "cell_count INTEGER DEFAULT 0,",
+        "cell_count INTEGER DEFAULT 1,",
+        {"`notebooks.cell_count` `INTEGER DEFAULT 1`"},
+    ),
     "an index's columns": (
         "ON learning_sessions(started_at);",
         "ON learning_sessions(ended_at);",
@@ -36,7 +40,7 @@ PLANTED = {
 
 def test_every_name_of_the_specification_has_a_row() -> None:
     names = list_names(read_specification())
-    assert len(names) > 240
+    assert len(names) > 220
     assert find_unmentioned(names, read_rows(DOCUMENT.read_text(encoding="utf-8"))) == []
 
 
