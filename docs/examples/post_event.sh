@@ -5,5 +5,5 @@ set -euo pipefail
 event='{"event_type": "%s", "notebook_path": "week1.ipynb", "cell_index": 3, "duration": 12.5, "has_error": false,
  "execution_count": 1, "timestamp": "%s"}'
 # shellcheck disable=SC2059 # the format is ours
-printf "$event" "${1:?which event_type?}" "$(date -u +%FT%T.%3NZ)" |
+printf "$event" "${1:?which event_type?}" "$(python3 -c 'import datetime as d; print(d.datetime.now(d.timezone.utc).isoformat())')" |
     curl -fsS "$API_URL/api/v1/events" -H "Authorization: Bearer $STUDENT_TOKEN" -H 'Content-Type: application/json' -d @-
