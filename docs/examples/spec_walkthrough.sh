@@ -50,11 +50,11 @@ run_behind() { # NAME COMMAND...: keeps running; what it says is in $work/NAME
     pids+=($!)
 }
 
-wait_until() { # SECONDS WHAT COMMAND...
-    local deadline=$((SECONDS + $1))
+wait_until() { # SECONDS WHAT COMMAND...; not for a process that has ended
+    local deadline=$((SECONDS + $1)) newest=${pids[${#pids[@]} - 1]}
     until "${@:3}"; do
-        if ((SECONDS >= deadline)); then
-            echo "$2: not within $1 s. What was said:" >&2
+        if ((SECONDS >= deadline)) || ! kill -0 "$newest" 2>/dev/null; then
+            echo "$2: not there after $((SECONDS - deadline + $1)) s. What was said:" >&2
             tail -n 15 "$work"/*.err >&2
             exit 1
         fi

@@ -78,3 +78,13 @@ async def test_what_is_missing_is_named_with_where_to_get_it(data_dir: Path) -> 
     for program in ("psql", "redis-cli", "influx", "influxd"):
         assert re.search(rf"^'{program}' is missing\. .*(apt install)", said, re.MULTILINE), said
     assert "'no-such-python' has no nbpulse" in said
+
+
+async def test_a_server_that_does_not_start_is_told_with_what_it_said(data_dir: Path) -> None:
+    path = make_clients(data_dir / "bin")
+    write_program(data_dir / "bin" / "influxd", "echo 'open meta.db: permission denied' >&2; exit 1")
+    code, said = await walk(path, {"TMPDIR": str(data_dir)})
+    assert code == 1
+    assert re.search(r"^InfluxDB: not there after [0-9] s\. What was said:", said, re.MULTILINE), said
+    assert "open meta.db: permission denied" in said
+    assert list_names(data_dir) == ["bin"]
