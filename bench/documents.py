@@ -1,89 +1,101 @@
-"""Writes what was measured into the documents, between their markers, in English and Japanese.
+"""Writes what was measured into the documents that report.py does not write: the Japanese ones, and the comparison.
 
     python bench/documents.py
 
-docs/PERFORMANCE.md and docs/DATABASE_COMPARISON.md (and `.ja.md`) hold blocks made of bench/results/*.json; a test says
-when one is not what the results say. What was not measured is said to be so.
+Each block stands between markers and is made of bench/results/*.json; a test says when one is not what the results say.
+What was not measured is said to be so.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from report import RESULTS, ROOT, compose_table, read_results
 
 Language = Literal["en", "ja"]
 DOCS = ROOT / "docs"
-_STORES = ("postgresql", "influxdb")
 _TEXTS: dict[Language, dict[str, str]] = {
     "en": {
         "unmeasured": "Not measured yet: `bench/timeseries.py` writes `bench/results/timeseries.json`, of which this"
         " table is made.",
-        "made": "Made by `{command}` on {day}: {cpu}, {cores} cores, {memory_gb} GB, {system}. Both stores in one run.",
-        "head": "| figure | PostgreSQL | InfluxDB | PostgreSQL / InfluxDB |",
+        "made": "Made by `{command}` on {day}: {cpu}, {cores} cores, {memory_gb} GB, {system}. All stores in one run.",
+        "figure": "figure",
+        "points": "{count:,} points: {what}",
+        "late": "not within its deadline",
     },
     "ja": {
         "unmeasured": "まだ計測していません。`bench/timeseries.py` が書き出す `bench/results/timeseries.json` から、"
         "この表が作られます。",
         "made": "`{command}` による計測({day}):{cpu}、{cores} コア、{memory_gb} GB、{system}。"
-        "両方のストアを 1 回の実行で測りました。",
-        "head": "| 項目 | PostgreSQL | InfluxDB | PostgreSQL / InfluxDB |",
+        "すべてのストアを 1 回の実行で測りました。",
+        "figure": "項目",
+        "points": "{count:,} 点:{what}",
+        "late": "期限内に終わらず",
     },
+}
+# A figure that is not here keeps its name.
+_FIGURES: dict[str, dict[Language, str]] = {
+    "writes_per_s": {"en": "written in the worker's batches, points/s", "ja": "ワーカーのまとめ書き(点/秒)"},
+    "rollups_s": {"en": "making all rollups once, s", "ja": "すべての集計を 1 回作る(秒)"},
+    "disk_mb": {"en": "disk, MB", "ja": "ディスク(MB)"},
+    "query_1_raw_ms": {"en": "query 1 as typed, ms", "ja": "問い合わせ 1、仕様書のまま(ms)"},
+    "query_1_ms": {"en": "query 1 through nbpulse's store, ms", "ja": "問い合わせ 1、nbpulse のストア経由(ms)"},
+    "query_2_raw_ms": {"en": "query 2 as typed, ms", "ja": "問い合わせ 2、仕様書のまま(ms)"},
+    "query_2_ms": {"en": "query 2 through nbpulse's store, ms", "ja": "問い合わせ 2、nbpulse のストア経由(ms)"},
 }
 
 
 def compose_comparison(results: Path, language: Language) -> str:
-    """The two time-series stores side by side, as bench/results/timeseries.json has them."""
+    """
+    The time-series stores side by side, of timeseries.json: `sizes`, each with its `points` and, per store, figures.
+
+    A figure that a store lacks is a dash; null is one that did not end in time.
+    """
     path, texts = results / "timeseries.json", _TEXTS[language]
     if not path.exists():
         return texts["unmeasured"]
     found = json.loads(path.read_text(encoding="utf-8"))
-    machine = {"cpu": "?", "cores": "?", "memory_gb": "?", "system": "?"} | found.get("machine", {})
-    made = texts["made"].format(
-        command=found.get("command", "bench/timeseries.py"), day=str(found.get("measured_at", "?"))[:10], **machine
-    )
-    lines = [made, "", texts["head"], "|---|---:|---:|---:|"]
-    for place, ours, theirs in list_compared(found):
-        ratio = f"{ours / theirs:.2f}" if theirs else "-"
-        lines.append(f"| {': '.join(place)} | {ours:,g} | {theirs:,g} | {ratio} |")
+    stores = list(found["sizes"][0]["stores"])
+    lines = [
+        texts["made"].format(command=found["command"], day=found["measured_at"][:10], **found["machine"]),
+        "",
+        f"| {' | '.join([texts['figure'], *stores])} |",
+        f"|---|{'---:|' * len(stores)}",
+    ]
+    for size in found["sizes"]:
+        names = dict.fromkeys(name for figures in size["stores"].values() for name in figures)
+        for name in names:
+            what = _FIGURES.get(name, {}).get(language, name)
+            cells = [_write_figure(size["stores"][store], name, texts["late"]) for store in stores]
+            lines.append(f"| {texts['points'].format(count=size['points'], what=what)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def list_compared(found: dict[str, Any], place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float, float]]:
-    """Every figure that stands under `postgresql` and, in the same place, under `influxdb`; units are in the names."""
-    if all(isinstance(found.get(store), dict) for store in _STORES):
-        ours, theirs = (dict(list_numbers(found[store])) for store in _STORES)
-        yield from ((place + inside, number, theirs[inside]) for inside, number in ours.items() if inside in theirs)
-    for name, content in found.items():
-        if isinstance(content, dict) and name not in _STORES:
-            yield from list_compared(content, (*place, name))
+def _write_figure(figures: dict[str, float | None], name: str, late: str) -> str:
+    if name not in figures:
+        return "-"
+    figure = figures[name]
+    return late if figure is None else f"{figure:,g}" if figure < 1_000 else f"{figure:,.0f}"
 
 
-def list_numbers(found: dict[str, Any], place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float]]:
-    """The numbers in nested objects and where they stand."""
-    for name, content in found.items():
-        if isinstance(content, dict):
-            yield from list_numbers(content, (*place, name))
-        elif isinstance(content, int | float) and not isinstance(content, bool):
-            yield (*place, name), content
-
-
-# Document, marker, what stands between: every block there is.
-Block = tuple[str, str, Callable[[Path], str]]
+# Document, the words between "begin: " or "end: " and the marker's end, what stands between them.
+Block = tuple[str, tuple[str, str], Callable[[Path], str]]
+_BENCH = ("generated by `make bench`", "generated by `make bench`")
+_SERIES = ("timeseries, generated", "timeseries")
 BLOCKS: tuple[Block, ...] = (
-    ("PERFORMANCE.md", "make bench", lambda results: compose_table(read_results(results))),
-    ("PERFORMANCE.ja.md", "make bench", lambda results: compose_table(read_results(results), "ja")),
-    ("DATABASE_COMPARISON.md", "bench/documents.py", lambda results: compose_comparison(results, "en")),
-    ("DATABASE_COMPARISON.ja.md", "bench/documents.py", lambda results: compose_comparison(results, "ja")),
+    ("PERFORMANCE.md", _BENCH, lambda results: compose_table(read_results(results))),
+    ("PERFORMANCE.ja.md", _BENCH, lambda results: compose_table(read_results(results), "ja")),
+    ("DATABASE_COMPARISON.md", _SERIES, lambda results: compose_comparison(results, "en")),
+    ("DATABASE_COMPARISON.ja.md", _SERIES, lambda results: compose_comparison(results, "ja")),
 )
 
 
-def fill(text: str, marker: str, content: str) -> str:
+def fill(text: str, marker: tuple[str, str], content: str) -> str:
     """`text` with `content` between the markers. Raises ValueError when they are not there."""
-    begin, end = (f"<!-- {word}: generated by `{marker}` -->" for word in ("begin", "end"))
+    begin, end = f"<!-- begin: {marker[0]} -->", f"<!-- end: {marker[1]} -->"
     before, found, rest = text.partition(begin)
     _, closed, after = rest.partition(end)
     if not (found and closed):

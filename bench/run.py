@@ -1,7 +1,8 @@
 """`make bench`: measures nbpulse against the specification's own flow, in turn, in one run.
 
-Writes bench/results/*.json, one file per measure, and the tables in docs/ from all of them (documents.py); progress
-goes to stderr. `--only` measures some anew; `--quick` takes a fifth of the time and writes to .cache/bench/ alone.
+Writes bench/results/*.json, one file per measure, and the table of docs/PERFORMANCE.md (and its Japanese twin) from all
+of them; progress goes to stderr. `--only` measures some anew; `--quick` takes a fifth of the time and writes to
+.cache/bench/ alone.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from report import (
     describe_machine,
     measure_sync_ms,
     read_results,
+    write_document,
     write_results,
 )
 from systems import Nbpulse, Neighbours, SpecificationFlow, System, measure_busy_cores
@@ -113,9 +115,11 @@ def main() -> None:
     command = " ".join(["make bench" if len(sys.argv) == 1 else "bench/run.py", *sys.argv[1:]])
     directory = ROOT / ".cache" / "bench" if arguments.quick else RESULTS
     write_results(results, machine, directory, command)
+    table = compose_table(read_results(directory))
     if not arguments.quick:
+        write_document(table)
         write_documents()
-    print(compose_table(read_results(directory)))
+    print(table)
 
 
 if __name__ == "__main__":

@@ -107,16 +107,25 @@ def test_figures_of_both_stores_stand_side_by_side(monkeypatch: pytest.MonkeyPat
 
     assert "Not measured yet" in documents.compose_comparison(tmp_path, "en")
     assert "まだ計測していません" in documents.compose_comparison(tmp_path, "ja")
-    ours = {"query_1": {"rollup_ms": 12.5}, "disk_mb": 90, "only_here": 1}
-    theirs = {"query_1": {"rollup_ms": 50}, "disk_mb": 30}
+    ours = {"writes_per_s": 41234, "rollups_s": 9.5, "query_1_ms": 12.5, "new_ms": 1}
+    theirs = {"writes_per_s": 250000, "query_1_ms": None, "new_ms": 2}
     found = {
         "measured_at": "2026-11-25T20:00:00+00:00",
+        "command": "bench/timeseries.py",
         "machine": {"cpu": "X", "cores": 2, "memory_gb": 8, "system": "Linux"},
-        "points_1000000": {"postgresql": ours, "influxdb": theirs},
+        "sizes": [{"points": 1_000_000, "stores": {"PostgreSQL": ours, "InfluxDB 1.6.7": theirs}}],
     }
     (tmp_path / "timeseries.json").write_text(json.dumps(found))
-    table = documents.compose_comparison(tmp_path, "en")
-    assert "| points_1000000: query_1: rollup_ms | 12.5 | 50 | 0.25 |" in table
-    assert "| points_1000000: disk_mb | 90 | 30 | 3.00 |" in table
-    assert "only_here" not in table
-    assert "on 2026-11-25: X, 2 cores, 8 GB, Linux." in table
+    assert documents.compose_comparison(tmp_path, "en").splitlines() == [
+        "Made by `bench/timeseries.py` on 2026-11-25: X, 2 cores, 8 GB, Linux. All stores in one run.",
+        "",
+        "| figure | PostgreSQL | InfluxDB 1.6.7 |",
+        "|---|---:|---:|",
+        "| 1,000,000 points: written in the worker's batches, points/s | 41,234 | 250,000 |",
+        "| 1,000,000 points: making all rollups once, s | 9.5 | - |",
+        "| 1,000,000 points: query 1 through nbpulse's store, ms | 12.5 | not within its deadline |",
+        "| 1,000,000 points: new_ms | 1 | 2 |",
+    ]
+    assert "| 1,000,000 点:ワーカーのまとめ書き(点/秒) | 41,234 | 250,000 |" in documents.compose_comparison(
+        tmp_path, "ja"
+    )
