@@ -35,41 +35,6 @@ ROWS: tuple[Row, ...] = (
 )
 
 
-_TEXTS: dict[str, dict[str, str]] = {
-    "en": {
-        "made": "Made by `make bench`, last on {day}: {cpu}, {cores} cores shared by the system, its stores and the"
-        " load client, {memory_gb} GB, {system}, Python {python}, PostgreSQL {postgresql}, Valkey {valkey}.",
-        "head": "| measure | nbpulse | aim | specification's flow | ratio | cores busy elsewhere | fdatasync |",
-        "missed": " **missed**",
-        "memory": "PSS in MB of each process (a store with its children): nbpulse: {nbpulse}; "
-        "specification: {specification}.",
-    },
-    "ja": {
-        "made": "`make bench` による計測(最終 {day}):{cpu}、{cores} コア(システム、ストア、負荷クライアントで共用)、"
-        "{memory_gb} GB、{system}、Python {python}、PostgreSQL {postgresql}、Valkey {valkey}。",
-        "head": "| 項目 | nbpulse | 目標 | 仕様書のままの処理 | 比 | ほかで使用中のコア | fdatasync |",
-        "missed": " **未達**",
-        "memory": "各プロセスの PSS(MB。ストアは子プロセスを含む): nbpulse: {nbpulse}。仕様書のままの処理:"
-        " {specification}。",
-    },
-}
-_UNITS_JA = {"events/s": "件/秒", "s": "秒"}
-# A title that is not here stays English.
-_TITLES_JA = {
-    "stored, single posts": "保存、1 件ずつの送信",
-    "stored, posts of 50": "保存、50 件ずつの送信",
-    "acknowledged at 500/s, p50": "受付応答 毎秒 500 件、p50",
-    "acknowledged at 500/s, p99": "受付応答 毎秒 500 件、p99",
-    "acknowledged at 2,000/s, p50": "受付応答 毎秒 2,000 件、p50",
-    "acknowledged at 2,000/s, p99": "受付応答 毎秒 2,000 件、p99",
-    "event to frame at 500/s, p50": "イベントからボードまで 毎秒 500 件、p50",
-    "event to frame at 500/s, p99": "イベントからボードまで 毎秒 500 件、p99",
-    "memory (PSS) of all processes": "全プロセスのメモリ(PSS)",
-    "ready, empty directory": "起動完了まで、空のディレクトリから",
-    "ready, started before": "起動完了まで、2 回目以降",
-}
-
-
 def describe_machine() -> dict[str, Any]:
     """What the figures depend on."""
     info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -118,6 +83,41 @@ def read_results(directory: Path) -> dict[str, dict[str, Any]]:
     names = dict.fromkeys(name for _, name, *_ in ROWS)
     paths = {name: directory / f"{name}.json" for name in names}
     return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
+
+
+_TEXTS: dict[str, dict[str, str]] = {
+    "en": {
+        "made": "Made by `make bench`, last on {day}: {cpu}, {cores} cores shared by the system, its stores and the"
+        " load client, {memory_gb} GB, {system}, Python {python}, PostgreSQL {postgresql}, Valkey {valkey}.",
+        "head": "| measure | nbpulse | aim | specification's flow | ratio | cores busy elsewhere | fdatasync |",
+        "missed": " **missed**",
+        "memory": "PSS in MB of each process (a store with its children): nbpulse: {nbpulse}; "
+        "specification: {specification}.",
+    },
+    "ja": {
+        "made": "`make bench` による計測(最終 {day}):{cpu}、{cores} コア(システム、ストア、負荷クライアントで共用)、"
+        "{memory_gb} GB、{system}、Python {python}、PostgreSQL {postgresql}、Valkey {valkey}。",
+        "head": "| 項目 | nbpulse | 目標 | 仕様書のままの処理 | 比 | ほかで使用中のコア | fdatasync |",
+        "missed": " **未達**",
+        "memory": "各プロセスの PSS(MB。ストアは子プロセスを含む): nbpulse: {nbpulse}。仕様書のままの処理:"
+        " {specification}。",
+    },
+}
+_UNITS_JA = {"events/s": "件/秒", "s": "秒"}
+# A title that is not here stays English.
+_TITLES_JA = {
+    "stored, single posts": "保存、1 件ずつの送信",
+    "stored, posts of 50": "保存、50 件ずつの送信",
+    "acknowledged at 500/s, p50": "受付応答 毎秒 500 件、p50",
+    "acknowledged at 500/s, p99": "受付応答 毎秒 500 件、p99",
+    "acknowledged at 2,000/s, p50": "受付応答 毎秒 2,000 件、p50",
+    "acknowledged at 2,000/s, p99": "受付応答 毎秒 2,000 件、p99",
+    "event to frame at 500/s, p50": "イベントからボードまで 毎秒 500 件、p50",
+    "event to frame at 500/s, p99": "イベントからボードまで 毎秒 500 件、p99",
+    "memory (PSS) of all processes": "全プロセスのメモリ(PSS)",
+    "ready, empty directory": "起動完了まで、空のディレクトリから",
+    "ready, started before": "起動完了まで、2 回目以降",
+}
 
 
 def compose_table(results: dict[str, dict[str, Any]], language: Literal["en", "ja"] = "en") -> str:
