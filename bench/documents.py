@@ -9,6 +9,7 @@ What was not measured is said to be so.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -103,17 +104,28 @@ def fill(text: str, marker: tuple[str, str], content: str) -> str:
     return f"{before}{begin}\n{content}\n{end}{after}"
 
 
+def copy_sections(english: str, japanese: str) -> str:
+    """`japanese` with every block `NAME, generated` as it stands in `english`: tables that are made in English only."""
+    for name in re.findall(r"<!-- begin: (\w+), generated -->", japanese):
+        _, _, rest = english.partition(f"<!-- begin: {name}, generated -->\n")
+        content, found, _ = rest.partition(f"\n<!-- end: {name} -->")
+        if found:
+            japanese = fill(japanese, (f"{name}, generated", name), content)
+    return japanese
+
+
 def write_documents(results: Path = RESULTS) -> list[str]:
     """Bring every block up to date; the documents that changed."""
-    changed = []
+    before = {path: path.read_text(encoding="utf-8") for path in (DOCS / name for name, *_ in BLOCKS)}
+    texts = dict(before)
     for name, marker, compose in BLOCKS:
-        path = DOCS / name
-        text = path.read_text(encoding="utf-8")
-        filled = fill(text, marker, compose(results))
-        if filled != text:
-            path.write_text(filled, encoding="utf-8")
-            changed.append(name)
-    return changed
+        texts[DOCS / name] = fill(texts[DOCS / name], marker, compose(results))
+    twin = DOCS / "PERFORMANCE.ja.md"
+    texts[twin] = copy_sections(texts[DOCS / "PERFORMANCE.md"], texts[twin])
+    changed = [path for path, text in texts.items() if text != before[path]]
+    for path in changed:
+        path.write_text(texts[path], encoding="utf-8")
+    return [path.name for path in changed]
 
 
 if __name__ == "__main__":

@@ -101,6 +101,17 @@ def test_generated_parts_are_what_the_results_say(monkeypatch: pytest.MonkeyPatc
     assert documents.write_documents() == [], "run: python bench/documents.py"
 
 
+def test_a_table_made_in_english_only_stands_in_both_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    import documents
+
+    english = "# A\n<!-- begin: reads, generated -->\nsaid\n<!-- end: reads -->\n"
+    japanese = (
+        english.replace("# A", "# あ").replace("said", "old") + "<!-- begin: own, generated -->\n<!-- end: own -->"
+    )
+    assert documents.copy_sections(english, japanese) == japanese.replace("old", "said")
+
+
 def test_figures_of_both_stores_stand_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
     import documents
