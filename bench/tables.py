@@ -1,4 +1,4 @@
-"""Results as text for docs/performance.md: one function for each bench that is not beside the specification's flow."""
+"""Results as text for docs/PERFORMANCE.md: one function for each bench that is not beside the specification's flow."""
 
 from __future__ import annotations
 

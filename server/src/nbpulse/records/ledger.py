@@ -232,7 +232,7 @@ class PostgresLedger:
         new = [item for item in items if item.is_new]
         await self._insert_texts(connection, new)
         session_items = [(item.event, item.notebook_id, item.session_id) for item in new]
-        await sessions.record_sessions(connection, session_items)
+        await sessions.update_session_stats(connection, session_items)
         await marks.mark(connection, session_items)
         states |= await self._fold_states(connection, new, states)
         cells = await self._record_cells(connection, items, new)
