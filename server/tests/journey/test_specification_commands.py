@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 
 from debian_clients import make_clients
 from nbpulse.simulator import ClassOptions, Schoolroom
-from servers import ROOT, give_up, make_influx
+from servers import ROOT, make_influx
 from specification import DOCUMENT, is_shown, read_rows
 from torture.systems import System
 from working import until
@@ -27,7 +24,6 @@ from working import until
 TRIES_MAX = 4
 COMMAND_LIMIT_S = 90
 MEASURING = "nbpulse rehearse "
-BUSY_CORES = 0.3
 OPEN_BOARD = ROOT / "docs" / "examples" / "open_board.py"
 
 
@@ -114,43 +110,15 @@ async def test_every_command_shows_what_its_row_says(data_dir: Path) -> None:
     assert not unshown, "\n\n".join(unshown)
 
 
-class Elsewhere:
-    """How many cores were busy with something else than this test and all it has started."""
-
-    def __init__(self) -> None:
-        self._started_s, self._before_s = time.monotonic(), self._read_s()
-
-    def _read_s(self) -> float:
-        busy_s = sum(map(int, Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:4]))
-        ours_s = sum(os.times()[:4])
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                ours_s += sum(process.cpu_times()[:2])
-        return busy_s / os.sysconf("SC_CLK_TCK") - ours_s
-
-    def measure_cores(self) -> float:
-        """Since this was made."""
-        return max(0.0, self._read_s() - self._before_s) / (time.monotonic() - self._started_s)
-
-
-@pytest.mark.timeout(600)
-async def test_the_targets_are_met_with_200_students(data_dir: Path) -> None:
-    """A promise about time may be missed where others keep this machine busy: then nothing was measured."""
+@pytest.mark.timeout(300)
+async def test_a_class_of_200_is_rehearsed_and_its_figures_told(data_dir: Path) -> None:
+    """Whether a promise about time is kept here and now is for whoever reads it; that nothing is lost always holds."""
     ((command, shown),) = ((one, shown) for one, shown in list_wanted().items() if one.startswith(MEASURING))
     assert len(shown) == 3
-    busy_cores: list[float] = []
     async with hold_class(data_dir, goes_on=False) as environment:
-        while len(busy_cores) < TRIES_MAX:
-            elsewhere = Elsewhere()
-            code, said, complained = await type_in(command, environment)
-            late = [shows for _, shows in shown if not is_shown(shows, said)]
-            if code == 0 and not late:
-                return
-            assert late, f"{said}\n{complained}"
-            assert all("within" in shows for shows in late), said
-            busy_cores.append(elsewhere.measure_cores())
-            assert busy_cores[-1] > BUSY_CORES, f"{busy_cores[-1]:.2f} cores were busy elsewhere:\n{said}"
-    give_up(f"others kept {busy_cores} cores busy, each time too many to meet a promise about time: {said}")
+        code, said, complained = await type_in(command, environment)
+    assert [shows for _, shows in shown if not is_shown(shows, said)] == [], f"{said}\n{complained}"
+    assert code == int("×" in said), f"{said}\n{complained}"
 
 
 async def find_unshown(command: str, shown: list[tuple[int, str]], environment: Mapping[str, str]) -> list[str]:
