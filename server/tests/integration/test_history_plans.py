@@ -102,10 +102,10 @@ async def test_history_is_read_by_index_and_its_policy_checked_no_row_by_row(
     now = datetime.now(UTC)
     values: dict[str, tuple[object, ...]] = {
         "sessions": (course_id, now - timedelta(days=1), now, None, None, None, None, 501),
-        "progress": (course_id, None, 5_000),
-        "failing_cells": (course_id, None, 100),
+        "progress": (course_id, None, 5_000, 0),
+        "failing_cells": (course_id, None, 100, 0),
     }
-    window = (course_id, now - timedelta(days=1), now, None, 100)
+    window = (course_id, now - timedelta(days=1), now, None, 100, 0)
     async with connect(with_login(url, "nbpulse_api", WORKER_PASSWORD)) as api, api.transaction():
         await api.execute(f"SET LOCAL ROLE app_staff; SET LOCAL app.current_user_id = '{teacher}'")
         nodes = await explain(api, QUERIES[name], *values.get(name, window))

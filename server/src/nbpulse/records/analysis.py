@@ -37,7 +37,7 @@ SELECT u.username, d.user_id, d.notebook_id, n.path AS notebook_path, d.complete
 FROM done d JOIN totals t USING (notebook_id) JOIN notebooks n ON n.id = d.notebook_id
     JOIN enrolments e ON e.user_id = d.user_id AND e.course_id = $1 AND e.role = 'student'
     JOIN users u ON u.id = d.user_id
-ORDER BY n.path, u.username LIMIT $3
+ORDER BY n.path, u.username LIMIT $3 OFFSET $4
 """  # noqa: S608
 _FAILING_CELLS = """
 SELECT n.id AS notebook_id, n.path AS notebook_path, c.*
@@ -49,7 +49,7 @@ FROM notebooks n CROSS JOIN LATERAL (
     FROM learner_cells WHERE notebook_id = n.id GROUP BY cell_id HAVING sum(error_count) > 0
 ) c
 WHERE n.course_id = $1 AND ($2::uuid IS NULL OR n.id = $2)
-ORDER BY failing_students DESC, errors DESC, cell_id LIMIT $3
+ORDER BY failing_students DESC, errors DESC, cell_id, n.id LIMIT $3 OFFSET $4
 """
 _COMMON_ERRORS = """
 SELECT e.error_fingerprint AS fingerprint, min(e.data->>'error_name') AS error_name, e.notebook_id,
@@ -58,7 +58,8 @@ SELECT e.error_fingerprint AS fingerprint, min(e.data->>'error_name') AS error_n
 FROM events e LEFT JOIN notebooks n ON n.id = e.notebook_id
 WHERE e.course_id = $1 AND e.occurred_at >= $2 AND e.occurred_at < $3 AND e.error_fingerprint IS NOT NULL
     AND ($4::uuid IS NULL OR e.notebook_id = $4)
-GROUP BY e.error_fingerprint, e.notebook_id, n.path ORDER BY students DESC, errors DESC, fingerprint LIMIT $5
+GROUP BY e.error_fingerprint, e.notebook_id, n.path
+ORDER BY students DESC, errors DESC, fingerprint, notebook_id LIMIT $5 OFFSET $6
 """
 # The few figures are joined to their notebooks, not the many runs; MATERIALIZED: what is sorted carries no jsonb.
 _SLOW_CELLS = """
@@ -75,7 +76,7 @@ WITH run AS MATERIALIZED (
 )
 SELECT c.notebook_id, n.path AS notebook_path, c.cell_id, c.cell_index, c.executions, c.students, c.avg_ms, c.median_ms,
     c.p95_ms, c.max_ms
-FROM cell c LEFT JOIN notebooks n ON n.id = c.notebook_id ORDER BY p95_ms DESC, n.path, c.cell_id LIMIT $5
+FROM cell c LEFT JOIN notebooks n ON n.id = c.notebook_id ORDER BY p95_ms DESC, n.path, c.cell_id LIMIT $5 OFFSET $6
 """
 # Walked backwards in time, the next ok is the smallest time of an ok so far: one pass, however often a cell was run.
 _RECOVERY_TIMES = """
@@ -101,7 +102,7 @@ WITH run AS MATERIALIZED (
 SELECT c.notebook_id, n.path AS notebook_path, c.cell_id, c.cell_index, c.errors, c.recovered_errors, c.students,
     c.median_ms, c.p90_ms
 FROM cell c LEFT JOIN notebooks n ON n.id = c.notebook_id
-ORDER BY median_ms DESC NULLS LAST, n.path, c.cell_id LIMIT $5
+ORDER BY median_ms DESC NULLS LAST, n.path, c.cell_id LIMIT $5 OFFSET $6
 """
 _TYPES: Final = {
     "uuid": "uuid",
@@ -155,7 +156,11 @@ class Place(NamedTuple):
 
 
 class CourseHistory:
-    """Reads one course's history. Every method raises Unavailable (NB-2003) when PostgreSQL is away."""
+    """
+    Reads one course's history: `limit` rows after the first `skip`.
+
+    Every method raises Unavailable (NB-2003) when PostgreSQL is away.
+    """
 
     def __init__(self, people: People) -> None:
         self._people = people
@@ -182,25 +187,31 @@ class CourseHistory:
         place = after or (None, None)
         return await self._read("sessions", _SESSIONS, course_id, *span, user_id, notebook_id, *place, limit)
 
-    async def list_progress(self, course_id: UUID, notebook_id: UUID | None, limit: int) -> Table:
+    async def list_progress(self, course_id: UUID, notebook_id: UUID | None, limit: int, skip: int) -> Table:
         """Per student and notebook: cells (exercises where it has some) whose last run was ok; percentage 0..100."""
-        return await self._read("progress", _PROGRESS, course_id, notebook_id, limit)
+        return await self._read("progress", _PROGRESS, course_id, notebook_id, limit, skip)
 
-    async def list_failing_cells(self, course_id: UUID, notebook_id: UUID | None, limit: int) -> Table:
+    async def list_failing_cells(self, course_id: UUID, notebook_id: UUID | None, limit: int, skip: int) -> Table:
         """Cells by how many students failed on them."""
-        return await self._read("failing_cells", _FAILING_CELLS, course_id, notebook_id, limit)
+        return await self._read("failing_cells", _FAILING_CELLS, course_id, notebook_id, limit, skip)
 
-    async def list_common_errors(self, course_id: UUID, span: Span, notebook_id: UUID | None, limit: int) -> Table:
+    async def list_common_errors(
+        self, course_id: UUID, span: Span, notebook_id: UUID | None, limit: int, skip: int
+    ) -> Table:
         """Error groups by how many students met them; the messages themselves stay sealed."""
-        return await self._read("common_errors", _COMMON_ERRORS, course_id, *span, notebook_id, limit)
+        return await self._read("common_errors", _COMMON_ERRORS, course_id, *span, notebook_id, limit, skip)
 
-    async def list_slow_cells(self, course_id: UUID, span: Span, notebook_id: UUID | None, limit: int) -> Table:
+    async def list_slow_cells(
+        self, course_id: UUID, span: Span, notebook_id: UUID | None, limit: int, skip: int
+    ) -> Table:
         """Cells by how long their runs took; aborted runs and those without a duration are no runs here."""
-        return await self._read("slow_cells", _SLOW_CELLS, course_id, *span, notebook_id, limit)
+        return await self._read("slow_cells", _SLOW_CELLS, course_id, *span, notebook_id, limit, skip)
 
-    async def list_recovery_times(self, course_id: UUID, span: Span, notebook_id: UUID | None, limit: int) -> Table:
+    async def list_recovery_times(
+        self, course_id: UUID, span: Span, notebook_id: UUID | None, limit: int, skip: int
+    ) -> Table:
         """Cells by the time from each error in the window to the same student's next ok on it, still in the window."""
-        return await self._read("recovery_times", _RECOVERY_TIMES, course_id, *span, notebook_id, limit)
+        return await self._read("recovery_times", _RECOVERY_TIMES, course_id, *span, notebook_id, limit, skip)
 
     async def _read(self, name: PostgresQuery, query: str, *values: object) -> Table:
         async with self._people.connect(name, is_staff=True) as connection:
