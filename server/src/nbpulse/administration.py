@@ -191,7 +191,7 @@ def rebuild_timeseries(settings: Settings, start: datetime, end: datetime) -> tu
             total = await points.count_runs(pool, start, end) + len(work)
             with Progress(console=Console(stderr=True), transient=True) as progress:
                 bar = progress.add_task(get_text("rebuilding"), total=total)
-                async for batch in points.read_points(pool, seal, start, end):
+                async for batch in points.read_points(pool, seal, start, end, full_text=settings.has_full_texts):
                     rejected += await resources.series.write_points(batch)
                     written += len(batch)
                     progress.advance(bar, len(batch))

@@ -28,7 +28,8 @@ class CellExecutionPoint(msgspec.Struct, frozen=True):
     One point of the specification's measurement `cell_executions`.
 
     `time_ns` = occurred_at in ms * 1e6 + the student's event number % 1e6: unique per student, the same at every retry.
-    `notebook_path` is the course notebook's, never the student's copy's. `error_message` is normalised (classroom.py).
+    `notebook_path` is the course notebook's, never the student's copy's. `error_message` is normalised
+    (classroom.py), or full where the operator wants that.
     """
 
     measurement: ClassVar[str] = "cell_executions"

@@ -94,7 +94,7 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
             people=People(pool, seal),
             classes=classes,
             series=await stack.enter_async_context(_open_series(settings, pool)),
-            ledger=PostgresLedger(pool, seal, NotebookDirectory()),
+            ledger=PostgresLedger(pool, seal, NotebookDirectory(), full_texts=settings.has_full_texts),
             promise=await _check_promise(settings, stream),
         )
 

@@ -21,7 +21,7 @@ from nbpulse.timeseries import Window
 from nbpulse.timeseries.influx import open_influx, read_address
 from nbpulse.timeseries.lines import describe_point
 from servers import InfluxServer, make_influx
-from stores import connect, create_database, make_class, make_error, open_stores, spread
+from stores import connect, create_database, make_class, make_error, make_event, open_stores, spread
 from working import is_drained, is_paid, until, work
 
 # The specification's two, to the letter.
@@ -186,6 +186,38 @@ async def test_while_influx_is_away_the_worker_goes_on_and_pays_afterwards(
             rates = await stores.series.query_error_rate(window)
     assert sum(rate.total_executions for rate in rates) == len(accepted)
     assert sum(rate.error_count for rate in rates) == 10
+
+
+async def test_full_error_texts_reach_influx_also_late_and_wait_sealed(
+    embedded_postgres: str, embedded_valkey: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nbpulse.worker.DEBT_AGE_S", 0.1)
+    database_url = await create_database(embedded_postgres)
+    course_id, users = await make_class(database_url, 2)
+    told = "name 'ひみつの変数' is not defined"
+    texts = {"error_name": "NameError", "error_message": told}
+    error = make_error(users[0], course_id)
+    events = [make_event(users[0], course_id, data=error.data | texts) for _ in range(2)]
+    full: dict[str, Any] = {"influx_error_text": "full"}
+    with make_influx() as server:
+        server.start()
+        address = f"{server.url}/class"
+        async with open_stores(database_url, embedded_valkey, influx_url=address, **full) as stores, work(stores):
+            await stores.redis.flushall()
+            await stores.stream.ensure_groups()
+            await stores.stream.append(events[:1])
+            await until(lambda: is_drained(stores.stream))
+            await until(lambda: is_paid(database_url))
+            with Trouble(server, "stopped"):
+                await stores.stream.append(events[1:])
+                await until(lambda: is_drained(stores.stream))
+                async with connect(database_url) as connection:
+                    (debt,) = await connection.fetch("SELECT points, sealed_points FROM series_debt")
+                assert (debt["points"], "ひみつ" in debt["sealed_points"]) == (b"", False)
+                assert stores.seal.decrypt(debt["sealed_points"])
+            await until(lambda: is_paid(database_url))
+        (series,) = type_query(server.url, "class", 'SELECT "error_message" FROM "cell_executions"')
+    assert [message for _, message in series["values"]] == [f"NameError: {told}"] * 2
 
 
 class Trouble(AbstractContextManager[None]):

@@ -36,13 +36,18 @@ def make_point(
     path: str,
     cell_index: int | None,
     data: Mapping[str, Any],
+    full_text: bool,
 ) -> CellExecutionPoint:
-    """The point of one `cell_execution`; `data` as on the wire, `path` the course notebook's."""
+    """
+    The point of one `cell_execution`; `data` as on the wire, `path` the course notebook's. Of an error's text it bears
+    the masked one, or with `full_text` the student's own, up to 2,000 characters.
+    """
     has_error = data.get("status") == "error"
     message = None
     if has_error:
         name = str(data.get("error_name") or "Error")
-        message = f"{name}: {classroom.normalise_message(name, str(data.get('error_message') or ''))}"[:200]
+        said = str(data.get("error_message") or "")
+        message = f"{name}: {said}"[:2_000] if full_text else f"{name}: {classroom.normalise_message(name, said)}"[:200]
     duration_ms = data.get("execution_duration_ms")
     return CellExecutionPoint(
         user_id=user_id,
@@ -71,16 +76,16 @@ async def count_runs(pool: asyncpg.Pool, start: datetime, end: datetime) -> int:
 
 
 async def read_points(
-    pool: asyncpg.Pool, seal: EncryptedField, start: datetime, end: datetime
+    pool: asyncpg.Pool, seal: EncryptedField, start: datetime, end: datetime, *, full_text: bool
 ) -> AsyncIterator[list[CellExecutionPoint]]:
     """The points of the window as they were made when their events were stored, in batches. Owner's login."""
     async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read", readonly=True):
         cursor = await connection.cursor(_READ, start, end)
         while rows := await cursor.fetch(_READ_BATCH):
-            yield [_read_point(row, seal) for row in rows]
+            yield [_read_point(row, seal, full_text) for row in rows]
 
 
-def _read_point(row: asyncpg.Record, seal: EncryptedField) -> CellExecutionPoint:
+def _read_point(row: asyncpg.Record, seal: EncryptedField, full_text: bool) -> CellExecutionPoint:
     data = json.loads(row["data"])
     if row["error_message"] is not None:
         sealed = row["error_message"]
@@ -93,6 +98,7 @@ def _read_point(row: asyncpg.Record, seal: EncryptedField) -> CellExecutionPoint
         path=row["path"] or "",
         cell_index=row["cell_index"],
         data=data,
+        full_text=full_text,
     )
 
 

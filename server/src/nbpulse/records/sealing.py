@@ -66,6 +66,7 @@ SEALED_COLUMNS: Final = (
     SealedColumn("learner_states", "help_text", {"user_id": "uuid", "shard": "smallint", "course_id": "uuid"}),
     SealedColumn("help_requests", "message", {"user_id": "uuid", "shard": "smallint", "id": "uuid"}),
     SealedColumn("dead_letters", "payload", {"id": "uuid"}),
+    SealedColumn("series_debt", "sealed_points", {"id": "uuid"}),
 )
 
 

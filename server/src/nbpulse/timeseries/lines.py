@@ -13,7 +13,7 @@ from typing import Final, Literal
 from nbpulse.pipeline import CellExecutionPoint, LearningProgressPoint, PerformancePoint, SeriesPoint
 
 TagSet = Literal["specified", "lean"]
-ErrorText = Literal["normalised", "none"]
+ErrorText = Literal["normalised", "none", "full"]
 
 
 def describe_point(point: SeriesPoint, *, tags: TagSet = "specified", error_text: ErrorText) -> str:
@@ -59,8 +59,8 @@ def _describe_execution(
         fields.append(f"execution_duration_ms={float(point.execution_duration_ms)!r}")
     if point.has_error:
         fields.append("has_error=true")
-        if point.error_message and error_text == "normalised":
-            fields.append(f"error_message={_quote_field(point.error_message[:200])}")
+        if point.error_message and error_text != "none":  # which of the two texts, its maker has decided
+            fields.append(f"error_message={_quote_field(point.error_message)}")
     fields.append(f"error_count={int(point.has_error)}i")
     if point.execution_count is not None:
         fields.append(f"execution_count={int(point.execution_count)}i")

@@ -31,6 +31,7 @@ CREATE TABLE series_marks (
     marked_at TIMESTAMP WITH TIME ZONE NOT NULL DEFAULT NOW(),
     PRIMARY KEY (user_id, shard, notebook_id)
 ) WITH (fillfactor = 60);
+ALTER TABLE series_debt ADD COLUMN sealed_points TEXT;
 ALTER TABLE series_rejects ADD COLUMN measurement VARCHAR(40) NOT NULL DEFAULT 'cell_executions';
 ALTER TABLE series_rejects DROP CONSTRAINT series_rejects_pkey;
 ALTER TABLE series_rejects ADD PRIMARY KEY (user_id, shard, time_ns, measurement);
