@@ -102,20 +102,18 @@ SELECT user_id, shard, course_id, notebook_id, cell_id, min(cell_index), count(*
 FROM events WHERE event_type = 'cell_execution' GROUP BY user_id, shard, course_id, notebook_id, cell_id
 ORDER BY min(occurred_at)
 """
-# "course_id, " from the release on in which points carry their course.
-_COURSE = ""
-_POINTS = f"""
-INSERT INTO timeseries.cell_executions ({_COURSE}user_id, time_ns, notebook_path, cell_index, event_type,
+_POINTS = """
+INSERT INTO timeseries.cell_executions (course_id, user_id, time_ns, notebook_path, cell_index, event_type,
     execution_duration_ms, has_error, error_message, execution_count)
-SELECT {_COURSE}user_id, (extract(epoch FROM occurred_at) * 1000)::bigint * 1000000 + ordinal, path, cell_index,
+SELECT course_id, user_id, (extract(epoch FROM occurred_at) * 1000)::bigint * 1000000 + ordinal, path, cell_index,
     event_type, (data->>'execution_duration_ms')::float8, error_fingerprint IS NOT NULL,
     data->>'error_name' || ': ...', (data->>'execution_count')::int
 FROM events JOIN (SELECT id AS notebook_id, path FROM notebooks) n USING (notebook_id)
 WHERE event_type = 'cell_execution' ORDER BY occurred_at
 """
-_MARKS = f"""
-INSERT INTO timeseries.stale_minutes ({_COURSE}user_id, minute_ns)
-SELECT DISTINCT {_COURSE}user_id, time_ns / 60000000000 * 60000000000 FROM timeseries.cell_executions
+_MARKS = """
+INSERT INTO timeseries.stale_minutes (course_id, user_id, minute_ns)
+SELECT DISTINCT course_id, user_id, time_ns / 60000000000 * 60000000000 FROM timeseries.cell_executions
 """
 
 

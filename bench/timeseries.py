@@ -50,8 +50,6 @@ DISTRIBUTION = (
 ROUNDS = 5
 _BATCH, _WORKERS_BATCH, _TIMED = 5_000, 500, 100_000
 _SERIES_MAX = 1_000_000
-# Points carry their course from the release on in which courses are told apart there.
-_COURSE: dict[str, Any] = {"course_id": UUID(int=1)} if "course_id" in CellExecutionPoint.__struct_fields__ else {}
 _SIZE = """
 SELECT sum(pg_total_relation_size(oid))::float8 FROM pg_class
 WHERE relnamespace = 'timeseries'::regnamespace AND relkind = 'r'
@@ -117,7 +115,7 @@ def make_points(count: int, end: datetime) -> Iterator[CellExecutionPoint]:
             has_error=has_error,
             error_message="NameError: name <name> is not defined" if has_error else None,
             execution_count=turn % 1000,
-            **_COURSE,
+            course_id=UUID(int=1),
         )
 
 
