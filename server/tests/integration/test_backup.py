@@ -27,16 +27,19 @@ from machines import (
     run_nbpulse,
     teach,
 )
+from nbpulse.accounting import Auditor
 from nbpulse.connections import open_redis
 from nbpulse.crypto import EncryptedField
 from nbpulse.embedded import EmbeddedPostgres, EmbeddedValkey
 from nbpulse.events import decode
 from nbpulse.migrations import migrate
+from nbpulse.records.accounting import Accounts
 from nbpulse.records.copying import LEFT_OUT
 from nbpulse.resources import Resources
 from nbpulse.stream import GROUP, LANES
 from servers import run_server
 from stores import WORKER_PASSWORD, connect, count_rows, create_database, make_class, make_event
+from working import is_drained, until, work
 
 
 @pytest.mark.parametrize(("source", "target"), [("server_18", "server_15"), ("server_15", "server_18")])
@@ -190,6 +193,30 @@ async def test_a_database_lost_alone_comes_back_beside_the_stream_and_has_what_c
         assert sorted(stored) == sorted([*lesson.stored, *lesson.waiting, *(one.event_id for one in later)])
         runs = await connection.fetchval("SELECT sum(cell_executions) FROM learning_sessions")
         assert runs == await connection.fetchval("SELECT count(*) FROM events WHERE event_type = 'cell_execution'")
+
+
+async def test_after_a_restore_every_entry_is_accounted_for_also_those_in_both_stores(
+    server_18: str, make_valkey: Callable[[], str], tmp_path: Path
+) -> None:
+    old = await make_machine(server_18, make_valkey(), tmp_path / "old")
+    await teach(old)
+    async with old.open_worker() as worker:  # stored, and its worker dead before it acknowledged
+        read = await worker.stream.read("events")
+        known = [decode(one.payload, one.entry) for one in read if GARBAGE not in one.payload]
+        assert await worker.ledger.record_events([*known, known[0]])
+    assert old.run("backup", tmp_path / "b.zip")[0] == 0
+    new = await make_successor(server_18, make_valkey(), old, tmp_path / "new")
+    await migrate(new.database_url, {"nbpulse_worker": new.settings.make_password("nbpulse_worker")})
+    async with connect(new.database_url) as connection:  # a worker has looked at its new stores before
+        await connection.execute("INSERT INTO stream_bases (generation, base) VALUES ('x', 7)")
+    assert new.run("restore", tmp_path / "b.zip")[0] == 0
+    async with new.open_worker() as worker:
+        await worker.stream.ensure_groups()
+        auditor = Auditor(worker.stream, Accounts(worker.pool))
+        assert await auditor.audit() == 0
+        async with work(worker):
+            await until(lambda: is_drained(worker.stream), 20)
+        assert await auditor.audit() == 0
 
 
 async def test_every_table_is_copied_unless_it_is_named_and_none_hides_rows_from_the_backup(server_18: str) -> None:

@@ -23,8 +23,14 @@ from nbpulse.records.failures import UNAVAILABLE
 
 LEFT_OUT: Final = {
     "public.alembic_version": "the archive names its schema itself, and a restore migrates to it",
+    "public.spent_entries": "entries are counted anew where they are read anew",
+    "public.stream_bases": "a restored stream is taken as it stands, like a new one",
 }
 SEALING_KEYS: Final = "public.sealing_keys"
+# What a process noted at its start: of keys that have sealed nothing yet, of the stream's server.
+_CLEARED: Final = (SEALING_KEYS, "public.spent_entries", "public.stream_bases")
+# An entry that is read again after a restore is another one to the counters, though it bears its old id.
+_LEFT_OUT_COLUMNS: Final = {"public.event_ids": {"entry_id"}}
 _LOCK_TIMEOUT_S: Final = 10
 _OURS: Final = "n.nspname IN ('public', 'timeseries') AND c.relkind IN ('r', 'p')"
 _LIST_TABLES: Final = f"""
@@ -181,14 +187,15 @@ async def _begin_load(pool: asyncpg.Pool, tables: Sequence[Table]) -> AsyncItera
             f"SELECT n.nspname || '.' || c.relname AS name FROM pg_class c"  # noqa: S608 - constants
             f" JOIN pg_namespace n ON n.oid = c.relnamespace WHERE {_OURS} AND relforcerowsecurity"
         )
-        opened = [row["name"] for row in forced if row["name"] in found]
+        opened = [row["name"] for row in forced if row["name"] in {*found, *_CLEARED}]
         try:
             for name in opened:
                 await connection.execute(f"ALTER TABLE {name} NO FORCE ROW LEVEL SECURITY")
         except asyncpg.LockNotAvailableError as error:
             raise StartupError("NB-3074", place=name) from error
-        # What a process noted at its start, of keys that have sealed nothing yet.
-        await connection.execute(f"DELETE FROM {SEALING_KEYS}")  # noqa: S608 - a constant
+        for name in _CLEARED:
+            if name in opened:  # a table that an older schema has
+                await connection.execute(f"DELETE FROM {name}")  # noqa: S608 - a constant
         for name in found:
             if await connection.fetchval(f"SELECT EXISTS (SELECT FROM {name})"):  # noqa: S608
                 raise StartupError("NB-3074", place=name)
@@ -199,7 +206,10 @@ async def _begin_load(pool: asyncpg.Pool, tables: Sequence[Table]) -> AsyncItera
 
 async def _list_tables(connection: asyncpg.Connection) -> dict[str, list[str]]:
     """Every table that is copied with its columns, each after those it refers to."""
-    columns = {row["name"]: row["columns"] for row in await connection.fetch(_LIST_TABLES)}
+    columns = {
+        name: [column for column in columns if column not in _LEFT_OUT_COLUMNS.get(name, ())]
+        for name, columns in await connection.fetch(_LIST_TABLES)
+    }
     order: TopologicalSorter[str] = TopologicalSorter({name: set() for name in columns})
     for row in await connection.fetch(_LIST_REFERENCES):
         order.add(row["name"], row["needs"])
