@@ -27,7 +27,7 @@ check: $(stamps)/venv ## lint, format, types, import floors, generated documents
 	$(bin)/lint-imports --cache-dir .cache/import_linter
 	$(bin)/python ops/check_generated.py
 
-bench: $(stamps)/venv ## measure; writes bench/results/*.json and docs/performance.md
+bench: $(stamps)/venv ## measure; writes bench/results/*.json and the tables in docs
 	$(bin)/python bench/run.py
 
 prove: $(stamps)/venv servers chromium ## run all tests with the larger numbers

@@ -1,7 +1,8 @@
 """`make bench`: measures nbpulse against the specification's own flow, in turn, in one run.
 
-Writes bench/results/*.json, one file per measure, and the table of docs/performance.md from all of them; progress goes
-to stderr. `--only` measures some anew; `--quick` takes a fifth of the time and writes to .cache/bench/ alone.
+Writes bench/results/*.json, one file per measure, and the table of docs/PERFORMANCE.md (and its Japanese twin) from all
+of them; progress goes to stderr. `--only` measures some anew; `--quick` takes a fifth of the time and writes to
+.cache/bench/ alone.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import uvloop
+from documents import write_documents
 from measures import BATCH_EVENTS, Figures, measure_ack, measure_frames, measure_start, measure_throughput
 from report import (
     RESULTS,
@@ -116,6 +118,7 @@ def main() -> None:
     table = compose_table(read_results(directory))
     if not arguments.quick:
         write_document(table)
+        write_documents()
     print(table)
 
 

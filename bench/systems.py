@@ -97,19 +97,25 @@ class System(ABC):
 
 
 class Nbpulse(System):
-    """nbpulse as `nbpulse up` runs it: one API, one worker, embedded stores, `appendfsync always`."""
+    """
+    nbpulse as `nbpulse up` runs it, with `settings` as its environment: one API, one worker, embedded stores,
+    `appendfsync always`.
+    """
 
     name = "nbpulse"
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: str) -> None:
         super().__init__()
+        self._environment = os.environ | settings
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> float:
         started = time.perf_counter()
         command = [sys.executable, "-m", "nbpulse", "up", "--data", str(self.directory), "--port", str(_find_port())]
         with (self.directory / "up.log").open("ab") as log:
-            self._process = subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, stderr=log)
+            self._process = subprocess.Popen(
+                [*command, "--json"], stdout=subprocess.PIPE, stderr=log, env=self._environment
+            )
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         ready_s = time.perf_counter() - started
@@ -158,6 +164,12 @@ class Nbpulse(System):
                 end,
             )
         )
+
+    @property
+    def owner_url(self) -> str:
+        """The database's address under the login that owns all; `database_url` of `up --json` only reads."""
+        password = (self.directory / "postgresql" / "password").read_text(encoding="ascii").strip()
+        return f"postgresql://postgres:{password}@{self.described['database_url'].rpartition('@')[2]}"
 
     def read_class(self) -> dict[str, Any]:
         """The board's snapshot."""

@@ -150,8 +150,8 @@ def redis_7() -> Iterator[str]:
 class InfluxServer:
     """Debian's InfluxDB 1.6.7 with a configuration of its own, its data as durable as it can be made."""
 
-    def __init__(self, directory: Path, programs: Programs) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, programs: Programs, series_max: int) -> None:
+        self.directory = directory
         self._account = choose_account(directory)
         self._bin_dir = bring_within_reach(programs, self._account, directory.parent)
         self._libraries = find_libraries(programs, self._bin_dir)
@@ -167,7 +167,7 @@ dir = "{directory}/meta"
 dir = "{directory}/data"
 wal-dir = "{directory}/wal"
 wal-fsync-delay = "0s"
-max-series-per-database = 20000
+max-series-per-database = {series_max}
 query-log-enabled = false
 [http]
 bind-address = "127.0.0.1:{self.port}"
@@ -184,22 +184,22 @@ store-enabled = false
     def start(self) -> None:
         options: dict[str, Any] = {}
         if self._account:  # as root: somebody else, whose this directory then is
-            os.chown(self._directory, self._account.uid, self._account.gid)
+            os.chown(self.directory, self._account.uid, self._account.gid)
             options = {"user": self._account.uid, "group": self._account.gid, "extra_groups": []}
-        with (self._directory / "log").open("ab") as log:
+        with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [str(self._bin_dir / "influxd"), "-config", str(self._config)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={"PATH": os.defpath, "HOME": str(self._directory), "LD_LIBRARY_PATH": self._libraries},
+                env={"PATH": os.defpath, "HOME": str(self.directory), "LD_LIBRARY_PATH": self._libraries},
                 **options,
             )
         deadline_s = time.monotonic() + 30
         while True:
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/ping", timeout=2):
                 return
-            assert self.process.poll() is None, (self._directory / "log").read_text()[-2_000:]
+            assert self.process.poll() is None, (self.directory / "log").read_text()[-2_000:]
             assert time.monotonic() < deadline_s, "InfluxDB did not answer within 30 s"
             time.sleep(0.02)
 
@@ -211,12 +211,12 @@ store-enabled = false
 
 
 @contextmanager
-def make_influx() -> Iterator[InfluxServer]:
+def make_influx(series_max: int = 20_000) -> Iterator[InfluxServer]:
     """A new one, not yet started."""
     programs = get_debian_programs("influxdb", "usr/bin", ["influxdb", "influxdb-client"])
     with make_data_dir() as directory:
         (directory / "influxdb").mkdir()
-        server = InfluxServer(directory / "influxdb", programs)
+        server = InfluxServer(directory / "influxdb", programs, series_max)
         try:
             yield server
         finally:

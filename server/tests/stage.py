@@ -74,7 +74,8 @@ class Stage:
 
     @property
     def staff(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.teacher_token}"}
+        """The teacher's headers; each answer is made for the one who asks, from what is stored by then."""
+        return {"Authorization": f"Bearer {self.teacher_token}", "Cache-Control": "no-store"}
 
     async def join(self, name: str = "鈴木 大翔", **fields: Any) -> dict[str, Any]:
         """A student's answer to joining, as JSON."""

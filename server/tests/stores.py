@@ -34,7 +34,7 @@ async def create_database(server_url: str) -> str:
 
 
 def make_settings(
-    database_url: str, redis_url: str, *, worker: str = "worker-1", influx_url: str | None = None
+    database_url: str, redis_url: str, *, worker: str = "worker-1", influx_url: str | None = None, **more: Any
 ) -> Settings:
     """Of one worker, with the owner's URL beside its own."""
     return Settings(
@@ -45,15 +45,16 @@ def make_settings(
         encryption_keys=KEY,
         worker_name=worker,
         promise="memory",
+        **more,
     )
 
 
 @asynccontextmanager
 async def open_stores(
-    database_url: str, redis_url: str, *, worker: str = "worker-1", influx_url: str | None = None
+    database_url: str, redis_url: str, *, worker: str = "worker-1", influx_url: str | None = None, **more: Any
 ) -> AsyncIterator[Resources]:
     """What a worker process shares, under the worker's own login: what it may not do fails here too."""
-    settings = make_settings(database_url, redis_url, worker=worker, influx_url=influx_url)
+    settings = make_settings(database_url, redis_url, worker=worker, influx_url=influx_url, **more)
     async with open_resources(settings, login="nbpulse_worker", pool_size=8) as resources:
         yield resources
 

@@ -1,7 +1,8 @@
 """The conservation of events: what the stream was given is stored, a duplicate, set aside, dropped, or still in hand.
 
-The stream's server and PostgreSQL cannot be read at one instant, so the two are compared in a moment in which nothing
-was in a worker's hand before and after; on a working day there are several every second.
+The stream's server and PostgreSQL cannot be read at one instant. While batches are in hand the figures only bound each
+other: what lies outside the bounds is wrong for certain, what lies inside is known only in a quiet moment, of which a
+working day has several every second.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Auditor:
 
     async def audit(self) -> int | None:
         """
-        Look once; the figure, None where there was none yet. Where no moment is quiet, it stays as it was.
+        Look once; the figure, None where there was none yet. It stays as it was where no moment is quiet and nothing is
+        wrong for certain.
 
         Raises Unavailable.
         """
@@ -49,19 +51,35 @@ class Auditor:
             if await self._compare():
                 break
             await asyncio.sleep(_TRY_S)
-        return None if self._lost_entries is None else self._lost_entries + self._missing_rows
+        return None if self._lost_entries is None else self._add(self._lost_entries)
 
     async def _compare(self) -> bool:
-        """Whether the moment was quiet, so that the figure is new."""
-        before = await self._stream.count_entries()
-        if before.pending or not before.generation:
-            return False
+        """
+        Whether the figure is new. Between the two readings of PostgreSQL lies the stream's: what it then had
+        acknowledged was counted by the second, and what the first had counted it had acknowledged or pending.
+        """
         total = await self._accounts.read_total()
-        if await self._stream.count_entries() != before:
+        seen = await self._stream.count_entries()
+        total_after = await self._accounts.read_total()
+        acknowledged = seen.added - seen.waiting - seen.pending
+        is_quiet = total == total_after and not seen.pending
+        base = await self._accounts.find_base(seen.generation)
+        if base is None:
+            if not is_quiet or not seen.generation:
+                return False
+            base = total - acknowledged  # nothing is known of before: taken as it stands
+            await self._accounts.make_base(seen.generation, base)
+        most, least = total_after - base, total - base - seen.pending
+        if least <= acknowledged <= most and not is_quiet:
             return False
-        lost = await self._accounts.compare(before.generation, before.added - before.waiting, total)
+        lost = acknowledged - max(least, min(acknowledged, most))
         if lost != (self._lost_entries or 0):
             _log.error("worker.unaccounted", lost_entries=lost, missing_rows=self._missing_rows)
         self._lost_entries = lost
-        unaccounted_events.set(lost + self._missing_rows)
+        unaccounted_events.set(self._add(lost))
         return True
+
+    def _add(self, lost: int) -> int:
+        """Both together; where one is below 0 and one above, neither hides the other."""
+        both = (lost, self._missing_rows)
+        return sum(both) if lost * self._missing_rows >= 0 else max(both, key=abs)

@@ -20,7 +20,7 @@ from nbpulse.directory import read_running
 from nbpulse.errors import NotFound, StartupError
 from nbpulse.offline import open_database
 from nbpulse.preparation import DEMO_SHORT_NAME, ensure_course
-from nbpulse.records import merging, points
+from nbpulse.records import derived, merging, points
 from nbpulse.records.courses import Courses
 from nbpulse.records.dead_letters import DeadLetter, DeadLetters
 from nbpulse.records.owner import find_user_id, open_owner
@@ -172,7 +172,7 @@ def replay_letters(settings: Settings, letter_id: str) -> int:
 
 def rebuild_timeseries(settings: Settings, start: datetime, end: datetime) -> tuple[int, int]:
     """
-    Write every run of the ledger in the window to the time series again, with a bar; (points, refused) afterwards.
+    Write the window's points of all three measurements again from the ledger, with a bar; (points, refused) afterwards.
 
     Doing it twice changes nothing. Raises Unavailable (NB-2005): what was written stays, do it again.
     """
@@ -182,21 +182,27 @@ def rebuild_timeseries(settings: Settings, start: datetime, end: datetime) -> tu
     async def rebuild() -> tuple[int, int]:
         from nbpulse.resources import open_resources
 
-        rejected: list[Any] = []
+        written, rejected = 0, list[Any]()
         async with (
             open_resources(settings, login="nbpulse_worker", pool_size=1) as resources,
             _open_people(settings) as (pool, seal),
         ):
-            total = await points.count_runs(pool, start, end)
+            work = await derived.find_work(pool, start, end)
+            total = await points.count_runs(pool, start, end) + len(work)
             with Progress(console=Console(stderr=True), transient=True) as progress:
                 bar = progress.add_task(get_text("rebuilding"), total=total)
-                async for batch in points.read_points(pool, seal, start, end):
+                async for batch in points.read_points(pool, seal, start, end, full_text=settings.has_full_texts):
                     rejected += await resources.series.write_points(batch)
+                    written += len(batch)
                     progress.advance(bar, len(batch))
+                async for count, made in derived.read_derived_points(pool, work, start, end):
+                    rejected += await resources.series.write_points(made)
+                    written += len(made)
+                    progress.advance(bar, count)
             while await resources.series.refresh_rollups():
                 pass
             await points.replace_rejects(pool, start, end, rejected)
-        return total, len(rejected)
+        return written, len(rejected)
 
     return asyncio.run(rebuild())
 

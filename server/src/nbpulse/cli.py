@@ -240,6 +240,33 @@ def rotate_keys(
     keys.rotate_keys(_connect(data, is_needed=False), drop_old=drop_old)
 
 
+@app.command(**_describe("backup", "backup /mnt/backups/nbpulse-$(date +%F).zip"))
+def backup(
+    file: Annotated[Path, typer.Argument(help=get_text("arg_backup"))],
+    *,
+    with_keys: Annotated[bool, typer.Option("--with-keys", help=get_text("opt_with_keys"))] = False,
+    force: Annotated[bool, typer.Option("--force", help=get_text("opt_force"))] = False,
+    data: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    from nbpulse.backup import back_up
+
+    back_up(_connect(data, is_needed=False), file, overwrite=force, with_keys=with_keys, as_json=as_json)
+
+
+@app.command(**_describe("restore", "restore /mnt/backups/nbpulse-2026-11-25.zip --data ~/nbpulse-restored"))
+def restore(
+    file: Annotated[Path, typer.Argument(help=get_text("arg_restore"))],
+    *,
+    keep_stream: Annotated[bool, typer.Option("--keep-stream", help=get_text("opt_keep_stream"))] = False,
+    data: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    from nbpulse import backup
+
+    backup.restore(_connect(data, is_needed=False), file, keep_stream=keep_stream, as_json=as_json)
+
+
 @app.command("merge-users", **_describe("merge_users", "merge-users class-12 class-31"))
 def merge_users(
     keep: Annotated[str, typer.Argument(help=get_text("arg_keep"))],

@@ -181,6 +181,10 @@ async def _look_at_tables(pool: Any) -> Findings:
     fix = get_text("todo_debt") if is_old else ""
     found = get_text("found_debt", count=work["debts"], age_s=round(work["oldest_debt_s"]))
     yield Check("series_debt", "warning" if is_old else "ok", found, fix)
+    is_old = work["oldest_mark_s"] > 60
+    fix = get_text("todo_debt") if is_old else ""
+    found = get_text("found_marks", count=work["marks"], age_s=round(work["oldest_mark_s"]))
+    yield Check("series_marks", "warning" if is_old else "ok", found, fix)
 
 
 async def _look_at_stream(settings: Settings) -> Findings:

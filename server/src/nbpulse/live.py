@@ -82,20 +82,25 @@ class LivePublisher:
                 for one in states
             ]
             pipe.eval(_NOTE_SESSIONS, 0, _pack(sessions), SESSION_LIFE_S)
-        if stale := self._find_stale_summaries(states):
+        stale, young = self._sort_summaries(states)
+        if stale:
             pipe.delete(*stale)
+        for name in young:
+            # This change may be the last for an hour: what was made anew since must not tell of before for longer.
+            pipe.expire(name, round(SUMMARY_STALE_S), lt=True)
         try:
             await pipe.execute()
         except (RedisError, OSError, TimeoutError) as error:
             raise Unavailable("NB-2001") from error
 
-    def _find_stale_summaries(self, states: Iterable[LearnerState]) -> list[str]:
-        """Keys of the summaries these states change, those left out that were thrown away in the last 5 s."""
+    def _sort_summaries(self, states: Iterable[LearnerState]) -> tuple[list[str], list[str]]:
+        """Keys of the summaries these states change: those to throw away, those thrown away in the last 5 s."""
         now = time.monotonic()
         self._summaries = {name: at for name, at in self._summaries.items() if now - at < SUMMARY_STALE_S}
-        changed = {cell.notebook_id for state in states for cell in state.cells} - self._summaries.keys()
-        self._summaries |= dict.fromkeys(changed, now)
-        return [name_summary(notebook_id) for notebook_id in changed]
+        changed = {cell.notebook_id for state in states for cell in state.cells}
+        young = changed & self._summaries.keys()
+        self._summaries |= dict.fromkeys(changed - young, now)
+        return [name_summary(one) for one in changed - young], [name_summary(one) for one in young]
 
 
 def _encode_states(events: Sequence[ReceivedEvent], states: Sequence[LearnerState]) -> dict[str, bytes]:

@@ -18,7 +18,15 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 Database = Literal["postgresql", "influxdb", "redis"]
-SeriesQuery = Literal["check", "write_points", "query_activity", "query_error_rate", "query_percentiles"]
+SeriesQuery = Literal[
+    "check",
+    "write_points",
+    "query_activity",
+    "query_error_rate",
+    "query_percentiles",
+    "query_progress",
+    "query_performance",
+]
 InfluxQuery = Literal[SeriesQuery, "create_database"]
 PostgresQuery = Literal[
     SeriesQuery,
@@ -36,6 +44,8 @@ PostgresQuery = Literal[
     "count_cells",
     "count_dropped",
     "read_accounts",
+    "pay_marks",
+    "mark_changed_notebooks",
     # people, tokens, courses
     "find_person",
     "create_token",
@@ -62,7 +72,7 @@ PostgresQuery = Literal[
     "keep_meetings",
     "check_notebook",
     "find_session",
-    "list_students",
+    "list_members",
     # a course's history
     "find_course",
     "sessions",
@@ -86,6 +96,7 @@ RedisQuery = Literal[
     "forget_suspects",
     "measure_backlog",
     "trim",
+    "copy_entries",
     # of the cache and the publisher: the command itself
     "pipeline",
     "exists",
@@ -232,6 +243,13 @@ series_debt_batches = Gauge(
 series_debt_oldest_seconds = Gauge(
     "nbpulse_series_debt_oldest_seconds", "Age of the oldest such batch, as the API sees it at the scrape; 0 for none"
 )
+series_marks = Gauge(
+    "nbpulse_series_marks",
+    "Students' notebooks with runs not yet in learning_progress and performance_metrics, as the API sees them",
+)
+series_marks_oldest_seconds = Gauge(
+    "nbpulse_series_marks_oldest_seconds", "Age of the oldest of them, as the API sees it at the scrape; 0 for none"
+)
 series_rejected_points = Counter(
     "nbpulse_series_rejected_points_total", "Points the time-series store refused for good, set aside", ["reason"]
 )
@@ -241,7 +259,10 @@ for _outcome in ("stored", "duplicate", "dead_letter"):
 for _reason in ("refused", "series_limit"):
     series_rejected_points.labels(_reason)
 # What only the API, or only a worker, looks up is unknown in every other process, not 0.
-for _seen_by_one in (workers, dead_letters, series_debt_oldest_seconds, unaccounted_events):
+for _seen_by_one in (
+    *(workers, dead_letters, series_debt_oldest_seconds),
+    *(series_marks, series_marks_oldest_seconds, unaccounted_events),
+):
     _seen_by_one.set(math.nan)
 live_frames = Counter("nbpulse_live_frames_total", "Frames encoded for boards")
 live_viewers = Gauge("nbpulse_live_viewers", "Boards connected to this process")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Final, Protocol
 from uuid import UUID
 
 import msgspec
@@ -19,6 +19,8 @@ from nbpulse.errors import Unavailable
 from nbpulse.events import ReceivedEvent
 
 SERIES_DEADLINE_S = 2.0
+UNKNOWN_COURSE: Final = UUID(int=0)
+"""The course of a point that an earlier version made, which kept none."""
 
 
 class CellExecutionPoint(msgspec.Struct, frozen=True):
@@ -26,9 +28,11 @@ class CellExecutionPoint(msgspec.Struct, frozen=True):
     One point of the specification's measurement `cell_executions`.
 
     `time_ns` = occurred_at in ms * 1e6 + the student's event number % 1e6: unique per student, the same at every retry.
-    `notebook_path` is the course notebook's, never the student's copy's. `error_message` is normalised (classroom.py).
+    `notebook_path` is the course notebook's, never the student's copy's. `error_message` is normalised
+    (classroom.py), or full where the operator wants that.
     """
 
+    measurement: ClassVar[str] = "cell_executions"
     user_id: UUID
     time_ns: int
     notebook_path: str
@@ -38,6 +42,43 @@ class CellExecutionPoint(msgspec.Struct, frozen=True):
     has_error: bool
     error_message: str | None
     execution_count: int | None
+    course_id: UUID = UNKNOWN_COURSE
+
+
+class LearningProgressPoint(msgspec.Struct, frozen=True):
+    """
+    One point of `learning_progress`: a student's standing in a notebook after the last run of a 10-second slot.
+
+    `completed_cells` of `total_cells` are exercises where the course notebook has some; percentage 0..100.
+    `time_ns` of this and the next = start of the slot (the minute) + the notebook's id % 1e6: the same at every retry.
+    """
+
+    measurement: ClassVar[str] = "learning_progress"
+    user_id: UUID
+    course_id: UUID
+    time_ns: int
+    notebook_path: str
+    completed_cells: int
+    total_cells: int
+    progress_percentage: float
+    session_duration_ms: int
+
+
+class PerformancePoint(msgspec.Struct, frozen=True):
+    """One point of `performance_metrics`: a student's runs in a notebook in a minute; times in ms, error rate 0..1."""
+
+    measurement: ClassVar[str] = "performance_metrics"
+    user_id: UUID
+    course_id: UUID
+    time_ns: int
+    notebook_path: str
+    cell_type: str
+    avg_execution_time: float | None
+    max_execution_time: float | None
+    error_rate: float
+
+
+SeriesPoint = CellExecutionPoint | LearningProgressPoint | PerformancePoint
 
 
 class RejectedPoint(msgspec.Struct, frozen=True):
@@ -46,6 +87,7 @@ class RejectedPoint(msgspec.Struct, frozen=True):
     user_id: UUID
     time_ns: int
     reason: str
+    measurement: str = CellExecutionPoint.measurement
 
 
 class Recorded(msgspec.Struct, frozen=True):
@@ -78,7 +120,7 @@ class Publisher(Protocol):
 class TimeSeries(Protocol):
     """The time-series store (timeseries/)."""
 
-    async def write_points(self, points: Sequence[CellExecutionPoint]) -> Sequence[RejectedPoint]:
+    async def write_points(self, points: Sequence[SeriesPoint]) -> Sequence[RejectedPoint]:
         """Write points; the same point again overwrites itself. Gives those refused for good. Raises Unavailable."""
 
 

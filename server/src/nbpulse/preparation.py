@@ -6,6 +6,7 @@ Promises: doing it again changes nothing; a database that is up to date never wa
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -25,10 +26,15 @@ DEMO_SHORT_NAME: Final = "demo"
 _TOKEN_FILE = "teacher.token"
 
 
-def find_newest_revision() -> str:
-    """The newest migration's number, from its file's name: Alembic need not be imported for it."""
+def list_revisions() -> list[str]:
+    """Every migration's number, from its file's name: Alembic need not be imported for it."""
     versions = Path(__file__).parent / "migrations" / "versions"
-    return max(path.name[:4] for path in versions.glob("[0-9]*.py"))
+    return sorted(path.name[:4] for path in versions.glob("[0-9]*.py"))
+
+
+def find_newest_revision() -> str:
+    """The newest migration's number."""
+    return list_revisions()[-1]
 
 
 async def ensure_schema(settings: Settings) -> bool:
@@ -39,20 +45,30 @@ async def ensure_schema(settings: Settings) -> bool:
     """
     if not settings.database_url:
         raise StartupError("NB-3052", setting="NBPULSE_DATABASE_URL")
-    passwords = {login: settings.make_password(login) for login in LOGINS}
+    passwords = make_passwords(settings)
     async with open_owner(settings.database_url) as pool:
         if await is_current(pool, find_newest_revision(), passwords):
             await set_passwords(pool, passwords)
             return False
+    await migrate_schema(settings.database_url, passwords)
+    return True
+
+
+def make_passwords(settings: Settings) -> dict[str, str]:
+    """Of every login that a migration makes."""
+    return {login: settings.make_password(login) for login in LOGINS}
+
+
+async def migrate_schema(database_url: str, passwords: Mapping[str, str], revision: str = "head") -> None:
+    """`migrations.migrate`; raises StartupError (NB-3018) where the login may not do this."""
     from sqlalchemy.exc import ProgrammingError
 
     from nbpulse.migrations import migrate
 
     try:
-        await migrate(settings.database_url, passwords)
+        await migrate(database_url, passwords, revision)
     except ProgrammingError as error:
         raise StartupError("NB-3018", detail=str(error.orig)) from error
-    return True
 
 
 async def prepare(settings: Settings, *, is_demo: bool) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from nbpulse.records.sealing import check_keys
 from nbpulse.records.views import ClassReader
 from nbpulse.settings import Settings
 from nbpulse.stream import EventStream
+from nbpulse.stream.copying import StreamCopy
 from nbpulse.timeseries import TimeSeriesStore
 from nbpulse.timeseries.postgres import PostgresTimeSeries
 
@@ -93,7 +94,7 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
             people=People(pool, seal),
             classes=classes,
             series=await stack.enter_async_context(_open_series(settings, pool)),
-            ledger=PostgresLedger(pool, seal, NotebookDirectory()),
+            ledger=PostgresLedger(pool, seal, NotebookDirectory(), full_texts=settings.has_full_texts),
             promise=await _check_promise(settings, stream),
         )
 
@@ -109,6 +110,17 @@ async def open_stream(settings: Settings) -> AsyncIterator[EventStream]:
             yield stream
         finally:
             await stream.close()
+
+
+@asynccontextmanager
+async def open_stream_copy(redis_url: str) -> AsyncIterator[StreamCopy]:
+    """The streams as a whole, for a backup and its return."""
+    async with open_redis(redis_url) as client:
+        copy = StreamCopy(client)
+        try:
+            yield copy
+        finally:
+            await copy.close()
 
 
 @asynccontextmanager

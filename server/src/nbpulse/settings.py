@@ -64,7 +64,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="`lean`: cell_index and event_type as fields, for far fewer series"),
     ] = "specified"
     influx_error_text: Annotated[
-        Literal["normalised", "none"], Meta(description="What the field error_message holds: the masked text, nothing")
+        Literal["normalised", "none", "full"],
+        Meta(description="What the field error_message holds: the masked text, nothing, or all the student was told"),
     ] = "normalised"
     encryption_keys: Annotated[
         str | None, Meta(description="Fernet keys, newest first, comma between; unset = the data directory's key file")
@@ -114,6 +115,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def key_file(self) -> Path | None:
         """Where the keys stand; None when they are given in NBPULSE_ENCRYPTION_KEYS."""
         return None if self.encryption_keys else self.data_dir / "encryption.key"
+
+    @property
+    def has_full_texts(self) -> bool:
+        """Whether points bear error texts in full: only on their way to InfluxDB."""
+        return bool(self.influx_url) and self.influx_error_text == "full"
 
     def make_password(self, login: str) -> str:
         """The password of a login that `migrate` makes: derived from the data directory's secret, never stored."""

@@ -28,7 +28,7 @@ from nbpulse.errors import PoisonEvent, Unavailable
 from nbpulse.events import ReceivedEvent
 from nbpulse.patience import Backoff, Breaker, sleep_until
 from nbpulse.pipeline import Recorded, measure, process_events
-from nbpulse.records import meetings, upkeep
+from nbpulse.records import derived, meetings, upkeep
 from nbpulse.records.accounting import Accounts
 from nbpulse.records.dead_letters import DeadLetters
 from nbpulse.resources import Resources
@@ -37,6 +37,7 @@ from nbpulse.stream import LANES, Delivery, EventStream, Lane
 DRAIN_S: Final = 10.0
 DEBT_AGE_S: Final = 5.0
 SWEEP_S: Final = 15.0
+MARKS_S: Final = 5.0
 # From its third delivery on an entry is tried alone; alone it may fail to end twice (the worker died of it).
 SUSPECT_DELIVERIES: Final = 3
 SUSPECT_TRIES_MAX: Final = 2
@@ -73,10 +74,14 @@ class Worker:
             asyncio.create_task(self._repeat("debts", 5.0, self._pay_debts)),
             asyncio.create_task(self._repeat("connections", SWEEP_S, self._resources.cache.sweep_connections)),
             asyncio.create_task(self._repeat("rollups", 5.0, self._resources.series.refresh_rollups)),
+            asyncio.create_task(self._repeat("marks", MARKS_S, self._pay_marks)),
             asyncio.create_task(
                 self._repeat("partitions", 3600.0, lambda: upkeep.keep_partitions(self._resources.pool))
             ),
             asyncio.create_task(self._repeat("cell_counts", 10.0, lambda: upkeep.count_cells(self._resources.pool))),
+            asyncio.create_task(
+                self._repeat("changed_notebooks", 10.0, lambda: derived.mark_changed_notebooks(self._resources.pool))
+            ),
             asyncio.create_task(self._repeat("meetings", 5.0, self._keep_meetings)),
             asyncio.create_task(self._repeat("idle_sessions", 30.0, self._resources.ledger.close_idle_sessions)),
         ]
@@ -122,6 +127,9 @@ class Worker:
                 if not await measure(recorded, ledger=self._resources.ledger, series=self._resources.series):
                     return
         metrics.series_debt_batches.set(0)
+
+    async def _pay_marks(self) -> None:
+        await derived.pay_marks(self._resources.pool, self._resources.series)
 
     async def _keep_meetings(self) -> None:
         changed = await meetings.keep_meetings(self._resources.pool)

@@ -1,11 +1,13 @@
-"""The stage of the API's tests: one database for all, an API of its own for each test."""
+"""The stage of the API's tests: one database for all, an API of its own for each test. Servers of the backups' own."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 from redis.asyncio import Redis
 
+from nbpulse.embedded import EmbeddedPostgres, EmbeddedValkey
+from servers import DebianPostgres, get_debian_programs, make_data_dir, run_server
 from stage import Stage, open_stage
 from stores import create_database
 
@@ -23,3 +25,39 @@ async def stage(stage_database: str, embedded_valkey: str) -> AsyncIterator[Stag
         await redis.flushall()
     async with open_stage(stage_database, embedded_valkey) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def server_18() -> Iterator[str]:
+    """For backups alone: a restore sets the passwords of the server's logins."""
+    with make_data_dir() as directory, run_server(EmbeddedPostgres(directory)) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def server_15() -> Iterator[str]:
+    """The same, Debian's."""
+    with make_data_dir() as directory:
+        server = DebianPostgres(directory)
+        server.programs = get_debian_programs("postgresql", "usr/lib/postgresql/15/bin", ["postgresql-15", "libpq5"])
+        with run_server(server) as url:
+            yield url
+
+
+@pytest.fixture
+def make_valkey() -> Iterator[Callable[[], str]]:
+    """New empty ones, one for each call."""
+    with make_data_dir() as directory:
+        servers: list[EmbeddedValkey] = []
+
+        def start() -> str:
+            servers.append(EmbeddedValkey(directory / str(len(servers))))
+            servers[-1].data_dir.mkdir(mode=0o711)
+            servers[-1].start()
+            return servers[-1].url
+
+        try:
+            yield start
+        finally:
+            for server in servers:
+                server.stop()

@@ -66,6 +66,22 @@ async def test_the_class_summary_counts_students_and_cells_and_is_renewed_by_the
     assert (await ask(stage, path))["avg_progress"] == 0.4375
 
 
+async def test_a_summary_made_between_two_batches_is_not_kept_when_the_class_falls_silent(stage: Stage) -> None:
+    token = (await stage.join())["token"]
+    await stage.post(token, make_run(0, "error"))
+    await stage.work()
+    notebook = await find_notebook(stage)
+    path, redis = f"/courses/{stage.course.id}/notebooks/{notebook}/summary", stage.parts.cache._redis
+    assert (await ask(stage, path))["avg_progress"] == 0
+    # Within 5 s of the first, so it is not thrown away a second time; but it ends soon, and by itself.
+    await stage.post(token, make_run(0, "ok"))
+    await stage.work()
+    assert 0 < await redis.ttl(f"class_summary:{notebook}") <= 5
+    await redis.pexpire(f"class_summary:{notebook}", 1)
+    await asyncio.sleep(0.01)
+    assert (await ask(stage, path))["avg_progress"] == 1
+
+
 async def test_the_boards_of_a_killed_api_leave_the_list_and_others_stay(
     stage: Stage, embedded_postgres: str, embedded_valkey: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

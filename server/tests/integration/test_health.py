@@ -21,7 +21,11 @@ from working import until, work
 
 STORES = ("postgresql", "influxdb", "redis")
 SEEN_IN = {
-    "postgresql": {"nbpulse_dead_letters", "nbpulse_series_debt_batches", "nbpulse_series_debt_oldest_seconds"},
+    "postgresql": {
+        "nbpulse_dead_letters",
+        *("nbpulse_series_debt_batches", "nbpulse_series_debt_oldest_seconds"),
+        *("nbpulse_series_marks", "nbpulse_series_marks_oldest_seconds"),
+    },
     "redis": {"nbpulse_workers", "nbpulse_stream_backlog_events"},
 }
 

@@ -1,11 +1,8 @@
 """InfluxDB as the specification uses it: its own queries as typed, refused points, and a server that is away."""
 
 import asyncio
-import json
-import os
 import random
 import signal
-import subprocess
 import time
 from collections import defaultdict
 from contextlib import AbstractContextManager
@@ -17,13 +14,14 @@ import httpx2
 import msgspec
 import pytest
 
-from nbpulse.administration import rebuild_timeseries
+from influx_shell import type_query
 from nbpulse.errors import StartupError, Unavailable
 from nbpulse.pipeline import CellExecutionPoint
 from nbpulse.timeseries import Window
-from nbpulse.timeseries.influx import describe_point, open_influx, read_address
-from servers import InfluxServer, get_debian_programs, make_influx
-from stores import connect, count_rows, create_database, make_class, make_error, make_settings, open_stores, spread
+from nbpulse.timeseries.influx import open_influx, read_address
+from nbpulse.timeseries.lines import describe_point
+from servers import InfluxServer, make_influx
+from stores import connect, create_database, make_class, make_error, make_event, open_stores, spread
 from working import is_drained, is_paid, until, work
 
 # The specification's two, to the letter.
@@ -54,22 +52,6 @@ def make_point(**changes: Any) -> CellExecutionPoint:
         "execution_count": 4,
     }
     return CellExecutionPoint(**(fields | changes))
-
-
-def type_query(server_url: str, database: str, query: str) -> list[dict[str, Any]]:
-    """What the `influx` shell answers, as JSON. (It takes a line at a time.)"""
-    programs = get_debian_programs("influxdb", "usr/bin", ["influxdb", "influxdb-client"])
-    address = ["-host", "127.0.0.1", "-port", server_url.rpartition(":")[2], "-database", database]
-    done = subprocess.run(
-        [str(programs.root / "usr/bin/influx"), *address, "-format", "json", "-execute", " ".join(query.split())],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={"PATH": os.defpath, "HOME": "/nonexistent"},
-    )
-    assert done.returncode == 0, done.stderr + done.stdout
-    return [series for result in json.loads(done.stdout)["results"] for series in result.get("series", ())]
 
 
 async def test_the_specifications_queries_count_executions_and_errors_as_typed(influxdb: str) -> None:
@@ -206,6 +188,38 @@ async def test_while_influx_is_away_the_worker_goes_on_and_pays_afterwards(
     assert sum(rate.error_count for rate in rates) == 10
 
 
+async def test_full_error_texts_reach_influx_also_late_and_wait_sealed(
+    embedded_postgres: str, embedded_valkey: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nbpulse.worker.DEBT_AGE_S", 0.1)
+    database_url = await create_database(embedded_postgres)
+    course_id, users = await make_class(database_url, 2)
+    told = "name 'ひみつの変数' is not defined"
+    texts = {"error_name": "NameError", "error_message": told}
+    error = make_error(users[0], course_id)
+    events = [make_event(users[0], course_id, data=error.data | texts) for _ in range(2)]
+    full: dict[str, Any] = {"influx_error_text": "full"}
+    with make_influx() as server:
+        server.start()
+        address = f"{server.url}/class"
+        async with open_stores(database_url, embedded_valkey, influx_url=address, **full) as stores, work(stores):
+            await stores.redis.flushall()
+            await stores.stream.ensure_groups()
+            await stores.stream.append(events[:1])
+            await until(lambda: is_drained(stores.stream))
+            await until(lambda: is_paid(database_url))
+            with Trouble(server, "stopped"):
+                await stores.stream.append(events[1:])
+                await until(lambda: is_drained(stores.stream))
+                async with connect(database_url) as connection:
+                    (debt,) = await connection.fetch("SELECT points, sealed_points FROM series_debt")
+                assert (debt["points"], "ひみつ" in debt["sealed_points"]) == (b"", False)
+                assert stores.seal.decrypt(debt["sealed_points"])
+            await until(lambda: is_paid(database_url))
+        (series,) = type_query(server.url, "class", 'SELECT "error_message" FROM "cell_executions"')
+    assert [message for _, message in series["values"]] == [f"NameError: {told}"] * 2
+
+
 class Trouble(AbstractContextManager[None]):
     def __init__(self, server: InfluxServer, kind: str) -> None:
         self.server, self.kind = server, kind
@@ -244,41 +258,8 @@ async def test_a_refused_point_of_the_ledger_is_set_aside_with_its_reason(
         await until(lambda: is_drained(stores.stream))
         await until(lambda: is_paid(database_url))
     async with connect(database_url) as connection:
-        rows = await connection.fetch("SELECT user_id, reason FROM series_rejects")
+        rows = await connection.fetch(
+            "SELECT user_id, reason FROM series_rejects WHERE measurement = 'cell_executions'"
+        )
     assert len(rows) == 5
     assert all("field type conflict" in row["reason"] and isinstance(row["user_id"], UUID) for row in rows)
-
-
-async def test_what_was_wiped_is_rebuilt_from_the_ledger_to_the_letter(
-    influxdb: str, embedded_postgres: str, embedded_valkey: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    database_url = await create_database(embedded_postgres)
-    course_id, users = await make_class(database_url, 5)
-    database = f"t{uuid4().hex[:12]}"
-    url, whole = f"{influxdb}/{database}", 'SELECT * FROM "cell_executions"'
-    start = datetime.now(UTC) - timedelta(hours=1)
-    async with open_stores(database_url, embedded_valkey, influx_url=url) as stores, work(stores):
-        await stores.redis.flushall()
-        await stores.stream.ensure_groups()
-        await stores.stream.append([*spread(users, course_id, 200), *(make_error(user, course_id) for user in users)])
-        await until(lambda: is_drained(stores.stream))
-        await until(lambda: is_paid(database_url))
-    before = type_query(influxdb, database, whole)
-    assert len(before[0]["values"]) == 205
-    type_query(influxdb, database, f'DROP DATABASE "{database}"')
-    async with connect(database_url) as connection:
-        # What was set aside once is written now.
-        await connection.execute(
-            "INSERT INTO series_rejects SELECT user_id, shard, extract(epoch FROM now())::bigint * 1000000000, 'limit'"
-            " FROM event_ids LIMIT 1"
-        )
-    settings = make_settings(database_url, embedded_valkey, influx_url=url)
-    end = datetime.now(UTC) + timedelta(minutes=1)
-    for _ in range(2):
-        assert await asyncio.to_thread(rebuild_timeseries, settings, start, end) == (205, 0)
-        assert type_query(influxdb, database, whole) == before
-    assert await count_rows(database_url, "series_rejects") == [0]
-    async with open_stores(database_url, embedded_valkey) as stores:  # and on PostgreSQL, where it never was
-        await asyncio.to_thread(rebuild_timeseries, make_settings(database_url, embedded_valkey), start, end)
-        rates = await stores.series.query_error_rate(Window(start, end, timedelta(hours=1)))
-    assert (sum(one.total_executions for one in rates), sum(one.error_count for one in rates)) == (205, 5)

@@ -17,6 +17,7 @@ import pytest
 from nbpulse.crypto import EncryptedField, make_key
 from nbpulse.errors import StartupError
 from nbpulse.migrations.runner import with_login
+from nbpulse.records import debts
 from nbpulse.records.courses import Courses
 from nbpulse.records.dead_letters import DeadLetters
 from nbpulse.records.people import open_name
@@ -91,6 +92,8 @@ async def fill(place: Place, worker: Resources) -> UUID:
     await worker.ledger.record_events([error, run, hand])
     async with asyncpg.create_pool(place.database_url, min_size=1, max_size=1) as owner:
         teacher_id = await Courses(owner, worker.seal).ensure_teacher(course_id, display_name="佐藤 樹")
+    async with worker.pool.acquire() as connection:
+        await debts.note(connection, (), worker.seal)
     await DeadLetters(worker.pool, worker.seal).bury(
         stream=b"s", entry_id=b"1-0", payload=b"{", user_id=None, code="NB-4001", reason="?", deliveries=6
     )

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -65,6 +66,34 @@ async def test_pages_hold_every_session_once_also_when_new_ones_begin_meanwhile(
             break
         await teach(stage, 1)
     assert paged == whole
+
+
+@pytest.mark.parametrize("path", ["progress", "failing-cells", "common-errors", "slow-cells", "recovery-times"])
+async def test_pages_of_figures_are_the_whole_in_its_order(stage: Stage, path: str) -> None:
+    joined = await teach(stage, 4)
+    data = {"status": "error", "error_name": "KeyError", "error_message": "'x'"}
+    await stage.post(joined[0]["token"], [make_run(1, "error", data=data), make_run(1)])
+    await stage.work()
+    name = path.replace("-", "_")
+    whole = (await ask(stage, path))[name]
+    assert len(whole) >= 2
+    paged, query = [], "limit=1"
+    while query:
+        url = f"/api/v1/courses/{stage.course.id}/{path}?{query}"
+        answer = await stage.http.get(url, headers=stage.staff)
+        (row,) = answer.json()[name]
+        paged.append(row)
+        link = re.fullmatch(r'<\?(.+)>; rel="next"', answer.headers.get("link", ""))
+        assert (link is not None) == (answer.json()["next"] is not None)
+        as_csv = await stage.http.get(f"{url}&format=csv", headers=stage.staff)
+        assert ("link" in as_csv.headers) == (link is not None)
+        query = link[1] if link else ""
+    assert paged == whole
+    for nonsense in ("nonsense", "LTE", "MA"):  # no number, -1, 0
+        refused = await stage.http.get(
+            f"/api/v1/courses/{stage.course.id}/{path}?cursor={nonsense}", headers=stage.staff
+        )
+        assert (refused.status_code, refused.json()["code"]) == (422, "NB-1205")
 
 
 async def test_progress_failing_cells_and_common_errors_are_those_of_the_runs(stage: Stage) -> None:

@@ -44,6 +44,15 @@ def read_truth() -> dict[str, list[str]]:
 TRUTH = read_truth()
 
 
+def read_staff_truth() -> dict[str, str]:
+    """Table -> which rows `app_staff` reads."""
+    lines = re.findall(r"^- (people|staff): ([a-z_ ]+)$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+    return {table: scope for scope, tables in lines for table in tables.split()}
+
+
+STAFF_TRUTH = read_staff_truth()
+
+
 @dataclass
 class School:
     """Two courses with a teacher each, three students, and one row of every table for each of them."""
@@ -70,6 +79,7 @@ class School:
         mine = {"user_id": user_id, "shard": get_shard_number(user_id)}
         when = "2026-11-23T01:02:03Z"
         event = {"event_id": uuid4(), "occurred_at": when}
+        point = {"user_id": user_id, "time_ns": number, "course_id": course_id, "notebook_path": "x"}
         rows: dict[str, dict[str, Any]] = {
             "users": {"id": user_id if person == "fresh" else uuid4(), "username": f"u{number}"},
             "courses": {"id": uuid4(), "title": "x", "short_name": f"c{number}"},
@@ -91,11 +101,19 @@ class School:
             "help_requests": mine | {"id": uuid4(), "course_id": course_id, "opened_at": when},
             "event_ids": mine | event | {"ordinal": number, "received_at": when},
             "event_contents": mine | event,
-            "timeseries.cell_executions": {"user_id": user_id, "time_ns": number, "notebook_path": "x"}
-            | {"event_type": "cell_execution", "has_error": False},
-            "timeseries.cell_executions_1m": {"user_id": user_id, "minute_ns": number, "notebook_path": "x"}
+            "timeseries.cell_executions": point | {"event_type": "cell_execution", "has_error": False},
+            "timeseries.cell_executions_1m": {"minute_ns": number, "user_id": user_id, "course_id": course_id}
+            | {"notebook_path": "x", "duration_bins": "{}"}
             | {"execution_count": 1, "timed_count": 1, "duration_sum_ms": 1.0, "error_count": 0},
-            "timeseries.stale_minutes": {"user_id": user_id, "minute_ns": number},
+            "timeseries.stale_minutes": {"minute_ns": number, "user_id": user_id, "course_id": course_id},
+            "timeseries.cell_executions_10m": {"slot_ns": number, "user_id": user_id, "course_id": course_id}
+            | {"notebook_path": "x", "execution_count": 1, "timed_count": 1, "duration_sum_ms": 1.0, "error_count": 0},
+            "timeseries.durations_10m": {"slot_ns": number, "course_id": course_id, "user_ids": "{}"}
+            | {"bins": "{}", "counts": "{}"},
+            "timeseries.learning_progress": point
+            | {"completed_cells": 1, "total_cells": 1, "progress_percentage": 100.0, "session_duration_ms": 1},
+            "timeseries.performance_metrics": point | {"cell_type": "code", "error_rate": 0.0},
+            "series_marks": mine | {"notebook_id": notebook_id, "since": when},
             "dead_letters": {"stream": "x", "entry_id": str(number), "user_id": user_id, "code": "x", "reason": "x"}
             | {"deliveries": 1, "payload": "x"},
             "series_debt": {"id": uuid4(), "points": b"x"},
@@ -117,14 +135,12 @@ class School:
             return False
         same_course = self.people[asker][1] == self.people[person][1] and "fresh" not in (asker, person)
         teaches = asker.endswith("teacher")
-        is_student = person in ("student", "classmate", "stranger")
         return any(
             {
                 "own": asker == person,
                 "staff": teaches and same_course,
                 "member": same_course,
                 "people": teaches and same_course,
-                "students": teaches and same_course and is_student,
                 "-": False,
             }[scope]
             for scope in scopes.split()
@@ -162,11 +178,15 @@ class Undo(Exception):
     """Ends a transaction without keeping it."""
 
 
-async def is_done(connection: asyncpg.Connection, statement: str, asker: UUID | None = None) -> bool:
+async def is_done(
+    connection: asyncpg.Connection, statement: str, asker: UUID | None = None, *, role: str | None = None
+) -> bool:
     """Whether the statement did something (rolled back); False when it touched no row or was refused."""
     done = ""
     try:
         async with connection.transaction():
+            if role:
+                await connection.execute(f"SET LOCAL ROLE {role}")
             if asker:
                 await connection.execute(f"SET LOCAL app.current_user_id = '{asker}'")
             done = await connection.execute(statement)
@@ -243,6 +263,7 @@ async def test_the_truth_table_holds_for_the_api(school: School, table: str) -> 
                         "dead_letters",
                         "series_debt",
                         "series_rejects",
+                        "series_marks",
                         "sealing_progress",
                     ):
                         assert scopes == "-"
@@ -266,6 +287,33 @@ async def test_the_truth_table_holds_for_the_api(school: School, table: str) -> 
             assert done == expected, (table, "I", asker, person)
             if table == "users" and person == "fresh":
                 await owner.execute("INSERT INTO users (id, username) VALUES ($1, 'fresh')", row["id"])
+
+
+@pytest.mark.parametrize("table", TRUTH)
+async def test_as_staff_the_api_reads_the_rows_of_the_asker_s_courses_and_changes_none(
+    school: School, table: str
+) -> None:
+    assert set(STAFF_TRUTH) < set(TRUTH)
+    scope = STAFF_TRUTH.get(table, "-")
+    async with connect(school.database_url) as owner, sign_in(school, "nbpulse_api") as api:
+        for person, row in list_rows(school, table):
+            if table == "enrolments":
+                row["role"] = "instructor" if person == "teacher" else "student"
+            elif table not in ("users", "courses"):
+                await owner.execute(compose_insert(table, row) + " ON CONFLICT DO NOTHING")
+            for asker in ("student", "teacher", "other_teacher", "fresh", None):
+                asker_id = school.people[asker][0] if asker else None
+                for command in COMMANDS:
+                    done = await is_done(api, compose(command, table, row, person), asker_id, role="app_staff")
+                    expected = command == "S" and school.may_user(scope, asker, table, person)
+                    is_staff = asker is not None and asker.endswith("teacher")
+                    assert done == (expected and is_staff), (table, command, asker, person)
+
+
+async def test_the_staff_s_policies_are_not_inherited_by_the_api(school: School) -> None:
+    async with sign_in(school, "nbpulse_api") as api:
+        assert await api.fetchval("SELECT pg_has_role('nbpulse_api', 'app_staff', 'SET')")
+        assert not await api.fetchval("SELECT pg_has_role('nbpulse_api', 'app_staff', 'USAGE')")
 
 
 @pytest.mark.parametrize("table", TRUTH)

@@ -27,6 +27,12 @@ from stage import make_run
 from stores import count_rows
 from working import until
 
+MEASUREMENTS = {
+    "cell_executions": "execution_duration_ms",
+    "learning_progress": "completed_cells",
+    "performance_metrics": "error_rate",
+}
+
 
 class OurService(Service):
     """A process of our image."""
@@ -105,10 +111,10 @@ class Stack:
 
         await until(is_healthy)
 
-    async def count_points(self) -> int:
+    async def count_points(self, measurement: str, field: str) -> int:
         """Points in InfluxDB."""
         auth = httpx2.BasicAuth("nbpulse", self.room.read_secret("influxdb_password"))
-        query = {"db": "nbpulse", "q": 'SELECT count("execution_duration_ms") FROM "cell_executions"'}
+        query = {"db": "nbpulse", "q": f'SELECT count("{field}") FROM "{measurement}"'}
         async with httpx2.AsyncClient(base_url=self.influx_address, auth=auth, trust_env=False) as http:
             results = (await http.post("/query", data=query)).json()["results"]
         return int(results[0]["series"][0]["values"][0][1]) if "series" in results[0] else 0
@@ -155,7 +161,8 @@ async def test_an_event_reaches_the_primary_the_replica_and_influxdb(stack: Stac
 
         for server in (stack.primary, stack.replica):
             await until(partial(is_stored, server.make_url()))
-        await until(stack.count_points)
+        for measurement, field in MEASUREMENTS.items():
+            await until(partial(stack.count_points, measurement, field))
 
         async def is_whole() -> bool:  # a worker says that it works a second after its start
             health = (await http.get("/health")).json()

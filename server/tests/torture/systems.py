@@ -224,14 +224,18 @@ class System:
 
     async def kill_supervisor(self) -> float:
         """kill -9 the supervisor and start another on the same data; the seconds until that was ready."""
+        await self.kill_supervisor_for_good()
+        started_s = time.monotonic()
+        await self.start()
+        return time.monotonic() - started_s
+
+    async def kill_supervisor_for_good(self) -> None:
+        """kill -9 the supervisor; everything it started goes with it."""
         assert self._process is not None
         self._process.kill()
         await self._process.wait()
         if self._drain:
             await self._drain
-        started_s = time.monotonic()
-        await self.start()
-        return time.monotonic() - started_s
 
     async def read_metric(self, name: str, *, worker: int | None = None) -> float:
         """The sum of a metric (all labels) over every process that answers now, or over one worker."""

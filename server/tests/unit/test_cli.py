@@ -26,6 +26,8 @@ COMMANDS = [
     "dead-letters",
     "merge-users",
     "rotate-keys",
+    "backup",
+    "restore",
 ]
 SUBCOMMANDS = ["token list", "token revoke", "dead-letters list", "dead-letters show", "dead-letters replay"]
 

@@ -21,12 +21,11 @@ from starlette.types import Message, Receive, Scope, Send
 
 from nbpulse import __version__
 from nbpulse.api import classrooms, health, ingest, joining, meetings, pages, queries, rehearsals, sockets
-from nbpulse.api.access import RULES, check_rules
+from nbpulse.api.access import check_rules
 from nbpulse.api.catalogue import describe_problems, show_errors
-from nbpulse.api.context import ApiOptions, Context, Parts, make_context
+from nbpulse.api.context import ApiOptions, Context, Parts, admit, make_context
 from nbpulse.api.problems import find_framework_error, make_problem
 from nbpulse.errors import InvalidInput, NbpulseError
-from nbpulse.identity import ask_as
 
 __all__ = ["ApiOptions", "Application", "create_app"]
 
@@ -101,6 +100,7 @@ def create_app(
     for router in (
         joining.router,
         classrooms.router,
+        classrooms.shared,
         queries.router,
         meetings.router,
         rehearsals.router,
@@ -132,12 +132,8 @@ def _list_routes(routes: Iterable[object]) -> Iterator[str]:
 
 async def _admit(connection: HTTPConnection) -> None:
     """Every route's first dependency: its rule. A WebSocket's is FIRST_MESSAGE, kept in sockets.py."""
-    if not isinstance(connection, Request):
-        return
-    context: Context = connection.app.state.context
-    rule = RULES[f"{connection.method} {connection.scope['route'].path}"]
-    connection.state.person = person = await context.gate.admit(connection, rule)
-    ask_as(person.user_id if person else None)
+    if isinstance(connection, Request):
+        await admit(connection)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

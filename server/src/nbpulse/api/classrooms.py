@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from nbpulse.api.context import get_context, get_person, parse_id
 from nbpulse.api.joining import answer
+from nbpulse.api.sharing import SharedRoute
 from nbpulse.cache import TICKET_LIFE_S, Ticket
 from nbpulse.classroom import HelpRequest
 from nbpulse.errors import AccessDenied
@@ -28,6 +29,7 @@ _CLASS_ENDED_TEXT: Final = {
 }
 
 router = APIRouter(prefix="/api/v1")
+shared = APIRouter(prefix="/api/v1", route_class=SharedRoute)
 
 
 @router.get("/courses/{course_id}/live")
@@ -38,7 +40,7 @@ async def show_live(request: Request, course_id: str, notebook: str | None = Non
     return Response(view.encode_snapshot(), 200, {"Cache-Control": "no-store"}, "application/json")
 
 
-@router.get("/courses/{course_id}/notebooks/{notebook_id}/summary")
+@shared.get("/courses/{course_id}/notebooks/{notebook_id}/summary")
 async def show_summary(request: Request, course_id: str, notebook_id: str) -> Response:
     """
     A notebook's class in numbers: `total_students`, `started_students`, `active_students` (15 minutes), `total_cells`,
@@ -98,34 +100,41 @@ async def read_inbox(
     return answer(_describe_inbox(help_request, after))
 
 
-@router.get("/courses/{course_id}/series")
+@shared.get("/courses/{course_id}/series")
 async def show_series(
     request: Request,
     course_id: str,
-    metric: Literal["activity", "error_rate"],
+    metric: Literal["activity", "error_rate", "learning_progress", "performance_metrics"],
     window_minutes: Annotated[int | None, Query(ge=1, le=10_080)] = None,
 ) -> Response:
     """
     The specification's two windows over this course's students: durations and counts per student (1 h by 10 min, with
-    the class's p50 and p95), errors and executions per notebook (24 h by 1 h).
+    the class's p50 and p95), errors and executions per notebook (24 h by 1 h). And its two other measurements (1 h by
+    10 min): each student's last standing per notebook; per notebook and cell type the means over students and minutes.
     """
     context = get_context(request)
-    students = await context.classes.list_students(parse_id(course_id))
+    of_class = await context.find_class(parse_id(course_id))
     window = _make_window(metric, window_minutes)
     body: dict[str, Any] = {"metric": metric, "start": window.start, "end": window.end}
     body["bucket_s"] = window.bucket.total_seconds()
-    if metric == "activity":
-        body["buckets"] = await context.series.query_activity(window, students)
-        body["percentiles"] = await context.series.query_percentiles(window, students)
-    else:
-        body["buckets"] = await context.series.query_error_rate(window, students)
+    match metric:
+        case "activity":
+            body["buckets"] = await context.series.query_activity(window, of_class)
+            body["percentiles"] = await context.series.query_percentiles(window, of_class)
+        case "error_rate":
+            body["buckets"] = await context.series.query_error_rate(window, of_class)
+        case "learning_progress":
+            body["buckets"] = await context.series.query_progress(window, of_class)
+        case "performance_metrics":
+            body["buckets"] = await context.series.query_performance(window, of_class)
     return answer(body)
 
 
 def _make_window(metric: str, window_minutes: int | None) -> Window:
     """The window that ends now, its buckets whole: the specification's size, an hour where it spans over a day."""
-    minutes = window_minutes or (60 if metric == "activity" else 1440)
-    bucket = timedelta(minutes=10) if metric == "activity" and minutes <= 1440 else timedelta(hours=1)
+    by_hour = metric == "error_rate"
+    minutes = window_minutes or (1440 if by_hour else 60)
+    bucket = timedelta(hours=1) if by_hour or minutes > 1440 else timedelta(minutes=10)
     end = datetime.now(UTC)
     return Window(end - timedelta(minutes=minutes), end, bucket)
 

@@ -7,19 +7,21 @@ from typing import Any, Protocol
 from uuid import UUID
 
 import msgspec
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 
-from nbpulse.api.access import Gate
+from nbpulse.api.access import RULES, Gate
+from nbpulse.api.answers import Answers
 from nbpulse.api.ingest import Ingest
 from nbpulse.cache import Cache
 from nbpulse.errors import NotFound
 from nbpulse.hub import LiveHub
+from nbpulse.identity import ask_as
 from nbpulse.records.analysis import CourseHistory
 from nbpulse.records.meetings import Meetings
 from nbpulse.records.people import People, Person
 from nbpulse.records.views import ClassReader
 from nbpulse.stream import EventStream
-from nbpulse.timeseries import TimeSeriesStore
+from nbpulse.timeseries import ClassScope, TimeSeriesStore
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,12 @@ class Context:
     promise: str
     gate: Gate
     ingest: Ingest
+    answers: Answers
     is_stopping: bool = False
+
+    async def find_class(self, course_id: UUID) -> ClassScope:
+        """The course's students and notebooks, to narrow a question to the time series."""
+        return ClassScope(course_id, *await self.classes.list_members(course_id))
 
 
 def make_context(parts: Parts, options: ApiOptions) -> Context:
@@ -83,6 +90,7 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         promise=parts.promise,
         gate=gate,
         ingest=Ingest(gate, parts.stream, parts.cache),
+        answers=Answers(),
     )
 
 
@@ -96,6 +104,13 @@ def get_person(connection: HTTPConnection) -> Person:
     """Who is asking, as the route's rule has found out."""
     person: Person = connection.state.person
     return person
+
+
+async def admit(request: Request) -> None:
+    """Let the request through by its route's rule; from now on its task asks as that person. Raises as `Gate.admit`."""
+    rule = RULES[f"{request.method} {request.scope['route'].path}"]
+    request.state.person = person = await get_context(request).gate.admit(request, rule)
+    ask_as(person.user_id if person else None)
 
 
 def parse_id(text: str) -> UUID:

@@ -67,12 +67,24 @@ def _read_form(
 AskedForm = Annotated[Form, Depends(_read_form)]
 
 
-async def answer_table(request: Request, table: Table, subject: Subject, form: Form, **more: Any) -> Response:
-    """`table` as asked for; `more` stands beside the rows in JSON. Raises InvalidInput (NB-1207): no Parquet here."""
+_ALONE: Final = object()
+
+
+async def answer_table(
+    request: Request, table: Table, subject: Subject, form: Form, *, following: str | object | None = _ALONE
+) -> Response:
+    """
+    `table` as asked for. Of an answer in pages `following` is the next one's cursor, None on the last: `next` in JSON,
+    and a Link header in every form (RFC 8288). Raises InvalidInput (NB-1207): no Parquet here.
+    """
+    more = {} if following is _ALONE else {"next": following}
     # In a thread: the Parquet library is half a second of imports.
     content = await asyncio.to_thread(_compose, table, subject, form, more)
     tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
     headers = {"Cache-Control": "private, no-cache", "ETag": tag}
+    if more.get("next"):
+        # Relative, since a proxy may know this place by another name.
+        headers["Link"] = f'<?{request.url.include_query_params(cursor=following).query}>; rel="next"'
     if tag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     if form.name not in ("json", "manifest"):

@@ -83,7 +83,7 @@ async def _look_at_stream(context: Context) -> None:
 
 
 async def _look_at_owed(context: Context) -> None:
-    owed = Owed(math.nan, math.nan, math.nan)
+    owed = Owed(*[math.nan] * len(Owed._fields))
     task = asyncio.create_task(read_owed(context.people))
     if await _ends_in_time(task):
         if isinstance(failure := task.exception(), Unavailable):
@@ -93,6 +93,8 @@ async def _look_at_owed(context: Context) -> None:
     metrics.series_debt_batches.set(owed.debt_batches)
     metrics.series_debt_oldest_seconds.set(owed.debt_oldest_s)
     metrics.dead_letters.set(owed.dead_letters)
+    metrics.series_marks.set(owed.series_marks)
+    metrics.series_marks_oldest_seconds.set(owed.mark_oldest_s)
 
 
 async def check_database_health(context: Context) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -13,12 +13,13 @@ from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
 from nbpulse.api.context import get_context, parse_id
-from nbpulse.api.downloads import AskedForm, Subject, answer_table
+from nbpulse.api.downloads import AskedForm, Form, Subject, answer_table
+from nbpulse.api.sharing import SharedRoute
 from nbpulse.errors import InvalidInput
 from nbpulse.records.analysis import Course, Place, Span, Table
 from nbpulse.timeseries import Activity, Percentiles, Window
 
-router = APIRouter(prefix="/api/v1/courses/{course_id}")
+router = APIRouter(prefix="/api/v1/courses/{course_id}", route_class=SharedRoute)
 SPAN_MAX: Final = timedelta(days=400)
 BUCKETS_MAX: Final = 1_000
 # What nanoseconds since 1970 hold in 64 bits, whole years.
@@ -35,6 +36,7 @@ Moment = Annotated[
     datetime | None, Query(description="With a UTC offset, else in the course's time zone. Default: the last day")
 ]
 Limit = Annotated[int, Query(ge=1, le=5_000)]
+Cursor = Annotated[str | None, Query(description="`next` of the page before this one")]
 Bucket = Annotated[
     Literal["1m", "10m", "1h", "6h"],
     Query(description="Buckets begin at whole multiples since 1970 UTC; a window holds at most 1,000"),
@@ -74,7 +76,7 @@ AskedLongScope = Annotated[Scope, Depends(_read_long_scope)]
 
 @router.get("/sessions")
 async def list_sessions(
-    request: Request, scope: AskedScope, form: AskedForm, cursor: str | None = None, limit: Limit = 500
+    request: Request, scope: AskedScope, form: AskedForm, cursor: Cursor = None, limit: Limit = 500
 ) -> Response:
     """
     The class's learning sessions, newest first (specification, query 1), by default of the last day. `next` is the
@@ -90,7 +92,7 @@ async def list_student_sessions(
     form: AskedForm,
     user_id: str,
     *,
-    cursor: str | None = None,
+    cursor: Cursor = None,
     limit: Limit = 10,
 ) -> Response:
     """One student's learning sessions, newest first (specification, query 2), by default of the last 400 days."""
@@ -102,12 +104,12 @@ async def list_activity(request: Request, scope: AskedScope, form: AskedForm, bu
     """
     The class's runs per bucket: students at work, runs, and the mean, median and p95 of their durations.
 
-    Of the course's students, whatever they ran: one who is in two courses counts in both. Only runs with a duration.
+    Of the course's students and notebooks; only runs with a duration.
     """
     context, window = get_context(request), _make_window(scope.span, bucket)
-    students = await context.classes.list_students(scope.course_id)
-    activity = await context.series.query_activity(window, students)
-    percentiles = await context.series.query_percentiles(window, students)
+    of_class = await context.find_class(scope.course_id)
+    activity = await context.series.query_activity(window, of_class)
+    percentiles = await context.series.query_percentiles(window, of_class)
     table = _fold_activity(activity, percentiles)
     return await answer_table(request, table, scope.name("activity"), form)
 
@@ -116,7 +118,7 @@ async def list_activity(request: Request, scope: AskedScope, form: AskedForm, bu
 async def list_error_rate(request: Request, scope: AskedScope, form: AskedForm, bucket: Bucket = "1h") -> Response:
     """Runs and errors per bucket and notebook (the specification's error rate), of the course's students."""
     context, window = get_context(request), _make_window(scope.span, bucket)
-    rates = await context.series.query_error_rate(window, await context.classes.list_students(scope.course_id))
+    rates = await context.series.query_error_rate(window, await context.find_class(scope.course_id))
     table = Table(
         ("at", "notebook_path", "error_count", "total_executions", "error_rate"),
         ("time", "text", "integer", "integer", "number"),
@@ -130,49 +132,73 @@ async def list_error_rate(request: Request, scope: AskedScope, form: AskedForm, 
 
 @router.get("/progress")
 async def list_progress(
-    request: Request, course_id: str, form: AskedForm, notebook: str | None = None, limit: Limit = 5_000
+    request: Request,
+    course_id: str,
+    form: AskedForm,
+    *,
+    notebook: str | None = None,
+    cursor: Cursor = None,
+    limit: Limit = 5_000,
 ) -> Response:
-    """Per student and notebook: cells whose last run was ok, of the course notebook's, and `progress_percentage`."""
+    """
+    Per student and notebook: cells whose last run was ok, of the course notebook's, and `progress_percentage`; where
+    the course notebook has exercises, these in place of cells.
+    """
     history, course = get_context(request).history, parse_id(course_id)
-    table = await history.list_progress(course, _parse_optional(notebook), limit)
-    return await answer_table(request, table, Subject("progress", await history.find_course(course)), form)
+    skip, subject = _read_skip(cursor), Subject("progress", await history.find_course(course))
+    table = await history.list_progress(course, _parse_optional(notebook), limit + 1, skip)
+    return await _answer_page(request, table, subject, form, limit=limit, skip=skip)
 
 
 @router.get("/failing-cells")
 async def list_failing_cells(
-    request: Request, course_id: str, form: AskedForm, notebook: str | None = None, limit: Limit = 100
+    request: Request,
+    course_id: str,
+    form: AskedForm,
+    *,
+    notebook: str | None = None,
+    cursor: Cursor = None,
+    limit: Limit = 100,
 ) -> Response:
     """Cells by how many students failed on them, and how many of those never passed."""
     history, course = get_context(request).history, parse_id(course_id)
-    table = await history.list_failing_cells(course, _parse_optional(notebook), limit)
-    return await answer_table(request, table, Subject("failing-cells", await history.find_course(course)), form)
+    skip, subject = _read_skip(cursor), Subject("failing-cells", await history.find_course(course))
+    table = await history.list_failing_cells(course, _parse_optional(notebook), limit + 1, skip)
+    return await _answer_page(request, table, subject, form, limit=limit, skip=skip)
 
 
 @router.get("/common-errors")
-async def list_common_errors(request: Request, scope: AskedScope, form: AskedForm, limit: Limit = 100) -> Response:
+async def list_common_errors(
+    request: Request, scope: AskedScope, form: AskedForm, cursor: Cursor = None, limit: Limit = 100
+) -> Response:
     """Error groups by how many students met them in the window, by default the last day."""
-    table = await get_context(request).history.list_common_errors(scope.course_id, scope.span, scope.notebook_id, limit)
-    return await answer_table(request, table, scope.name("common-errors"), form)
+    history, skip = get_context(request).history, _read_skip(cursor)
+    table = await history.list_common_errors(scope.course_id, scope.span, scope.notebook_id, limit + 1, skip)
+    return await _answer_page(request, table, scope.name("common-errors"), form, limit=limit, skip=skip)
 
 
 @router.get("/slow-cells")
-async def list_slow_cells(request: Request, scope: AskedScope, form: AskedForm, limit: Limit = 100) -> Response:
+async def list_slow_cells(
+    request: Request, scope: AskedScope, form: AskedForm, cursor: Cursor = None, limit: Limit = 100
+) -> Response:
     """Cells by the p95 of how long their runs took in the window, slowest first."""
-    table = await get_context(request).history.list_slow_cells(scope.course_id, scope.span, scope.notebook_id, limit)
-    return await answer_table(request, table, scope.name("slow-cells"), form)
+    history, skip = get_context(request).history, _read_skip(cursor)
+    table = await history.list_slow_cells(scope.course_id, scope.span, scope.notebook_id, limit + 1, skip)
+    return await _answer_page(request, table, scope.name("slow-cells"), form, limit=limit, skip=skip)
 
 
 @router.get("/recovery-times")
-async def list_recovery_times(request: Request, scope: AskedScope, form: AskedForm, limit: Limit = 100) -> Response:
+async def list_recovery_times(
+    request: Request, scope: AskedScope, form: AskedForm, cursor: Cursor = None, limit: Limit = 100
+) -> Response:
     """
     Per cell: the time from each error to the same student's next ok on it, median and p90, longest first.
 
     An error without an ok in the window counts in `errors`, not in `recovered_errors` nor in the times.
     """
-    table = await get_context(request).history.list_recovery_times(
-        scope.course_id, scope.span, scope.notebook_id, limit
-    )
-    return await answer_table(request, table, scope.name("recovery-times"), form)
+    history, skip = get_context(request).history, _read_skip(cursor)
+    table = await history.list_recovery_times(scope.course_id, scope.span, scope.notebook_id, limit + 1, skip)
+    return await _answer_page(request, table, scope.name("recovery-times"), form, limit=limit, skip=skip)
 
 
 async def _answer_sessions(
@@ -189,7 +215,16 @@ async def _answer_sessions(
     )
     page = msgspec.structs.replace(table, rows=table.rows[:limit])
     following = _make_cursor(page) if len(table.rows) > limit else None
-    return await answer_table(request, page, scope.name("sessions"), form, next=following)
+    return await answer_table(request, page, scope.name("sessions"), form, following=following)
+
+
+async def _answer_page(
+    request: Request, table: Table, subject: Subject, form: Form, *, limit: int, skip: int
+) -> Response:
+    """Of `table`, read with one row more than asked for. What changes between two pages may shift their rows."""
+    page = msgspec.structs.replace(table, rows=table.rows[:limit])
+    following = _encode_cursor(skip + limit) if len(table.rows) > limit else None
+    return await answer_table(request, page, subject, form, following=following)
 
 
 def _fold_activity(activity: list[Activity], percentiles: list[Percentiles]) -> Table:
@@ -248,18 +283,37 @@ def _parse_optional(text: str | None) -> UUID | None:
 
 
 def _make_cursor(table: Table) -> str:
-    """The cursor of the page after this one."""
+    """The cursor of the page of sessions after this one."""
     last = dict(zip(table.columns, table.rows[-1], strict=True))
-    place = msgspec.json.encode(Place(last["started_at"], last["id"]))
-    return base64.urlsafe_b64encode(place).decode().rstrip("=")
+    return _encode_cursor(Place(last["started_at"], last["id"]))
 
 
 def _read_cursor(cursor: str | None) -> Place | None:
-    """Raises InvalidInput (NB-1205): no cursor of ours."""
+    """Where the sessions before ended. Raises InvalidInput (NB-1205): no cursor of ours."""
     if not cursor:
         return None
+    place = _decode_cursor(cursor, Place)
     try:
-        place = msgspec.json.decode(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)), type=Place)
         return Place(place.started_at.astimezone(UTC), place.session_id)
+    except (ValueError, OverflowError) as error:
+        raise InvalidInput("NB-1205") from error
+
+
+def _read_skip(cursor: str | None) -> int:
+    """How many rows the pages before had. Raises InvalidInput (NB-1205): no cursor of ours."""
+    return _decode_cursor(cursor, _Skip) if cursor else 0
+
+
+_Skip = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+_Where = TypeVar("_Where")
+
+
+def _encode_cursor(where: object) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode(where)).decode().rstrip("=")
+
+
+def _decode_cursor(cursor: str, kind: type[_Where]) -> _Where:
+    try:
+        return msgspec.json.decode(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)), type=kind)
     except (ValueError, OverflowError) as error:
         raise InvalidInput("NB-1205") from error

@@ -212,6 +212,8 @@ class CellFold(msgspec.Struct):
     last_sequence: int
     last_ok_at: datetime | None = None
     first_finished_at: datetime | None = None
+    exercise_id: str | None = None
+    """Of several the last by name, so that order never decides."""
 
 
 def fold_cells(news: Iterable[tuple[ReceivedEvent, UUID]]) -> dict[tuple[UUID, UUID, str], CellFold]:
@@ -239,6 +241,7 @@ def fold_cells(news: Iterable[tuple[ReceivedEvent, UUID]]) -> dict[tuple[UUID, U
             fold.last_status, fold.last_at, fold.last_sequence = status, event.occurred_at, event.sequence
             fold.cell_index = event.cell_index
         fold.revision += 1
+        fold.exercise_id = max(fold.exercise_id or "", event.exercise_id or "") or None
         if is_finished:
             fold.attempt_count += 1
             fold.error_count += status == "error"

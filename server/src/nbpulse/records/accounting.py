@@ -7,7 +7,7 @@ commit and acknowledgement, or it was taken over from one that only slept) is re
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 import asyncpg
@@ -33,12 +33,8 @@ ON CONFLICT (slot) DO UPDATE SET stored = c.stored + excluded.stored, duplicate 
     dropped = c.dropped + excluded.dropped
 """
 _READ_TOTAL = "SELECT coalesce(sum(stored + duplicate + quarantined + dropped), 0)::bigint FROM event_counts"
-_FIND_BASE = """
-WITH made AS (
-    INSERT INTO stream_bases (generation, base) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING base
-)
-SELECT base FROM made UNION ALL SELECT base FROM stream_bases WHERE generation = $1 LIMIT 1
-"""
+_FIND_BASE = "SELECT base FROM stream_bases WHERE generation = $1"
+_MAKE_BASE = "INSERT INTO stream_bases (generation, base) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING base"
 # One statement, so one snapshot: what is committed meanwhile is in both or in neither.
 _COUNT_MISSING = """
 SELECT (SELECT coalesce(sum(stored - removed), 0)::bigint FROM event_counts) - (SELECT count(*) FROM events)
@@ -94,21 +90,20 @@ class Accounts:
 
     async def read_total(self) -> int:
         """Entries counted so far, of every stream server there was."""
-        return await self._ask(_READ_TOTAL)
+        return int(await self._ask(_READ_TOTAL))
 
-    async def compare(self, generation: str, acknowledged_count: int, total: int) -> int:
-        """
-        Entries that the stream server of this `generation` has had acknowledged and nobody counted; below 0: counted
-        twice. Both figures of one quiet moment.
+    async def find_base(self, generation: str) -> int | None:
+        """What the total stood at when this stream server had had nothing acknowledged; None: never seen before."""
+        base: int | None = await self._ask(_FIND_BASE, generation)
+        return base
 
-        The first look at a stream server finds nothing wrong: what it was given before is taken as it stands.
-        """
-        base = await self._ask(_FIND_BASE, generation, total - acknowledged_count)
-        return acknowledged_count - (total - base)
+    async def make_base(self, generation: str, base: int) -> None:
+        """Take a stream server as it stands from now on; the first to say so holds."""
+        await self._ask(_MAKE_BASE, generation, base)
 
     async def count_missing_rows(self) -> int:
         """Ledger rows that were stored, not removed on purpose, and are not there. Reads an index of every row."""
-        return await self._ask(_COUNT_MISSING, timeout_s=900)
+        return int(await self._ask(_COUNT_MISSING, timeout_s=900))
 
     async def forget_spent(self) -> None:
         """Forget entries spent a week ago: nobody holds them in hand any more."""
@@ -118,9 +113,8 @@ class Accounts:
             raise Unavailable("NB-2003") from error
 
     @named_query("read_accounts")
-    async def _ask(self, query: str, *values: object, timeout_s: float = 5) -> int:
+    async def _ask(self, query: str, *values: object, timeout_s: float = 5) -> Any:
         try:
-            found: int = await self._pool.fetchval(query, *values, timeout=timeout_s)
+            return await self._pool.fetchval(query, *values, timeout=timeout_s)
         except UNAVAILABLE as error:
             raise Unavailable("NB-2003") from error
-        return found

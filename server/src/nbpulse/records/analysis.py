@@ -1,7 +1,7 @@
 """History for the analyst: the specification's two queries and what else a course's staff ask of it.
 
 Promises: every query is bounded by a course, a window and a limit, and answers with plain rows: columns and values in
-one order for JSON and CSV alike; nothing sealed is opened.
+one order for JSON and CSV alike; nothing sealed is opened; all is read as staff, so whoever is none sees none of it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import msgspec
 from nbpulse.errors import NotFound
 from nbpulse.metrics import PostgresQuery
 from nbpulse.records.people import People
+from nbpulse.records.progress import DONE
 
 ROWS_MAX: Final = 5_000
 
@@ -28,31 +29,27 @@ WHERE ls.course_id = $1 AND ls.started_at >= $2 AND ls.started_at < $3
     AND ($6::timestamptz IS NULL OR (ls.started_at, ls.id) < ($6, $7::uuid))
 ORDER BY ls.started_at DESC, ls.id DESC LIMIT $8
 """
-# A cell counts as the course notebook's when it makes a column of the board (records/views.py).
-_PROGRESS = """
-WITH wanted AS (
-    SELECT c.notebook_id, c.cell_id FROM notebook_cells c JOIN notebooks n ON n.id = c.notebook_id
-    WHERE n.course_id = $1 AND ($2::uuid IS NULL OR n.id = $2) AND (c.is_registered OR c.student_count >= greatest(1,
-        least(3, ceil(0.1 * (SELECT count(*) FROM enrolments WHERE course_id = $1 AND role = 'student')))))
-), totals AS (SELECT notebook_id, count(*) AS total FROM wanted GROUP BY notebook_id)
-SELECT u.username, c.user_id, c.notebook_id, n.path AS notebook_path,
-    count(*) FILTER (WHERE c.last_status = 'ok') AS completed_cells, t.total AS total_cells,
-    round(100.0 * count(*) FILTER (WHERE c.last_status = 'ok') / t.total, 2)::float8 AS progress_percentage,
-    max(c.last_at) AS last_activity
-FROM learner_cells c JOIN wanted w USING (notebook_id, cell_id) JOIN totals t USING (notebook_id)
-    JOIN notebooks n ON n.id = c.notebook_id JOIN users u ON u.id = c.user_id
-    JOIN enrolments e ON e.user_id = c.user_id AND e.course_id = $1 AND e.role = 'student'
-GROUP BY u.username, c.user_id, c.notebook_id, n.path, t.total ORDER BY n.path, u.username LIMIT $3
-"""
+_PROGRESS = f"""
+WITH asked AS (SELECT id, course_id FROM notebooks WHERE course_id = $1 AND ($2::uuid IS NULL OR id = $2)), {DONE}
+SELECT u.username, d.user_id, d.notebook_id, n.path AS notebook_path, d.completed AS completed_cells,
+    t.total AS total_cells, round(100.0 * d.completed / t.total, 2)::float8 AS progress_percentage,
+    d.last_at AS last_activity
+FROM done d JOIN totals t USING (notebook_id) JOIN notebooks n ON n.id = d.notebook_id
+    JOIN enrolments e ON e.user_id = d.user_id AND e.course_id = $1 AND e.role = 'student'
+    JOIN users u ON u.id = d.user_id
+ORDER BY n.path, u.username LIMIT $3 OFFSET $4
+"""  # noqa: S608
 _FAILING_CELLS = """
-SELECT c.notebook_id, n.path AS notebook_path, c.cell_id, max(c.cell_index) AS cell_index,
-    sum(c.attempt_count)::bigint AS attempts, sum(c.error_count)::bigint AS errors,
-    count(*) AS students, count(*) FILTER (WHERE c.error_count > 0) AS failing_students,
-    count(*) FILTER (WHERE c.error_count > 0 AND c.last_ok_at IS NULL) AS never_passed_students
-FROM learner_cells c JOIN notebooks n ON n.id = c.notebook_id
+SELECT n.id AS notebook_id, n.path AS notebook_path, c.*
+FROM notebooks n CROSS JOIN LATERAL (
+    SELECT cell_id, max(cell_index) AS cell_index, sum(attempt_count)::bigint AS attempts,
+        sum(error_count)::bigint AS errors, count(*) AS students,
+        count(*) FILTER (WHERE error_count > 0) AS failing_students,
+        count(*) FILTER (WHERE error_count > 0 AND last_ok_at IS NULL) AS never_passed_students
+    FROM learner_cells WHERE notebook_id = n.id GROUP BY cell_id HAVING sum(error_count) > 0
+) c
 WHERE n.course_id = $1 AND ($2::uuid IS NULL OR n.id = $2)
-GROUP BY c.notebook_id, n.path, c.cell_id HAVING sum(c.error_count) > 0
-ORDER BY failing_students DESC, errors DESC, c.cell_id LIMIT $3
+ORDER BY failing_students DESC, errors DESC, cell_id, n.id LIMIT $3 OFFSET $4
 """
 _COMMON_ERRORS = """
 SELECT e.error_fingerprint AS fingerprint, min(e.data->>'error_name') AS error_name, e.notebook_id,
@@ -61,41 +58,51 @@ SELECT e.error_fingerprint AS fingerprint, min(e.data->>'error_name') AS error_n
 FROM events e LEFT JOIN notebooks n ON n.id = e.notebook_id
 WHERE e.course_id = $1 AND e.occurred_at >= $2 AND e.occurred_at < $3 AND e.error_fingerprint IS NOT NULL
     AND ($4::uuid IS NULL OR e.notebook_id = $4)
-GROUP BY e.error_fingerprint, e.notebook_id, n.path ORDER BY students DESC, errors DESC, fingerprint LIMIT $5
+GROUP BY e.error_fingerprint, e.notebook_id, n.path
+ORDER BY students DESC, errors DESC, fingerprint, notebook_id LIMIT $5 OFFSET $6
 """
+# The few figures are joined to their notebooks, not the many runs; MATERIALIZED: what is sorted carries no jsonb.
 _SLOW_CELLS = """
-WITH run AS (
+WITH run AS MATERIALIZED (
     SELECT user_id, notebook_id, cell_id, cell_index, (data->>'execution_duration_ms')::float8 AS duration_ms
     FROM events WHERE course_id = $1 AND occurred_at >= $2 AND occurred_at < $3 AND event_type = 'cell_execution'
-        AND cell_id IS NOT NULL AND ($4::uuid IS NULL OR notebook_id = $4)
-        AND data->>'status' <> 'aborted' AND data->>'execution_duration_ms' IS NOT NULL
+        AND cell_id IS NOT NULL AND ($4::uuid IS NULL OR notebook_id = $4) AND data->>'status' <> 'aborted'
+), cell AS (
+    SELECT notebook_id, cell_id, max(cell_index) AS cell_index, count(*) AS executions,
+        count(DISTINCT user_id) AS students, avg(duration_ms) AS avg_ms,
+        percentile_cont(0.5) WITHIN GROUP (ORDER BY duration_ms) AS median_ms,
+        percentile_cont(0.95) WITHIN GROUP (ORDER BY duration_ms) AS p95_ms, max(duration_ms) AS max_ms
+    FROM run WHERE duration_ms IS NOT NULL GROUP BY notebook_id, cell_id
 )
-SELECT r.notebook_id, n.path AS notebook_path, r.cell_id, max(r.cell_index) AS cell_index, count(*) AS executions,
-    count(DISTINCT r.user_id) AS students, avg(duration_ms) AS avg_ms,
-    percentile_cont(0.5) WITHIN GROUP (ORDER BY duration_ms) AS median_ms,
-    percentile_cont(0.95) WITHIN GROUP (ORDER BY duration_ms) AS p95_ms, max(duration_ms) AS max_ms
-FROM run r LEFT JOIN notebooks n ON n.id = r.notebook_id
-GROUP BY r.notebook_id, n.path, r.cell_id ORDER BY p95_ms DESC, n.path, r.cell_id LIMIT $5
+SELECT c.notebook_id, n.path AS notebook_path, c.cell_id, c.cell_index, c.executions, c.students, c.avg_ms, c.median_ms,
+    c.p95_ms, c.max_ms
+FROM cell c LEFT JOIN notebooks n ON n.id = c.notebook_id ORDER BY p95_ms DESC, n.path, c.cell_id LIMIT $5 OFFSET $6
 """
 # Walked backwards in time, the next ok is the smallest time of an ok so far: one pass, however often a cell was run.
 _RECOVERY_TIMES = """
-WITH run AS (
-    SELECT user_id, notebook_id, cell_id, cell_index, occurred_at, data->>'status' AS status,
-        min(occurred_at) FILTER (WHERE data->>'status' = 'ok') OVER (PARTITION BY user_id, notebook_id, cell_id
-            ORDER BY occurred_at DESC, sequence DESC, ordinal DESC
-            ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS next_ok_at
+WITH run AS MATERIALIZED (
+    SELECT user_id, notebook_id, cell_id, cell_index, occurred_at, sequence, ordinal, data->>'status' AS status
     FROM events WHERE course_id = $1 AND occurred_at >= $2 AND occurred_at < $3 AND event_type = 'cell_execution'
         AND cell_id IS NOT NULL AND ($4::uuid IS NULL OR notebook_id = $4)
+), walked AS (
+    SELECT *, min(occurred_at) FILTER (WHERE status = 'ok') OVER (PARTITION BY user_id, notebook_id, cell_id
+        ORDER BY occurred_at DESC, sequence DESC, ordinal DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
+        AS next_ok_at
+    FROM run
 ), error AS (
-    SELECT *, (extract(epoch FROM next_ok_at - occurred_at) * 1000)::float8 AS recovery_ms FROM run
+    SELECT *, (extract(epoch FROM next_ok_at - occurred_at) * 1000)::float8 AS recovery_ms FROM walked
     WHERE status = 'error'
+), cell AS (
+    SELECT notebook_id, cell_id, max(cell_index) AS cell_index, count(*) AS errors,
+        count(next_ok_at) AS recovered_errors, count(DISTINCT user_id) AS students,
+        percentile_cont(0.5) WITHIN GROUP (ORDER BY recovery_ms) AS median_ms,
+        percentile_cont(0.9) WITHIN GROUP (ORDER BY recovery_ms) AS p90_ms
+    FROM error GROUP BY notebook_id, cell_id
 )
-SELECT r.notebook_id, n.path AS notebook_path, r.cell_id, max(r.cell_index) AS cell_index, count(*) AS errors,
-    count(r.next_ok_at) AS recovered_errors, count(DISTINCT r.user_id) AS students,
-    percentile_cont(0.5) WITHIN GROUP (ORDER BY recovery_ms) AS median_ms,
-    percentile_cont(0.9) WITHIN GROUP (ORDER BY recovery_ms) AS p90_ms
-FROM error r LEFT JOIN notebooks n ON n.id = r.notebook_id
-GROUP BY r.notebook_id, n.path, r.cell_id ORDER BY median_ms DESC NULLS LAST, n.path, r.cell_id LIMIT $5
+SELECT c.notebook_id, n.path AS notebook_path, c.cell_id, c.cell_index, c.errors, c.recovered_errors, c.students,
+    c.median_ms, c.p90_ms
+FROM cell c LEFT JOIN notebooks n ON n.id = c.notebook_id
+ORDER BY median_ms DESC NULLS LAST, n.path, c.cell_id LIMIT $5 OFFSET $6
 """
 _TYPES: Final = {
     "uuid": "uuid",
@@ -149,14 +156,18 @@ class Place(NamedTuple):
 
 
 class CourseHistory:
-    """Reads one course's history. Every method raises Unavailable (NB-2003) when PostgreSQL is away."""
+    """
+    Reads one course's history: `limit` rows after the first `skip`.
+
+    Every method raises Unavailable (NB-2003) when PostgreSQL is away.
+    """
 
     def __init__(self, people: People) -> None:
         self._people = people
 
     async def find_course(self, course_id: UUID) -> Course:
         """The course's short name and time zone. Raises NotFound (NB-1202)."""
-        async with self._people.connect("find_course") as connection:
+        async with self._people.connect("find_course", is_staff=True) as connection:
             row = await connection.fetchrow("SELECT short_name, time_zone FROM courses WHERE id = $1", course_id)
         if row is None:
             raise NotFound("NB-1202")
@@ -176,28 +187,34 @@ class CourseHistory:
         place = after or (None, None)
         return await self._read("sessions", _SESSIONS, course_id, *span, user_id, notebook_id, *place, limit)
 
-    async def list_progress(self, course_id: UUID, notebook_id: UUID | None, limit: int) -> Table:
-        """Per student and notebook: cells of the course notebook whose last run was ok; percentage 0..100."""
-        return await self._read("progress", _PROGRESS, course_id, notebook_id, limit)
+    async def list_progress(self, course_id: UUID, notebook_id: UUID | None, limit: int, skip: int) -> Table:
+        """Per student and notebook: cells (exercises where it has some) whose last run was ok; percentage 0..100."""
+        return await self._read("progress", _PROGRESS, course_id, notebook_id, limit, skip)
 
-    async def list_failing_cells(self, course_id: UUID, notebook_id: UUID | None, limit: int) -> Table:
+    async def list_failing_cells(self, course_id: UUID, notebook_id: UUID | None, limit: int, skip: int) -> Table:
         """Cells by how many students failed on them."""
-        return await self._read("failing_cells", _FAILING_CELLS, course_id, notebook_id, limit)
+        return await self._read("failing_cells", _FAILING_CELLS, course_id, notebook_id, limit, skip)
 
-    async def list_common_errors(self, course_id: UUID, span: Span, notebook_id: UUID | None, limit: int) -> Table:
+    async def list_common_errors(
+        self, course_id: UUID, span: Span, notebook_id: UUID | None, limit: int, skip: int
+    ) -> Table:
         """Error groups by how many students met them; the messages themselves stay sealed."""
-        return await self._read("common_errors", _COMMON_ERRORS, course_id, *span, notebook_id, limit)
+        return await self._read("common_errors", _COMMON_ERRORS, course_id, *span, notebook_id, limit, skip)
 
-    async def list_slow_cells(self, course_id: UUID, span: Span, notebook_id: UUID | None, limit: int) -> Table:
+    async def list_slow_cells(
+        self, course_id: UUID, span: Span, notebook_id: UUID | None, limit: int, skip: int
+    ) -> Table:
         """Cells by how long their runs took; aborted runs and those without a duration are no runs here."""
-        return await self._read("slow_cells", _SLOW_CELLS, course_id, *span, notebook_id, limit)
+        return await self._read("slow_cells", _SLOW_CELLS, course_id, *span, notebook_id, limit, skip)
 
-    async def list_recovery_times(self, course_id: UUID, span: Span, notebook_id: UUID | None, limit: int) -> Table:
+    async def list_recovery_times(
+        self, course_id: UUID, span: Span, notebook_id: UUID | None, limit: int, skip: int
+    ) -> Table:
         """Cells by the time from each error in the window to the same student's next ok on it, still in the window."""
-        return await self._read("recovery_times", _RECOVERY_TIMES, course_id, *span, notebook_id, limit)
+        return await self._read("recovery_times", _RECOVERY_TIMES, course_id, *span, notebook_id, limit, skip)
 
     async def _read(self, name: PostgresQuery, query: str, *values: object) -> Table:
-        async with self._people.connect(name) as connection:
+        async with self._people.connect(name, is_staff=True) as connection:
             statement = await connection.prepare(query)
             rows = await statement.fetch(*values)
             columns = statement.get_attributes()

@@ -21,6 +21,8 @@ StateKey = tuple[UUID, UUID]
 """(user_id, course_id)"""
 CellKey = tuple[UUID, UUID, str]
 """(user_id, notebook_id, cell_id)"""
+_Place = tuple[UUID, str]
+"""(notebook_id, cell_id)"""
 
 STATE_COLUMNS = "user_id, course_id, revision, last_ordinal, state, help_text"
 CELL_COLUMNS = (
@@ -67,10 +69,18 @@ ON CONFLICT (user_id, shard, notebook_id, cell_id) DO UPDATE SET
 RETURNING {CELL_COLUMNS}, (xmax = 0) AS is_new
 """  # noqa: S608 - constants
 _COUNT_CELLS = """
-INSERT INTO notebook_cells AS n (notebook_id, cell_id, cell_index, cell_type, student_count)
-SELECT * FROM unnest($1::uuid[], $2::text[], $3::int[], $4::text[], $5::int[])
+INSERT INTO notebook_cells AS n (notebook_id, cell_id, cell_index, cell_type, student_count, exercise_id)
+SELECT * FROM unnest($1::uuid[], $2::text[], $3::int[], $4::text[], $5::int[], $6::text[])
 ON CONFLICT (notebook_id, cell_id) DO UPDATE SET student_count = n.student_count + excluded.student_count,
-    cell_index = CASE WHEN n.is_registered THEN n.cell_index ELSE coalesce(excluded.cell_index, n.cell_index) END
+    cell_index = CASE WHEN n.is_registered THEN n.cell_index ELSE coalesce(excluded.cell_index, n.cell_index) END,
+    exercise_id = CASE WHEN n.is_registered THEN n.exercise_id
+                       ELSE greatest(n.exercise_id COLLATE "C", excluded.exercise_id COLLATE "C") END
+"""
+# Cells whose exercise is news: asked without a lock, since nearly always there are none.
+_FIND_EXERCISES = """
+SELECT k.notebook_id, k.cell_id FROM unnest($1::uuid[], $2::text[], $3::text[]) AS k(notebook_id, cell_id, exercise_id)
+JOIN notebook_cells n USING (notebook_id, cell_id)
+WHERE NOT n.is_registered AND (n.exercise_id IS NULL OR n.exercise_id COLLATE "C" < k.exercise_id COLLATE "C")
 """
 _READ_CELLS = f"""
 SELECT {CELL_COLUMNS} FROM learner_cells JOIN unnest($1::uuid[], $2::smallint[], $3::uuid[], $4::text[])
@@ -187,10 +197,37 @@ async def write_cells(
             ]
         ).decode(),
     )
-    learned: dict[tuple[UUID, str], list[int | None]] = {}
+    learned: dict[_Place, list[int | None]] = {}
     for row in rows:
         if row["is_new"]:
             learned.setdefault((row["notebook_id"], row["cell_id"]), []).append(row["cell_index"])
+    await _teach_notebooks(connection, learned, _list_exercises(folds))
+    return _group_cells(rows)
+
+
+def _list_exercises(folds: Mapping[CellKey, classroom.CellFold]) -> dict[_Place, str]:
+    found: dict[_Place, str] = {}
+    for (_, notebook_id, cell_id), fold in folds.items():
+        if fold.exercise_id is not None:
+            place = notebook_id, cell_id
+            found[place] = max(found.get(place, ""), fold.exercise_id)
+    return found
+
+
+async def _teach_notebooks(
+    connection: asyncpg.Connection, learned: dict[_Place, list[int | None]], exercises: dict[_Place, str]
+) -> None:
+    """
+    What the runs show of their notebooks: `learned` holds, per cell, its place as each student new to it has it, and
+    `exercises` the exercise it belongs to; a registered cell's is left as it is.
+    """
+    if exercises:
+        places = list(exercises)
+        news = await connection.fetch(
+            _FIND_EXERCISES, [place[0] for place in places], [place[1] for place in places], list(exercises.values())
+        )
+        for row in news:
+            learned.setdefault((row["notebook_id"], row["cell_id"]), [])
     if learned:
         places = sorted(learned)
         await connection.execute(
@@ -200,8 +237,8 @@ async def write_cells(
             [next((index for index in learned[place] if index is not None), None) for place in places],
             ["code"] * len(places),
             [len(learned[place]) for place in places],
+            [exercises.get(place) for place in places],
         )
-    return _group_cells(rows)
 
 
 async def read_cells(connection: asyncpg.Connection, keys: Sequence[CellKey]) -> dict[StateKey, list[CellState]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import asyncpg
 import msgspec
@@ -22,7 +22,7 @@ from nbpulse.errors import Unavailable
 from nbpulse.events import ReceivedEvent
 from nbpulse.metrics import name_query, named_query
 from nbpulse.pipeline import CellExecutionPoint, Recorded, RejectedPoint
-from nbpulse.records import accounting, learners, sessions
+from nbpulse.records import accounting, debts, learners, marks, sessions
 from nbpulse.records.failures import UNAVAILABLE
 from nbpulse.records.learners import StateKey
 from nbpulse.records.notebooks import CourseNotebook, NotebookDirectory
@@ -101,8 +101,6 @@ class _LedgerRow(msgspec.Struct):
 
 
 _encode_rows = msgspec.json.Encoder().encode
-_encode_points = msgspec.msgpack.Encoder().encode
-_decode_points = msgspec.msgpack.Decoder(tuple[CellExecutionPoint, ...]).decode
 
 
 class _Item:
@@ -125,9 +123,15 @@ class _Item:
 
 
 class PostgresLedger:
-    """The ledger on PostgreSQL, as `pipeline.Ledger`."""
+    """
+    The ledger on PostgreSQL, as `pipeline.Ledger`. `full_texts`: points bear what an error said in full, instead of the
+    masked text.
+    """
 
-    def __init__(self, pool: asyncpg.Pool, seal: EncryptedField, notebooks: NotebookDirectory) -> None:
+    def __init__(
+        self, pool: asyncpg.Pool, seal: EncryptedField, notebooks: NotebookDirectory, *, full_texts: bool = False
+    ) -> None:
+        self._full_texts = full_texts
         self._pool = pool
         self._seal = seal
         self._notebooks = notebooks
@@ -194,16 +198,9 @@ class PostgresLedger:
     async def find_debts(self, older_than_s: float, limit: int = 20) -> list[Recorded]:
         """Batches whose points are still owed, oldest first, as `pipeline.measure` takes them."""
         try:
-            rows = await self._pool.fetch(
-                "SELECT id, points FROM series_debt WHERE created_at < now() - $1 * interval '1 second'"
-                " ORDER BY created_at LIMIT $2",
-                older_than_s,
-                limit,
-                timeout=5,
-            )
+            return await debts.find(self._pool, self._seal, older_than_s, limit)
         except UNAVAILABLE as error:
             raise Unavailable("NB-2003") from error
-        return [Recorded((), _decode_points(row["points"]), 0, 0, row["id"]) for row in rows]
 
     @named_query("close_idle_sessions")
     async def close_idle_sessions(self) -> int:
@@ -232,10 +229,11 @@ class PostgresLedger:
         new = [item for item in items if item.is_new]
         await self._insert_texts(connection, new)
         session_items = [(item.event, item.notebook_id, item.session_id) for item in new]
-        await sessions.record_sessions(connection, session_items)
+        await sessions.update_session_stats(connection, session_items)
+        await marks.mark(connection, session_items)
         states |= await self._fold_states(connection, new, states)
         cells = await self._record_cells(connection, items, new)
-        points = tuple(_measure(item) for item in items if item.event.event_type == "cell_execution")
+        points = tuple(self._measure(item) for item in items if item.event.event_type == "cell_execution")
         stored_by = {(item.event.user_id, item.event.event_id): item.entry_id for item in items}
         await accounting.count_batch(connection, events, stored_by=stored_by, stored_count=len(new))
         return Recorded(
@@ -245,7 +243,17 @@ class PostgresLedger:
             points=points,
             stored_count=len(new),
             duplicate_count=len(events) - len(new),
-            debt_id=await _note_debt(connection, points) if points else None,
+            debt_id=await debts.note(connection, points, self._seal if self._full_texts else None) if points else None,
+        )
+
+    def _measure(self, item: _Item) -> CellExecutionPoint:
+        event, path = item.event, item.notebook.path if item.notebook else ""
+        return make_point(
+            *(event.user_id, event.course_id, item.occurred_at, item.ordinal),
+            path=path,
+            cell_index=event.cell_index,
+            data=event.data,
+            full_text=self._full_texts,
         )
 
     async def _insert_events(self, connection: asyncpg.Connection, items: list[_Item]) -> None:
@@ -362,16 +370,3 @@ def _number(items: list[_Item], states: dict[StateKey, LearnerState]) -> None:
         item.ordinal = next_ordinals[item.event.user_id]
     for key, state in states.items():
         states[key] = msgspec.structs.replace(state, last_ordinal=next_ordinals[key[0]])
-
-
-async def _note_debt(connection: asyncpg.Connection, points: tuple[CellExecutionPoint, ...]) -> UUID:
-    debt_id = uuid4()
-    await connection.execute("INSERT INTO series_debt (id, points) VALUES ($1, $2)", debt_id, _encode_points(points))
-    return debt_id
-
-
-def _measure(item: _Item) -> CellExecutionPoint:
-    event, path = item.event, item.notebook.path if item.notebook else ""
-    return make_point(
-        event.user_id, item.occurred_at, item.ordinal, path=path, cell_index=event.cell_index, data=event.data
-    )

@@ -15,7 +15,7 @@ import msgspec
 from nbpulse.classroom import LearnerState, merge_states
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import InvalidInput
-from nbpulse.records import learners
+from nbpulse.records import learners, marks
 from nbpulse.shards import get_shard_number
 
 _SEALED = (
@@ -50,8 +50,8 @@ _MOVE_LEDGER = (
     """
     UPDATE timeseries.cell_executions p SET user_id = $1,
         time_ns = p.time_ns / 1000000 * 1000000 + m.ordinal % 1000000
-    FROM moved m WHERE p.user_id = $2 AND $3 >= 0
-        AND p.time_ns = (extract(epoch FROM m.occurred_at) * 1000)::bigint * 1000000 + m.old_ordinal % 1000000
+    FROM moved m WHERE p.user_id = $2 AND $3 >= 0 AND p.time_ns % 1000000 = m.old_ordinal % 1000000
+        AND abs(p.time_ns / 1000000 - extract(epoch FROM m.occurred_at) * 1000) <= 1
     """,
     "UPDATE learning_sessions SET user_id = $1, shard = $3 WHERE user_id = $2",
     """
@@ -71,6 +71,11 @@ _CLEAR = (
     "DELETE FROM event_ids WHERE user_id = $1",
     "DELETE FROM timeseries.cell_executions WHERE user_id = $1",
     "DELETE FROM timeseries.cell_executions_1m WHERE user_id = $1",
+    "DELETE FROM timeseries.cell_executions_10m WHERE user_id = $1",
+    # Both users' derived points are made anew, as the one's.
+    "DELETE FROM timeseries.learning_progress WHERE user_id = $1",
+    "DELETE FROM timeseries.performance_metrics WHERE user_id = $1",
+    "DELETE FROM series_marks WHERE user_id = $1",
 )
 # Sessions and cells are counted anew from the ledger: a number added up twice could not be told apart afterwards.
 _DROP_EMPTY_SESSIONS = """
@@ -138,11 +143,12 @@ async def merge_users(pool: asyncpg.Pool, seal: EncryptedField, *, keep_id: UUID
         await connection.execute("DELETE FROM learner_cells WHERE user_id = ANY($1::uuid[])", [keep_id, drop_id])
         await connection.execute(_REFOLD_CELLS, keep_id, shard)
         await connection.execute(
-            "INSERT INTO timeseries.stale_minutes (minute_ns, user_id)"
-            " SELECT DISTINCT time_ns / 60000000000 * 60000000000, user_id FROM timeseries.cell_executions"
+            "INSERT INTO timeseries.stale_minutes (minute_ns, user_id, course_id)"
+            " SELECT DISTINCT time_ns / 60000000000 * 60000000000, user_id, course_id FROM timeseries.cell_executions"
             " WHERE user_id = $1 ON CONFLICT DO NOTHING",
             keep_id,
         )
+        await marks.mark_whole(connection, keep_id)
         pairs = {
             key: (msgspec.structs.replace(state, last_ordinal=last + moved), states[drop_id, key[1]])
             for key, state in states.items()

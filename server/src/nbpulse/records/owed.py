@@ -8,11 +8,16 @@ from nbpulse.records.people import People
 
 
 class Owed(NamedTuple):
-    """Batches whose points are owed, the oldest one's age (0 for none), dead letters not replayed; NaN: not known."""
+    """
+    Batches whose points are owed, dead letters not replayed, students' notebooks whose derived points are owed; of
+    batches and notebooks the oldest one's age (0 for none). NaN: not known.
+    """
 
     debt_batches: float
     debt_oldest_s: float
     dead_letters: float
+    series_marks: float
+    mark_oldest_s: float
 
 
 async def read_owed(people: People) -> Owed:

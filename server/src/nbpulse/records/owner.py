@@ -18,7 +18,8 @@ from nbpulse.errors import StartupError
 _READ_HEAD = "SELECT to_regclass('public.alembic_version') IS NOT NULL"
 _HAS_MONTHS = """
 SELECT bool_and(to_regclass(parent || '_' || to_char(now() + interval '2 months', 'YYYY_MM')) IS NOT NULL)
-FROM unnest(ARRAY['events', 'learning_sessions', 'timeseries.cell_executions']) AS parent
+FROM unnest(ARRAY['events', 'learning_sessions', 'timeseries.cell_executions', 'timeseries.learning_progress',
+    'timeseries.performance_metrics']) AS parent
 """
 _HAS_LOGINS = "SELECT count(*) = $2 FROM pg_roles WHERE rolname = ANY($1::text[])"
 
@@ -37,10 +38,12 @@ async def open_owner(database_url: str) -> AsyncIterator[asyncpg.Pool]:
         raise StartupError("NB-3053", detail=f"{type(error).__name__}: {error}") from error
     try:
         yield pool
-    except asyncpg.InsufficientPrivilegeError as error:
-        raise StartupError("NB-3018", detail=str(error)) from error
-    finally:
-        await pool.close()
+    except BaseException as error:
+        pool.terminate()  # closing politely waits for a server that may be gone, without an end
+        if isinstance(error, asyncpg.InsufficientPrivilegeError):
+            raise StartupError("NB-3018", detail=str(error)) from error
+        raise
+    await pool.close()
 
 
 async def read_revision(pool: asyncpg.Pool) -> str | None:
@@ -78,7 +81,9 @@ SELECT current_setting('server_version_num')::int / 10000 AS major, current_sett
 _COUNT_WORK = """
 SELECT (SELECT count(*) FROM dead_letters WHERE replayed_at IS NULL) AS dead_letters,
     (SELECT count(*) FROM series_debt) AS debts,
-    (SELECT coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8 FROM series_debt) AS oldest_debt_s
+    (SELECT coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8 FROM series_debt) AS oldest_debt_s,
+    (SELECT count(*) FROM series_marks) AS marks,
+    (SELECT coalesce(extract(epoch FROM now() - min(marked_at)), 0)::float8 FROM series_marks) AS oldest_mark_s
 """
 
 
@@ -93,7 +98,7 @@ async def has_months_ahead(pool: asyncpg.Pool) -> bool:
 
 
 async def count_unfinished(pool: asyncpg.Pool) -> dict[str, Any]:
-    """Dead letters not replayed, batches owed to the time series, and the age of the oldest of those."""
+    """Dead letters not replayed; batches and derived points owed to the time series, and the age of the oldest."""
     return dict(await pool.fetchrow(_COUNT_WORK))
 
 

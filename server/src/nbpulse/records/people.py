@@ -112,13 +112,19 @@ class People:
         self._seal = seal
 
     @asynccontextmanager
-    async def connect(self, query_type: PostgresQuery) -> AsyncIterator[asyncpg.Connection]:
-        """A connection in a transaction of at most 5 s, as who asks; the driver's errors leave as Unavailable."""
+    async def connect(self, query_type: PostgresQuery, *, is_staff: bool = False) -> AsyncIterator[asyncpg.Connection]:
+        """
+        A connection in a transaction of at most 5 s, as who asks; the driver's errors leave as Unavailable.
+
+        `is_staff`: it reads the work of the courses of which they are staff, and nothing else, but that much faster.
+        """
+        role = "SET LOCAL ROLE app_staff; " if is_staff else ""
         with name_query(query_type):
             acquiring = self._pool.acquire(timeout=_QUERY_LIMIT_S)
         try:
             async with acquiring as connection, connection.transaction():
-                await connection.execute(f"SET LOCAL statement_timeout = {int(_QUERY_LIMIT_S * 1000)}; {identify()}")
+                limit = f"SET LOCAL statement_timeout = {int(_QUERY_LIMIT_S * 1000)}"
+                await connection.execute(f"{role}{limit}; {identify()}")
                 yield connection
         except (*UNAVAILABLE, asyncpg.QueryCanceledError) as error:
             raise Unavailable("NB-2003") from error

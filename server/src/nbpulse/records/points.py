@@ -18,30 +18,36 @@ from nbpulse.shards import get_shard_number
 _READ_BATCH: Final = 5_000
 _WINDOW = "event_type = 'cell_execution' AND occurred_at >= $1 AND occurred_at < $2"
 _READ = f"""
-SELECT e.user_id, e.occurred_at, e.ordinal, n.path, e.cell_index, e.data, e.error_message FROM events e
+SELECT e.user_id, e.occurred_at, e.ordinal, e.course_id, n.path, e.cell_index, e.data, e.error_message FROM events e
 LEFT JOIN notebooks n ON n.id = e.notebook_id WHERE {_WINDOW} ORDER BY e.occurred_at, e.user_id, e.ordinal
 """  # noqa: S608 - constants
 _SET_ASIDE = """
-INSERT INTO series_rejects (user_id, shard, time_ns, reason) VALUES ($1, $2, $3, $4)
-ON CONFLICT (user_id, shard, time_ns) DO UPDATE SET reason = excluded.reason, at = now()
+INSERT INTO series_rejects (user_id, shard, time_ns, reason, measurement) VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT (user_id, shard, time_ns, measurement) DO UPDATE SET reason = excluded.reason, at = now()
 """
 
 
 def make_point(
     user_id: UUID,
+    course_id: UUID,
     occurred_at: datetime,
     ordinal: int,
     *,
     path: str,
     cell_index: int | None,
     data: Mapping[str, Any],
+    full_text: bool,
 ) -> CellExecutionPoint:
-    """The point of one `cell_execution`; `data` as on the wire, `path` the course notebook's."""
+    """
+    The point of one `cell_execution`; `data` as on the wire, `path` the course notebook's. Of an error's text it bears
+    the masked one, or with `full_text` the student's own, up to 2,000 characters.
+    """
     has_error = data.get("status") == "error"
     message = None
     if has_error:
         name = str(data.get("error_name") or "Error")
-        message = f"{name}: {classroom.normalise_message(name, str(data.get('error_message') or ''))}"[:200]
+        said = str(data.get("error_message") or "")
+        message = f"{name}: {said}"[:2_000] if full_text else f"{name}: {classroom.normalise_message(name, said)}"[:200]
     duration_ms = data.get("execution_duration_ms")
     return CellExecutionPoint(
         user_id=user_id,
@@ -53,12 +59,13 @@ def make_point(
         has_error=has_error,
         error_message=message,
         execution_count=data.get("execution_count"),
+        course_id=course_id,
     )
 
 
 async def set_aside(connection: asyncpg.Connection, rejected: Sequence[RejectedPoint]) -> None:
     """Note what the time-series store refused for good, with its reason."""
-    rows = [(one.user_id, get_shard_number(one.user_id), one.time_ns, one.reason) for one in rejected]
+    rows = [(one.user_id, get_shard_number(one.user_id), one.time_ns, one.reason, one.measurement) for one in rejected]
     await connection.executemany(_SET_ASIDE, rows)
 
 
@@ -69,27 +76,29 @@ async def count_runs(pool: asyncpg.Pool, start: datetime, end: datetime) -> int:
 
 
 async def read_points(
-    pool: asyncpg.Pool, seal: EncryptedField, start: datetime, end: datetime
+    pool: asyncpg.Pool, seal: EncryptedField, start: datetime, end: datetime, *, full_text: bool
 ) -> AsyncIterator[list[CellExecutionPoint]]:
     """The points of the window as they were made when their events were stored, in batches. Owner's login."""
     async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read", readonly=True):
         cursor = await connection.cursor(_READ, start, end)
         while rows := await cursor.fetch(_READ_BATCH):
-            yield [_read_point(row, seal) for row in rows]
+            yield [_read_point(row, seal, full_text) for row in rows]
 
 
-def _read_point(row: asyncpg.Record, seal: EncryptedField) -> CellExecutionPoint:
+def _read_point(row: asyncpg.Record, seal: EncryptedField, full_text: bool) -> CellExecutionPoint:
     data = json.loads(row["data"])
     if row["error_message"] is not None:
         sealed = row["error_message"]
         data["error_message"] = seal.unseal(sealed, table="events", column="error_message", user_id=row["user_id"])
     return make_point(
         row["user_id"],
+        row["course_id"],
         row["occurred_at"],
         row["ordinal"],
         path=row["path"] or "",
         cell_index=row["cell_index"],
         data=data,
+        full_text=full_text,
     )
 
 

@@ -7,7 +7,7 @@ goes on where a killed run stopped, and never overwrites what changed meanwhile;
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -66,6 +66,7 @@ SEALED_COLUMNS: Final = (
     SealedColumn("learner_states", "help_text", {"user_id": "uuid", "shard": "smallint", "course_id": "uuid"}),
     SealedColumn("help_requests", "message", {"user_id": "uuid", "shard": "smallint", "id": "uuid"}),
     SealedColumn("dead_letters", "payload", {"id": "uuid"}),
+    SealedColumn("series_debt", "sealed_points", {"id": "uuid"}),
 )
 
 
@@ -77,9 +78,8 @@ async def check_keys(pool: asyncpg.Pool, seal: EncryptedField) -> None:
     In a database that knows no key yet one text of each column is tried. Raises StartupError (NB-3060).
     """
     rows = await pool.fetch("SELECT key_id, canary FROM sealing_keys")
+    check_canaries(seal, (row["canary"] for row in rows))
     try:
-        for row in rows:
-            seal.unseal(row["canary"], **_CANARY)  # type: ignore[arg-type]
         for found in () if rows else await pool.fetch("SELECT find_sealed_samples() AS sealed"):
             seal.decrypt(found["sealed"])
     except SealBroken as broken:
@@ -88,8 +88,22 @@ async def check_keys(pool: asyncpg.Pool, seal: EncryptedField) -> None:
         await pool.execute(
             "INSERT INTO sealing_keys (key_id, canary) VALUES ($1, $2) ON CONFLICT DO NOTHING",
             seal.key_ids[0],
-            seal.seal("opens", **_CANARY),  # type: ignore[arg-type]
+            make_canary(seal),
         )
+
+
+def make_canary(seal: EncryptedField) -> str:
+    """A text that only the newest key opens."""
+    return seal.seal("opens", **_CANARY)  # type: ignore[arg-type]
+
+
+def check_canaries(seal: EncryptedField, canaries: Iterable[str]) -> None:
+    """Whether `seal` opens every one. Raises StartupError (NB-3060)."""
+    try:
+        for canary in canaries:
+            seal.unseal(canary, **_CANARY)  # type: ignore[arg-type]
+    except SealBroken as broken:
+        raise StartupError("NB-3060") from broken
 
 
 @asynccontextmanager

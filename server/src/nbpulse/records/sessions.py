@@ -88,7 +88,7 @@ def make_session_id(event: ReceivedEvent, notebook_id: UUID) -> UUID:
     return _make_id(event.user_id, notebook_id, key)
 
 
-async def record_sessions(
+async def update_session_stats(
     connection: asyncpg.Connection, news: Iterable[tuple[ReceivedEvent, UUID | None, UUID | None]]
 ) -> None:
     """

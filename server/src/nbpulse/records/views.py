@@ -18,6 +18,7 @@ from nbpulse.crypto import EncryptedField
 from nbpulse.errors import NotFound
 from nbpulse.records.learners import read_cell, read_state
 from nbpulse.records.people import People, open_name
+from nbpulse.records.progress import DONE
 from nbpulse.shards import get_shard_number
 
 _NAMES_KEPT: Final = 5_000
@@ -83,21 +84,18 @@ FROM learner_cells WHERE notebook_id = $1 AND ($2::uuid[] IS NULL OR user_id = A
 """
 
 
-# Progress of a student: distinct cells of the course notebook whose last run was ok, of all of them.
 _SUMMARY = f"""
-WITH wanted AS ({_COLUMNS}),
-done AS (
-    SELECT c.user_id, count(*) FILTER (WHERE c.last_status = 'ok') AS completed, max(c.last_at) AS last_at
-    FROM learner_cells c JOIN wanted w USING (cell_id) JOIN enrolments e
-        ON e.user_id = c.user_id AND e.course_id = $2 AND e.role = 'student'
-    WHERE c.notebook_id = $1 GROUP BY c.user_id
+WITH asked AS (SELECT id, course_id FROM notebooks WHERE id = $1 AND course_id = $2), {DONE},
+students AS (
+    SELECT d.completed, d.last_at FROM done d
+    JOIN enrolments e ON e.user_id = d.user_id AND e.course_id = $2 AND e.role = 'student'
 )
 SELECT (SELECT count(*) FROM enrolments WHERE course_id = $2 AND role = 'student') AS total_students,
-    (SELECT count(*) FROM done) AS started_students,
-    (SELECT count(*) FROM done WHERE last_at > now() - interval '15 minutes') AS active_students,
-    (SELECT count(*) FROM wanted) AS total_cells,
-    (SELECT coalesce(sum(completed), 0) FROM done) AS completed_cells
-FROM notebooks WHERE id = $1 AND course_id = $2
+    (SELECT count(*) FROM students) AS started_students,
+    (SELECT count(*) FROM students WHERE last_at > now() - interval '15 minutes') AS active_students,
+    (SELECT coalesce(sum(total), 0) FROM totals) AS total_cells,
+    (SELECT coalesce(sum(completed), 0) FROM students) AS completed_cells
+FROM asked
 """  # noqa: S608 - constants
 
 
@@ -200,13 +198,14 @@ class ClassReader:
         notebook_id = str(row["notebook_id"]) if row["notebook_id"] else None
         return notebook_id, round(row["last_activity_at"].timestamp() * 1000)
 
-    async def list_students(self, course_id: UUID) -> list[UUID]:
-        """The ids of the course's students."""
-        async with self._people.connect("list_students") as connection:
+    async def list_members(self, course_id: UUID) -> tuple[list[UUID], list[str]]:
+        """The ids of the course's students, and the paths of its notebooks."""
+        async with self._people.connect("list_members") as connection:
             rows = await connection.fetch(
                 "SELECT user_id FROM enrolments WHERE course_id = $1 AND role = 'student'", course_id
             )
-        return [row["user_id"] for row in rows]
+            paths = await connection.fetch("SELECT path FROM notebooks WHERE course_id = $1", course_id)
+        return [row["user_id"] for row in rows], [row["path"] for row in paths]
 
     async def _read_pulse(self, connection: asyncpg.Connection, course_id: UUID, notebook_id: UUID | None) -> Pulse:
         notebooks = await connection.fetch(_NOTEBOOKS, course_id)

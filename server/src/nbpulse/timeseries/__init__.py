@@ -1,4 +1,4 @@
-"""The time series of cell executions: one small contract, one file per store.
+"""The time series, three measurements: one small contract, one file per store.
 
 Promises of every store: the same point again overwrites itself; a window's figures equal the fold of its points,
 however often and in whatever order they came; a store that does not answer is Unavailable (NB-2005), never a wrong
@@ -14,7 +14,7 @@ from uuid import UUID
 
 import msgspec
 
-from nbpulse.pipeline import CellExecutionPoint, RejectedPoint
+from nbpulse.pipeline import RejectedPoint, SeriesPoint
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -23,6 +23,19 @@ class Window(msgspec.Struct, frozen=True):
     start: datetime
     end: datetime
     bucket: timedelta
+
+
+class ClassScope(msgspec.Struct, frozen=True):
+    """
+    Whose points: these people's in this course, whose notebooks have these paths.
+
+    InfluxDB knows no courses and goes by people and paths: where somebody is in two courses that have notebooks of one
+    path, it cannot tell the two apart.
+    """
+
+    course_id: UUID
+    user_ids: Sequence[UUID]
+    notebook_paths: Sequence[str]
 
 
 class Activity(msgspec.Struct, frozen=True):
@@ -45,9 +58,11 @@ class ErrorRate(msgspec.Struct, frozen=True):
 
 class Percentiles(msgspec.Struct, frozen=True):
     """
-    Percentiles of the durations in one bucket: interpolated on PostgreSQL, the nearest rank's on InfluxDB.
+    Percentiles of the durations in one bucket.
 
-    The two lie between the same two neighbouring durations or one further.
+    InfluxDB gives the duration of the nearest rank; PostgreSQL interpolates in windows of up to an hour, and gives the
+    duration of the nearest rank to within 1 % in longer ones. All lie between the same two neighbouring durations or
+    one further, to within that 1 %.
     """
 
     at: datetime
@@ -56,8 +71,34 @@ class Percentiles(msgspec.Struct, frozen=True):
     execution_count: int
 
 
+class Progress(msgspec.Struct, frozen=True):
+    """One student's standing in one notebook, by the last point of one bucket."""
+
+    at: datetime
+    user_id: UUID
+    notebook_path: str
+    completed_cells: int
+    total_cells: int
+    progress_percentage: float
+    session_duration_ms: int
+
+
+class Performance(msgspec.Struct, frozen=True):
+    """
+    One notebook's cells of one type in one bucket: the plain mean over its points (one per student and minute) of the
+    average times and error rates, and the longest time. Times in ms; None where no run was timed.
+    """
+
+    at: datetime
+    notebook_path: str
+    cell_type: str
+    avg_execution_time: float | None
+    max_execution_time: float | None
+    error_rate: float
+
+
 class TimeSeriesStore(Protocol):
-    """What the worker writes and the board's charts read. `user_ids` narrows to those people; None = everybody."""
+    """What the worker writes and the board's charts read. `scope` narrows to a class; None = everything."""
 
     has_server: bool
     """Whether the store is a server of its own, apart from PostgreSQL."""
@@ -65,9 +106,9 @@ class TimeSeriesStore(Protocol):
     async def check(self) -> None:
         """One round trip. Raises Unavailable (NB-2005)."""
 
-    async def write_points(self, points: Sequence[CellExecutionPoint]) -> Sequence[RejectedPoint]:
+    async def write_points(self, points: Sequence[SeriesPoint]) -> Sequence[RejectedPoint]:
         """
-        Write points; the same (user_id, time_ns) again overwrites itself. Raises Unavailable (NB-2005).
+        Write points; the same time and tags again overwrite themselves. Raises Unavailable (NB-2005).
 
         Gives those that the store will never take as they stand; all others are written.
         """
@@ -78,11 +119,17 @@ class TimeSeriesStore(Protocol):
         store keeps nothing. Raises Unavailable (NB-2005).
         """
 
-    async def query_activity(self, window: Window, user_ids: Sequence[UUID] | None = None) -> list[Activity]:
+    async def query_activity(self, window: Window, scope: ClassScope | None = None) -> list[Activity]:
         """Specification: mean and count of the duration per bucket and user (1 h by 10 min). By time, then user."""
 
-    async def query_error_rate(self, window: Window, user_ids: Sequence[UUID] | None = None) -> list[ErrorRate]:
+    async def query_error_rate(self, window: Window, scope: ClassScope | None = None) -> list[ErrorRate]:
         """Specification: errors and executions per bucket and notebook (24 h by 1 h). By time, then path."""
 
-    async def query_percentiles(self, window: Window, user_ids: Sequence[UUID] | None = None) -> list[Percentiles]:
+    async def query_percentiles(self, window: Window, scope: ClassScope | None = None) -> list[Percentiles]:
         """p50 and p95 of the duration per bucket, over all. By time."""
+
+    async def query_progress(self, window: Window, scope: ClassScope | None = None) -> list[Progress]:
+        """The last `learning_progress` per bucket, student and notebook. By time, student, path."""
+
+    async def query_performance(self, window: Window, scope: ClassScope | None = None) -> list[Performance]:
+        """`performance_metrics` per bucket, notebook and cell type, over all students. By time, path, cell type."""

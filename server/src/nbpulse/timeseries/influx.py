@@ -2,18 +2,15 @@
 
 Promises: a write is acknowledged only after the server's 204; the same point again overwrites itself; a point the
 server refuses is named with its reason and never fails its neighbours; what does not answer is Unavailable (NB-2005).
-
-Line protocol: https://docs.influxdata.com/influxdb/v1/write_protocols/line_protocol_reference/
 """
 
 from __future__ import annotations
 
 import gzip
-import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 from uuid import UUID
 
@@ -29,11 +26,9 @@ from nbpulse.metrics import (
     pools,
     series_rejected_points,
 )
-from nbpulse.pipeline import CellExecutionPoint, RejectedPoint
-from nbpulse.timeseries import Activity, ErrorRate, Percentiles, Window
-
-TagSet = Literal["specified", "lean"]
-ErrorText = Literal["normalised", "none"]
+from nbpulse.pipeline import CellExecutionPoint, LearningProgressPoint, PerformancePoint, RejectedPoint, SeriesPoint
+from nbpulse.timeseries import Activity, ClassScope, ErrorRate, Percentiles, Performance, Progress, Window
+from nbpulse.timeseries.lines import ErrorText, TagSet, clean_tag, describe_point, quote_name, quote_text
 
 _WRITE_DEADLINE_S: Final = 10.0
 _CONNECTIONS_MAX: Final = 8
@@ -112,14 +107,14 @@ class InfluxTimeSeries:
 
     # --- writing --------------------------------------------------------------------------------------------------
 
-    async def write_points(self, points: Sequence[CellExecutionPoint]) -> list[RejectedPoint]:
+    async def write_points(self, points: Sequence[SeriesPoint]) -> list[RejectedPoint]:
         """Write points; those the server will never take, with its reason. Raises Unavailable (NB-2005)."""
         rejected: list[RejectedPoint] = []
         for start in range(0, len(points), _WRITE_POINTS_MAX):
             rejected += await self._write(points[start : start + _WRITE_POINTS_MAX])
         return rejected
 
-    async def _write(self, points: Sequence[CellExecutionPoint]) -> list[RejectedPoint]:
+    async def _write(self, points: Sequence[SeriesPoint]) -> list[RejectedPoint]:
         """What the server takes of these is written; halved until each point it refuses stands alone."""
         lines = "\n".join(describe_point(point, tags=self._tags, error_text=self._error_text) for point in points)
         reason = await self._send(lines)
@@ -132,7 +127,7 @@ class InfluxTimeSeries:
             middle = len(points) // 2
             return await self._write(points[:middle]) + await self._write(points[middle:])
         series_rejected_points.labels(reason="series_limit" if is_series_limit(reason) else "refused").inc(len(points))
-        return [RejectedPoint(point.user_id, point.time_ns, reason[:500]) for point in points]
+        return [RejectedPoint(point.user_id, point.time_ns, reason[:500], point.measurement) for point in points]
 
     async def _send(self, lines: str) -> str | None:
         """None when all was taken, else why something was not. Raises Unavailable: nothing may have been."""
@@ -164,40 +159,67 @@ class InfluxTimeSeries:
 
     # --- asking ---------------------------------------------------------------------------------------------------
 
-    async def query_activity(self, window: Window, user_ids: Sequence[UUID] | None = None) -> list[Activity]:
+    async def query_activity(self, window: Window, scope: ClassScope | None = None) -> list[Activity]:
         """Mean and count of the duration per bucket and user. Raises Unavailable (NB-2005)."""
         rows = await self._select(
             "query_activity",
             'mean("execution_duration_ms") AS "mean", count("execution_duration_ms") AS "count"',
             window,
-            user_ids,
-            by="user_id",
+            scope,
+            by=("user_id",),
         )
         found = [Activity(at, UUID(tags["user_id"]), mean, count) for tags, at, (mean, count) in rows]
         return sorted(found, key=lambda one: (one.at, one.user_id))
 
-    async def query_error_rate(self, window: Window, user_ids: Sequence[UUID] | None = None) -> list[ErrorRate]:
+    async def query_error_rate(self, window: Window, scope: ClassScope | None = None) -> list[ErrorRate]:
         """Errors and executions per bucket and notebook. Raises Unavailable (NB-2005)."""
         rows = await self._select(
             "query_error_rate",
             'sum("error_count") AS "errors", count("error_count") AS "total"',
             window,
-            user_ids,
-            by="notebook_path",
+            scope,
+            by=("notebook_path",),
         )
         found = [ErrorRate(at, tags["notebook_path"], int(errors), total) for tags, at, (errors, total) in rows]
         return sorted(found, key=lambda one: (one.at, one.notebook_path))
 
-    async def query_percentiles(self, window: Window, user_ids: Sequence[UUID] | None = None) -> list[Percentiles]:
+    async def query_percentiles(self, window: Window, scope: ClassScope | None = None) -> list[Percentiles]:
         """p50 and p95 of the duration per bucket, by nearest rank. Raises Unavailable (NB-2005)."""
         rows = await self._select(
             "query_percentiles",
             'percentile("execution_duration_ms", 50) AS "p50", percentile("execution_duration_ms", 95) AS "p95",'
             ' count("execution_duration_ms") AS "count"',
             window,
-            user_ids,
+            scope,
         )
         return [Percentiles(at, p50, p95, count) for _, at, (p50, p95, count) in rows]
+
+    async def query_progress(self, window: Window, scope: ClassScope | None = None) -> list[Progress]:
+        """The last standing per bucket, student and notebook. Raises Unavailable (NB-2005)."""
+        names = ("completed_cells", "total_cells", "progress_percentage", "session_duration_ms")
+        rows = await self._select(
+            "query_progress",
+            ", ".join(f'last("{name}") AS "last_{name}"' for name in names),
+            window,
+            scope,
+            by=("user_id", "notebook_path"),
+            measurement=LearningProgressPoint.measurement,
+        )
+        found = [Progress(at, UUID(tags["user_id"]), tags["notebook_path"], *values) for tags, at, values in rows]
+        return sorted(found, key=lambda one: (one.at, one.user_id, one.notebook_path))
+
+    async def query_performance(self, window: Window, scope: ClassScope | None = None) -> list[Performance]:
+        """Times and error rates per bucket, notebook and cell type. Raises Unavailable (NB-2005)."""
+        rows = await self._select(
+            "query_performance",
+            'mean("avg_execution_time") AS "avg", max("max_execution_time") AS "max", mean("error_rate") AS "rate"',
+            window,
+            scope,
+            by=("notebook_path", "cell_type"),
+            measurement=PerformancePoint.measurement,
+        )
+        found = [Performance(at, tags["notebook_path"], tags["cell_type"], *values) for tags, at, values in rows]
+        return sorted(found, key=lambda one: (one.at, one.notebook_path, one.cell_type))
 
     async def check(self) -> None:
         """One round trip. Raises Unavailable (NB-2005)."""
@@ -206,18 +228,24 @@ class InfluxTimeSeries:
             raise self._refuse(answer)
 
     async def _select(
-        self, name: SeriesQuery, what: str, window: Window, user_ids: Sequence[UUID] | None, *, by: str | None = None
+        self,
+        name: SeriesQuery,
+        what: str,
+        window: Window,
+        scope: ClassScope | None,
+        *,
+        by: Sequence[str] = (),
+        measurement: str = CellExecutionPoint.measurement,
     ) -> list[tuple[Mapping[str, str], datetime, list[Any]]]:
         """(tags, start of the bucket, values) of every bucket that holds something."""
-        if user_ids is not None and not user_ids:
+        if scope is not None and not (scope.user_ids and scope.notebook_paths):
             return []
-        where = f"time >= {_to_ns(window.start)} AND time < {_to_ns(window.end)}"
-        if user_ids is not None:
-            where += " AND (" + " OR ".join(f"\"user_id\" = '{UUID(str(one))}'" for one in user_ids) + ")"
         bucket = f"time({window.bucket // timedelta(microseconds=1)}u)"
-        group = f'{bucket}, "{by}"' if by else bucket
-        # Only numbers, ids and names of ours are in it.
-        statement = f'SELECT {what} FROM "cell_executions" WHERE {where} GROUP BY {group} fill(none)'  # noqa: S608
+        group = ", ".join([bucket, *map(quote_name, by)])
+        # Only numbers, names of ours and quoted texts are in it.
+        statement = (
+            f"SELECT {what} FROM {quote_name(measurement)} WHERE {_narrow(window, scope)} GROUP BY {group} fill(none)"  # noqa: S608
+        )
         form = {"db": self._database, "epoch": "ns", "q": statement}
         answer = await self._ask(name, "POST", "/query", data=form)
         if answer.status_code != 200:
@@ -231,7 +259,7 @@ class InfluxTimeSeries:
             (series.get("tags", {}), datetime.fromtimestamp(row[0] // 1_000_000_000, UTC), row[1:])
             for series in result.get("series", ())
             for row in series["values"]
-            if row[1] is not None
+            if any(value is not None for value in row[1:])
         ]
 
     async def _ask(self, name: InfluxQuery, method: str, path: str, **request: Any) -> httpx2.Response:
@@ -247,61 +275,18 @@ class InfluxTimeSeries:
         return Unavailable("NB-2005")
 
 
-# --- the two languages --------------------------------------------------------------------------------------------
-
-
-def describe_point(point: CellExecutionPoint, *, tags: TagSet = "specified", error_text: ErrorText) -> str:
-    """
-    One line. `has_error` is written only when true, so that the specification's `count("has_error")` counts errors;
-    `error_count` beside it is 0 or 1. Every field has one type for ever: another one is refused by the server.
-    """
-    written: dict[str, str] = {"user_id": str(point.user_id), "notebook_path": point.notebook_path or "unknown"}
-    fields: list[str] = []
-    if tags == "specified":
-        if point.cell_index is not None:
-            written["cell_index"] = str(point.cell_index)
-        written["event_type"] = point.event_type
-    else:
-        if point.cell_index is not None:
-            fields.append(f"cell_index={point.cell_index}i")
-        fields.append(f"event_type={_quote_text(point.event_type)}")
-    if point.execution_duration_ms is not None:
-        fields.append(f"execution_duration_ms={float(point.execution_duration_ms)!r}")
-    if point.has_error:
-        fields.append("has_error=true")
-        if point.error_message and error_text == "normalised":
-            fields.append(f"error_message={_quote_text(point.error_message[:200])}")
-    fields.append(f"error_count={int(point.has_error)}i")
-    if point.execution_count is not None:
-        fields.append(f"execution_count={int(point.execution_count)}i")
-    return f"{_name_series('cell_executions', written)} {','.join(fields)} {point.time_ns}"
-
-
-def _name_series(measurement: str, tags: Mapping[str, str]) -> str:
-    """Tags in the order of their names, as the server sorts them anyway."""
-    return ",".join([measurement, *(f"{name}={_escape_tag(tags[name])}" for name in sorted(tags))])
-
-
-_TAG_SPECIAL: Final = re.compile(r"([,= ])")
-_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f]")
-
-
-def _escape_tag(value: str) -> str:
-    """A tag's value cannot hold a line break, and a backslash at its end would take the next comma with it."""
-    clean = _CONTROLS.sub(" ", value)
-    if clean.endswith("\\"):
-        clean += "_"
-    return _TAG_SPECIAL.sub(r"\\\1", clean)
-
-
-def _quote_text(text: str) -> str:
-    escaped = _CONTROLS.sub(" ", text).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
-def quote_name(name: str) -> str:
-    """A name in InfluxQL."""
-    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
+def _narrow(window: Window, scope: ClassScope | None) -> str:
+    """The condition of a statement: the window, and the people and notebooks of the class."""
+    where = f"time >= {_to_ns(window.start)} AND time < {_to_ns(window.end)}"
+    if scope is None:
+        return where
+    tags = {
+        "user_id": {str(UUID(str(one))) for one in scope.user_ids},
+        "notebook_path": {clean_tag(one) for one in scope.notebook_paths},
+    }
+    for tag, values in tags.items():
+        where += " AND (" + " OR ".join(f"{quote_name(tag)} = {quote_text(one)}" for one in sorted(values)) + ")"
+    return where
 
 
 def read_error(answer: httpx2.Response) -> str:

@@ -1,12 +1,15 @@
-"""The time series on PostgreSQL: raw points by month, and minutes rolled up from them.
+"""The time series on PostgreSQL: raw points by month, minutes rolled up from them, and slots of ten from those.
 
-A minute that got a point is stale until `refresh_rollups` has computed it anew from the raw points; queries take clean
-minutes from the rollup and stale ones raw, in one snapshot, so they never differ from the fold of the points.
+A minute that got a point is stale until `refresh_rollups` has computed it anew from the raw points, and its slot with
+it; queries take clean minutes or slots from the rollup and stale ones raw, in one snapshot, so they never differ from
+the fold of the points. Raw points over more than an hour are never read for a percentile: rollups keep durations in
+bins 2 % wide, per student and minute, and per course and ten minutes for windows that are asked for in such steps (by
+staff: students see no rollup of a course).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -17,94 +20,13 @@ import msgspec
 from nbpulse.errors import Unavailable
 from nbpulse.identity import identify
 from nbpulse.metrics import SeriesQuery, name_query, named_query
-from nbpulse.pipeline import CellExecutionPoint, RejectedPoint
-from nbpulse.timeseries import Activity, ErrorRate, Percentiles, Window
+from nbpulse.pipeline import CellExecutionPoint, LearningProgressPoint, PerformancePoint, RejectedPoint, SeriesPoint
+from nbpulse.timeseries import Activity, ClassScope, ErrorRate, Percentiles, Performance, Progress, Window, statements
 
 _MINUTE_NS: Final = 60_000_000_000
 _REFRESH_LIMIT: Final = 5_000
-
-# As JSON: for a thousand points half the price of nine arrays, on this side.
-_WRITE = """
-INSERT INTO timeseries.cell_executions AS c (user_id, time_ns, notebook_path, cell_index, event_type,
-    execution_duration_ms, has_error, error_message, execution_count)
-SELECT * FROM json_to_recordset($1::json) AS k(user_id uuid, time_ns bigint, notebook_path text, cell_index int,
-    event_type text, execution_duration_ms float8, has_error boolean, error_message text, execution_count int)
-ON CONFLICT (user_id, time_ns) DO UPDATE SET notebook_path = excluded.notebook_path, cell_index = excluded.cell_index,
-    event_type = excluded.event_type, execution_duration_ms = excluded.execution_duration_ms,
-    has_error = excluded.has_error, error_message = excluded.error_message, execution_count = excluded.execution_count
-"""
-# DO UPDATE, not DO NOTHING: it takes the row's lock, so that a refresh that is about to clear the mark waits for these
-# points, or these points wait for it and mark the minute again.
-_MARK = """
-INSERT INTO timeseries.stale_minutes (minute_ns, user_id) SELECT * FROM unnest($1::bigint[], $2::uuid[])
-ON CONFLICT (minute_ns, user_id) DO UPDATE SET minute_ns = excluded.minute_ns
-"""
-_LOCK_STALE = """
-SELECT minute_ns, user_id FROM timeseries.stale_minutes
-WHERE minute_ns < extract(epoch FROM now() - $1 * interval '1 second')::bigint * 1000000000 - 60000000000
-ORDER BY minute_ns, user_id LIMIT $2 FOR UPDATE SKIP LOCKED
-"""
-_CLEAR_ROLLUP = """
-DELETE FROM timeseries.cell_executions_1m r USING unnest($1::bigint[], $2::uuid[]) AS k(minute_ns, user_id)
-WHERE (r.minute_ns, r.user_id) = (k.minute_ns, k.user_id)
-"""
-_FILL_ROLLUP = """
-INSERT INTO timeseries.cell_executions_1m (minute_ns, user_id, notebook_path, execution_count, timed_count,
-    duration_sum_ms, error_count)
-SELECT k.minute_ns, k.user_id, e.notebook_path, count(*), count(e.execution_duration_ms),
-    coalesce(sum(e.execution_duration_ms), 0), count(*) FILTER (WHERE e.has_error)
-FROM unnest($1::bigint[], $2::uuid[]) AS k(minute_ns, user_id) JOIN timeseries.cell_executions e
-    ON e.user_id = k.user_id AND e.time_ns >= k.minute_ns AND e.time_ns < k.minute_ns + 60000000000
-WHERE e.time_ns >= $3 AND e.time_ns < $4
-GROUP BY k.minute_ns, k.user_id, e.notebook_path
-"""
-_CLEAR_STALE = """
-DELETE FROM timeseries.stale_minutes s USING unnest($1::bigint[], $2::uuid[]) AS k(minute_ns, user_id)
-WHERE (s.minute_ns, s.user_id) = (k.minute_ns, k.user_id)
-"""
-# $1..$2 the window, $3..$4 its whole minutes, $5 the people (null = all), $6 the bucket; the parts never overlap.
-_PARTS = """
-WITH part AS (
-    SELECT r.minute_ns AS time_ns, r.user_id, r.notebook_path, r.execution_count, r.timed_count, r.duration_sum_ms,
-        r.error_count
-    FROM timeseries.cell_executions_1m r
-    WHERE r.minute_ns >= $3 AND r.minute_ns < $4 AND ($5::uuid[] IS NULL OR r.user_id = ANY($5))
-        AND NOT EXISTS (SELECT FROM timeseries.stale_minutes s
-                        WHERE s.minute_ns = r.minute_ns AND s.user_id = r.user_id)
-    UNION ALL
-    SELECT e.time_ns, e.user_id, e.notebook_path, 1, (e.execution_duration_ms IS NOT NULL)::int,
-        coalesce(e.execution_duration_ms, 0), e.has_error::int
-    FROM timeseries.stale_minutes s JOIN timeseries.cell_executions e
-        ON e.user_id = s.user_id AND e.time_ns >= s.minute_ns AND e.time_ns < s.minute_ns + 60000000000
-    WHERE s.minute_ns >= $3 AND s.minute_ns < $4 AND e.time_ns >= $3 AND e.time_ns < $4
-        AND ($5::uuid[] IS NULL OR s.user_id = ANY($5))
-    UNION ALL
-    SELECT e.time_ns, e.user_id, e.notebook_path, 1, (e.execution_duration_ms IS NOT NULL)::int,
-        coalesce(e.execution_duration_ms, 0), e.has_error::int
-    FROM timeseries.cell_executions e
-    WHERE e.time_ns >= $1 AND e.time_ns < $2 AND (e.time_ns < $3 OR e.time_ns >= $4)
-        AND ($5::uuid[] IS NULL OR e.user_id = ANY($5))
-)
-"""
-_ACTIVITY = f"""
-{_PARTS} SELECT time_ns / $6 * $6 AS at_ns, user_id, sum(duration_sum_ms) / sum(timed_count) AS avg_duration_ms,
-    sum(timed_count)::bigint AS execution_count
-FROM part GROUP BY at_ns, user_id HAVING sum(timed_count) > 0 ORDER BY at_ns, user_id
-"""  # noqa: S608
-_ERROR_RATE = f"""
-{_PARTS} SELECT time_ns / $6 * $6 AS at_ns, notebook_path, sum(error_count)::bigint AS error_count,
-    sum(execution_count)::bigint AS total_executions
-FROM part GROUP BY at_ns, notebook_path ORDER BY at_ns, notebook_path
-"""  # noqa: S608
-_PERCENTILES = """
-SELECT time_ns / $4 * $4 AS at_ns, percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY execution_duration_ms) AS p,
-    count(*) AS execution_count
-FROM timeseries.cell_executions
-WHERE time_ns >= $1 AND time_ns < $2 AND execution_duration_ms IS NOT NULL
-    AND ($3::uuid[] IS NULL OR user_id = ANY($3))
-GROUP BY at_ns ORDER BY at_ns
-"""
-
+EXACT_MAX: Final = timedelta(hours=1)
+_WRITES: Final = {LearningProgressPoint: statements.WRITE_PROGRESS, PerformancePoint: statements.WRITE_PERFORMANCE}
 
 _encode = msgspec.json.Encoder().encode
 
@@ -121,21 +43,19 @@ class PostgresTimeSeries:
         """One round trip. Raises Unavailable (NB-2005)."""
         await self._fetch("check", "SELECT 1")
 
-    async def write_points(self, points: Sequence[CellExecutionPoint]) -> Sequence[RejectedPoint]:
+    async def write_points(self, points: Sequence[SeriesPoint]) -> Sequence[RejectedPoint]:
         """Write points and mark their minutes stale, in one transaction; refuses none. Raises Unavailable (NB-2005)."""
-        # In key order: two workers that write the same students' points never wait for each other in a circle.
-        # (By the id's number: comparing UUIDs costs ten times as much.)
-        unique = {(point.user_id.int, point.time_ns): point for point in points}
-        rows = [unique[key] for key in sorted(unique)]
-        if not rows:
-            return ()
-        marks = {(point.time_ns // _MINUTE_NS * _MINUTE_NS, point.user_id.int): point.user_id for point in rows}
-        minutes = [(minute_ns, marks[minute_ns, number]) for minute_ns, number in sorted(marks)]
+        executions = _sort_points(point for point in points if isinstance(point, CellExecutionPoint))
+        derived = {kind: _sort_points(point for point in points if isinstance(point, kind)) for kind in _WRITES}
         try:
             with name_query("write_points"):
                 async with self._pool.acquire(timeout=5) as connection, connection.transaction():
-                    await connection.execute(_WRITE, _encode(rows).decode())
-                    await connection.execute(_MARK, [one[0] for one in minutes], [one[1] for one in minutes])
+                    if executions:
+                        await connection.execute(statements.WRITE_EXECUTIONS, _encode(executions).decode())
+                        await connection.execute(statements.MARK, *_list_minutes(executions))
+                    for kind, rows in derived.items():
+                        if rows:
+                            await connection.execute(_WRITES[kind], _encode(rows).decode())
         except _UNAVAILABLE as error:
             raise Unavailable("NB-2005") from error
         return ()
@@ -149,39 +69,66 @@ class PostgresTimeSeries:
         """
         try:
             async with self._pool.acquire(timeout=5) as connection, connection.transaction():
-                stale = await connection.fetch(_LOCK_STALE, settle_s, _REFRESH_LIMIT)
+                stale = await connection.fetch(statements.LOCK_STALE, settle_s, _REFRESH_LIMIT)
                 if not stale:
                     return 0
                 # A statement of its own: its snapshot is taken after the locks and sees all that was marked.
-                keys = [row["minute_ns"] for row in stale], [row["user_id"] for row in stale]
-                await connection.execute(_CLEAR_ROLLUP, *keys)
-                await connection.execute(_FILL_ROLLUP, *keys, min(keys[0]), max(keys[0]) + _MINUTE_NS)
-                await connection.execute(_CLEAR_STALE, *keys)
+                keys = [[row[name] for row in stale] for name in ("minute_ns", "user_id", "course_id")]
+                await connection.execute(statements.CLEAR_ROLLUP, *keys)
+                await connection.execute(statements.FILL_ROLLUP, *keys, min(keys[0]), max(keys[0]) + _MINUTE_NS)
+                await connection.execute(statements.CLEAR_STALE, *keys)
+                await _refresh_slots(connection, stale)
                 return len(stale)
         except _UNAVAILABLE as error:
             raise Unavailable("NB-2005") from error
 
-    async def query_activity(self, window: Window, user_ids: Sequence[UUID] | None = None) -> list[Activity]:
+    async def query_activity(self, window: Window, scope: ClassScope | None = None) -> list[Activity]:
         """Mean and count of the duration per bucket and user. Raises Unavailable (NB-2005)."""
-        rows = await self._fetch("query_activity", _ACTIVITY, *_bound(window), user_ids, _to_ns(window.bucket))
+        rows = await self._add_up("query_activity", statements.SLOT_ACTIVITY, statements.MINUTE_ACTIVITY, window, scope)
         return [
             Activity(_to_time(row["at_ns"]), row["user_id"], row["avg_duration_ms"], row["execution_count"])
             for row in rows
         ]
 
-    async def query_error_rate(self, window: Window, user_ids: Sequence[UUID] | None = None) -> list[ErrorRate]:
+    async def query_error_rate(self, window: Window, scope: ClassScope | None = None) -> list[ErrorRate]:
         """Errors and executions per bucket and notebook. Raises Unavailable (NB-2005)."""
-        rows = await self._fetch("query_error_rate", _ERROR_RATE, *_bound(window), user_ids, _to_ns(window.bucket))
+        by_slot, by_minute = statements.SLOT_ERROR_RATE, statements.MINUTE_ERROR_RATE
+        rows = await self._add_up("query_error_rate", by_slot, by_minute, window, scope)
         return [
             ErrorRate(_to_time(row["at_ns"]), row["notebook_path"], row["error_count"], row["total_executions"])
             for row in rows
         ]
 
-    async def query_percentiles(self, window: Window, user_ids: Sequence[UUID] | None = None) -> list[Percentiles]:
-        """p50 and p95 of the duration per bucket. Raises Unavailable (NB-2005)."""
-        start_ns, end_ns = _bound(window)[:2]
-        rows = await self._fetch("query_percentiles", _PERCENTILES, start_ns, end_ns, user_ids, _to_ns(window.bucket))
-        return [Percentiles(_to_time(row["at_ns"]), row["p"][0], row["p"][1], row["execution_count"]) for row in rows]
+    async def query_percentiles(self, window: Window, scope: ClassScope | None = None) -> list[Percentiles]:
+        """p50 and p95 of the duration per bucket: exact up to an hour, else to 1 %. Raises Unavailable (NB-2005)."""
+        values = _bind(window, scope)
+        if window.end - window.start <= EXACT_MAX:
+            rows = await self._fetch("query_percentiles", statements.PERCENTILES, *values)
+            return [Percentiles(_to_time(at_ns), p50, p95, count) for at_ns, (p50, p95), count in rows]
+        by_slot, by_minute = statements.SLOT_PERCENTILES, statements.MINUTE_PERCENTILES
+        rows = await self._add_up("query_percentiles", by_slot, by_minute, window, scope)
+        return [
+            Percentiles(_to_time(at_ns), _estimate_duration(p50), _estimate_duration(p95), count)
+            for at_ns, (p50, p95), count in rows
+        ]
+
+    async def query_progress(self, window: Window, scope: ClassScope | None = None) -> list[Progress]:
+        """The last standing per bucket, student and notebook. Raises Unavailable (NB-2005)."""
+        rows = await self._fetch("query_progress", statements.PROGRESS, *_bind(window, scope))
+        return [Progress(_to_time(at_ns), *values) for at_ns, *values in rows]
+
+    async def query_performance(self, window: Window, scope: ClassScope | None = None) -> list[Performance]:
+        """Times and error rates per bucket, notebook and cell type. Raises Unavailable (NB-2005)."""
+        rows = await self._fetch("query_performance", statements.PERFORMANCE, *_bind(window, scope))
+        return [Performance(_to_time(at_ns), *values) for at_ns, *values in rows]
+
+    async def _add_up(
+        self, name: SeriesQuery, by_slot: str, by_minute: str, window: Window, scope: ClassScope | None
+    ) -> list[Any]:
+        """A window from the coarsest rollup whose units its buckets consist of."""
+        has_slots = _to_ns(window.bucket) % statements.SLOT_NS == 0
+        whole = _find_whole(window, statements.SLOT_NS if has_slots else _MINUTE_NS)
+        return await self._fetch(name, by_slot if has_slots else by_minute, *_bind(window, scope), *whole)
 
     async def _fetch(self, name: SeriesQuery, query: str, *values: object) -> list[Any]:
         try:
@@ -195,11 +142,67 @@ class PostgresTimeSeries:
         return rows
 
 
-def _bound(window: Window) -> tuple[int, int, int, int]:
-    """The window in ns, and the whole minutes inside it; (end, end) where it holds no whole minute."""
+async def _refresh_slots(connection: asyncpg.Connection, stale: Sequence[asyncpg.Record]) -> None:
+    """Make the slots of these minutes anew; of two who do so the second sees what the first rolled up."""
+    found = {(row["minute_ns"] // statements.SLOT_NS * statements.SLOT_NS, row["course_id"]) for row in stale}
+    slots = sorted(found, key=lambda slot: (slot[0], slot[1].int))
+    for slot in slots:
+        await connection.execute(statements.LOCK_SLOT, *slot)
+    keys = [slot[0] for slot in slots], [slot[1] for slot in slots]
+    for statement in (
+        *(statements.CLEAR_SLOTS, statements.FILL_SLOTS),
+        *(statements.CLEAR_DURATIONS, statements.FILL_DURATIONS),
+    ):
+        await connection.execute(statement, *keys)
+
+
+def _sort_points(points: Iterable[SeriesPoint]) -> list[SeriesPoint]:
+    """
+    Each point once, the last of equals, in one order: two workers that write the same students' points never wait for
+    each other in a circle.
+    """
+    unique = {_get_key(point): point for point in points}
+    return [unique[key] for key in sorted(unique)]
+
+
+def _get_key(point: SeriesPoint) -> tuple[int | str, ...]:
+    # By the id's number: comparing UUIDs costs ten times as much.
+    match point:
+        case CellExecutionPoint():
+            return point.user_id.int, point.time_ns
+        case LearningProgressPoint():
+            return point.user_id.int, point.time_ns, point.course_id.int, point.notebook_path
+        case PerformancePoint():
+            return point.user_id.int, point.time_ns, point.course_id.int, point.notebook_path, point.cell_type
+
+
+def _list_minutes(points: Sequence[SeriesPoint]) -> tuple[list[int], list[UUID], list[UUID]]:
+    """The minutes, students and courses of the points, each once, in the key's order."""
+    marks = {
+        (point.time_ns // _MINUTE_NS * _MINUTE_NS, point.user_id.int, point.course_id.int): point for point in points
+    }
+    keys = sorted(marks)
+    return [key[0] for key in keys], [marks[key].user_id for key in keys], [marks[key].course_id for key in keys]
+
+
+def _bind(window: Window, scope: ClassScope | None) -> tuple[object, ...]:
+    """Start and end of the window and the bucket, in ns; the course and the people, or None for all."""
+    bounds = _to_ns(window.start - _EPOCH), _to_ns(window.end - _EPOCH), _to_ns(window.bucket)
+    return (*bounds, scope.course_id, list(scope.user_ids)) if scope else (*bounds, None, None)
+
+
+def _find_whole(window: Window, unit_ns: int = _MINUTE_NS) -> tuple[int, int]:
+    """From and to which ns the window consists of whole minutes (or `unit_ns`); (end, end) where it holds none."""
     start_ns, end_ns = _to_ns(window.start - _EPOCH), _to_ns(window.end - _EPOCH)
-    first_ns, last_ns = -(-start_ns // _MINUTE_NS) * _MINUTE_NS, end_ns // _MINUTE_NS * _MINUTE_NS
-    return (start_ns, end_ns, first_ns, last_ns) if first_ns < last_ns else (start_ns, end_ns, end_ns, end_ns)
+    first_ns, last_ns = -(-start_ns // unit_ns) * unit_ns, end_ns // unit_ns * unit_ns
+    return (first_ns, last_ns) if first_ns < last_ns else (end_ns, end_ns)
+
+
+def _estimate_duration(bin_number: int) -> float:
+    """The duration in ms that stands for a bin, within 1 % of each in it."""
+    if bin_number == statements.ZERO_BIN:
+        return 0.0
+    return 2 * statements.GAMMA**bin_number / (statements.GAMMA + 1)
 
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)

@@ -8,7 +8,7 @@ were deleted on purpose. `stream_bases` holds what the counters stood at when a 
 from alembic import op
 
 revision = "0008"
-down_revision = "0006"
+down_revision = "0007"
 
 TABLES = """
 ALTER TABLE event_ids ADD COLUMN entry_id VARCHAR(60);
@@ -35,7 +35,7 @@ CREATE TABLE stream_bases (
 )
 """
 NEW = ("event_counts", "spent_entries", "stream_bases")
-# As in 0002; the ledger's rows that go are counted as removed, and users go with those that were merged into them.
+# As in 0007; the ledger's rows that go are counted as removed, and users go with those that were merged into them.
 REMOVE = """
 CREATE OR REPLACE FUNCTION remove_course(course uuid) RETURNS integer
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
@@ -57,10 +57,15 @@ BEGIN
     DELETE FROM learner_states WHERE course_id = course;
     DELETE FROM learner_cells WHERE course_id = course;
     DELETE FROM help_requests WHERE course_id = course;
+    DELETE FROM series_marks m USING notebooks n WHERE n.course_id = course AND m.notebook_id = n.id;
     DELETE FROM courses WHERE id = course;
-    DELETE FROM timeseries.cell_executions WHERE user_id = ANY(only_here);
-    DELETE FROM timeseries.cell_executions_1m WHERE user_id = ANY(only_here);
-    DELETE FROM timeseries.stale_minutes WHERE user_id = ANY(only_here);
+    DELETE FROM timeseries.cell_executions WHERE course_id = course OR user_id = ANY(only_here);
+    DELETE FROM timeseries.cell_executions_1m WHERE course_id = course OR user_id = ANY(only_here);
+    DELETE FROM timeseries.stale_minutes WHERE course_id = course OR user_id = ANY(only_here);
+    DELETE FROM timeseries.cell_executions_10m WHERE course_id = course;
+    DELETE FROM timeseries.durations_10m WHERE course_id = course;
+    DELETE FROM timeseries.learning_progress WHERE course_id = course OR user_id = ANY(only_here);
+    DELETE FROM timeseries.performance_metrics WHERE course_id = course OR user_id = ANY(only_here);
     DELETE FROM dead_letters WHERE user_id = ANY(only_here);
     WITH RECURSIVE gone AS (
         SELECT unnest(only_here) AS id UNION SELECT u.id FROM users u JOIN gone ON u.merged_into = gone.id
@@ -100,7 +105,7 @@ def upgrade() -> None:
         op.execute(statement)
     # What is in the ledger already was stored before anybody counted.
     op.execute("SET LOCAL ROLE app_maintenance")
-    op.execute("INSERT INTO event_counts (slot, stored) SELECT 0, count(*) FROM events")
+    op.execute("INSERT INTO event_counts (slot, stored) SELECT 0, count(*) FROM events HAVING count(*) > 0")
     op.execute("SET LOCAL ROLE nbpulse_owner")
 
 

@@ -1,0 +1,134 @@
+"""Results as text for docs/PERFORMANCE.md: one function for each bench that is not beside the specification's flow."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+Result = dict[str, Any]
+
+_SCAN = re.compile(r"(?:Index (?:Only )?Scan(?: Backward)? using|Bitmap Index Scan on) (\w+)")
+_BUFFERS = re.compile(r"Buffers: shared(?: hit=(\d+))?(?: read=(\d+))?")
+_READS = (
+    *("kB", "cold, first answer", "cold p95", "warm p95", "20 people p95", "20 people, cold p95", "no two alike p95"),
+    *("one reader p50", "one reader p95", "cores busy elsewhere"),
+)
+_SHOWN_PLANS = ("sessions", "slow-cells")
+_LINE_MAX = 170
+
+
+def compose_api_reads(result: Result) -> str:
+    """Every read route: cold, warm and alone, and what its plan read."""
+    school, aim = result["school"], result["aim_p95_ms"]
+    lines = [
+        _describe(result)
+        + f" {school['ledger_rows']:,} ledger rows of {school['courses']} courses in {school['weeks']} weeks"
+        f" ({school['database_mb'] / 1000:.1f} GB); of the course asked for {school['ledger_rows_of_course']:,}, of its"
+        f" class day {school['ledger_rows_of_course_last_day']:,}. Milliseconds; {result['readers']} readers without a"
+        f" pause, so p95 of the shared answers is mostly HTTP. Aim: p95 < {aim:g} ms. Load average at the end:"
+        f" {result['load_average'][2]:.1f}.",
+        "",
+        f"| question | {' | '.join(_READS)} |",
+        f"|---|{'---:|' * len(_READS)}",
+    ]
+    for name, kinds in result["routes"].items():
+        cells = [
+            f"{kinds['warm']['body_bytes'] / 1000:,.1f}",
+            f"{kinds['cold']['first_ms']:,.0f}",
+            *(_judge(kinds[kind]["p95_ms"], aim) for kind in ("cold", "warm", "people", "cold_people")),
+            f"{kinds['unequal']['p95_ms']:,.0f}",
+            f"{kinds['alone']['p50_ms']:,.1f}",
+            f"{kinds['alone']['p95_ms']:,.1f}",
+            f"{kinds['alone']['cores_busy_elsewhere']:.1f}",
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *_compose_plans(result["plans"])])
+
+
+def _judge(value: float, aim: float) -> str:
+    return f"{value:,.1f}" + (" **missed**" if value >= aim else "")
+
+
+def _compose_plans(plans: dict[str, list[str]]) -> list[str]:
+    lines = [
+        "What PostgreSQL ran for one answer each (auto_explain, warm, with the cost of watching):",
+        "",
+        "| question | statements | ms | pages | indexes |",
+        "|---|---:|---:|---:|---|",
+    ]
+    for name, texts in plans.items():
+        took = sum(float(text.split(" ", 1)[0]) for text in texts)
+        pages = sum(int(hit or 0) + int(read or 0) for text in texts for hit, read in _BUFFERS.findall(text)[:1])
+        indexes = sorted({re.sub(r"_\d{4}_\d\d_", "_*_", one) for text in texts for one in _SCAN.findall(text)})
+        lines.append(f"| {name} | {len(texts)} | {took:,.1f} | {pages:,} | {', '.join(indexes)} |")
+    for name in _SHOWN_PLANS:
+        for text in plans.get(name, []):
+            if "Index Cond" in text:
+                lines += [
+                    "",
+                    f"<details><summary>The plan of {name}</summary>",
+                    "",
+                    "```",
+                    *_shorten(text),
+                    "```",
+                    "",
+                    "</details>",
+                ]
+    return lines
+
+
+def _shorten(plan: str) -> list[str]:
+    """The nodes and their conditions; partitions without rows are pruned or never looked into."""
+    wanted = ("->", "Index Cond", "Filter", "Limit", "Aggregate", "CTE")
+    return [line.strip("\t").rstrip()[:_LINE_MAX] for line in plan.splitlines() if line.strip().startswith(wanted)]
+
+
+def compose_influx_outage(result: Result) -> str:
+    """Event to frame before, during and after; the debt."""
+    lines = [
+        _describe(result)
+        + f" {result['rate_per_s']:g} events/s, {result['seconds']:g} s each, {result['viewers']} boards, InfluxDB"
+        f" {result['influxdb']}.",
+        "",
+        "| InfluxDB | event to frame p50 | p99 | median p99 of six slices | largest | cores busy elsewhere |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, title in (("before", "there"), ("during", "killed"), ("after", "back, debt being paid")):
+        one = result[name]
+        times = " | ".join(f"{one[key]:,.0f} ms" for key in ("p50_ms", "p99_ms", "p99_median_slice_ms", "max_ms"))
+        lines.append(f"| {title} | {times} | {one['cores_busy_elsewhere']:.1f} |")
+    verdict = "" if result["p99_ratio"] <= result["ratio_max"] else " **missed**"
+    said = (
+        f"p99 while it was away: {result['p99_ratio']:.2f} times that before; of the slices' median",
+        f"{result['p99_median_slice_ratio']:.2f} times (aim ≤ {result['ratio_max']:g}{verdict}).",
+        f"Owed at most {result['debt_batches_max']:,} batches, all paid {result['debt_paid_after_s']:g} s after it was",
+        f"back (the load goes on for {result['seconds'] + 2:g} s of it). {result['ledger_runs']:,} runs in the ledger,",
+        f"{result['influx_points']:,} points in InfluxDB, equal for each of {result['students']} students;",
+        f"{result['refused']:,} events refused, {result['lost_viewers']} boards lost.",
+    )
+    return "\n".join([*lines, "", " ".join(said)])
+
+
+def compose_timeseries(result: Result) -> str:
+    """Both series stores side by side."""
+    lines = [_describe(result) + f" {result['distribution']}", ""]
+    lines += ["| points | store | writes/s | disk | query 1 | query 1, raw | query 2 | query 2, raw |"]
+    lines += ["|---:|---|---:|---:|---:|---:|---:|---:|"]
+    for size in result["sizes"]:
+        for store, one in size["stores"].items():
+            times = [_show_ms(one.get(key)) for key in ("query_1_ms", "query_1_raw_ms", "query_2_ms", "query_2_raw_ms")]
+            row = [f"{size['points']:,}", store, f"{one['writes_per_s']:,.0f}", f"{one['disk_mb']:,.0f} MB", *times]
+            lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def _show_ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.1f} ms"
+
+
+def _describe(result: Result) -> str:
+    machine = result["machine"]
+    return (
+        f"Made by `{result['command']}` on {result['measured_at'][:10]}: {machine['cpu']}, {machine['cores']} cores"
+        f" shared by everything, {machine['memory_gb']} GB, PostgreSQL {machine['postgresql']}."
+    )

@@ -1,0 +1,44 @@
+"""Routes whose equal questions of one person, asked at once or within 2 s, are answered by one computation.
+
+Promises: whether the person may ask is checked for every request, before any answer is looked at; an answer is given
+to nobody but the person as whom PostgreSQL made it; a request with `Cache-Control: no-store` is answered anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
+
+from nbpulse.api.context import admit, get_context, get_person
+
+
+class SharedRoute(APIRoute):
+    """A route whose answer depends on nothing but the person, the address with its query, and the data."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle: Callable[[Request], Awaitable[Response]] = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            # The route's own dependency admits whoever asks too, but is only run when there is something to make.
+            await admit(request)
+            # Not no-cache, which browsers send for every fetch that is not to be kept by themselves.
+            if "no-store" in request.headers.get("cache-control", ""):
+                return await handle(request)
+            key = (
+                get_person(request).user_id,
+                request.url.path,
+                *sorted(request.query_params.multi_items()),
+                request.headers.get("if-none-match"),
+            )
+
+            # None of these routes' dependencies has anything to close, so the request may be over before this is.
+            async def make() -> Response:
+                return await handle(request)
+
+            return await get_context(request).answers.get_or_make(key, make)
+
+        return answer

@@ -1,0 +1,53 @@
+"""Points that the time series does not hold yet, kept from the ledger's own transaction on until it does.
+
+Where points bear what students' errors said in full (NBPULSE_INFLUX_ERROR_TEXT), the debt is sealed as a whole.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Final
+from uuid import UUID, uuid4
+
+import asyncpg
+import msgspec
+
+from nbpulse.crypto import EncryptedField
+from nbpulse.pipeline import CellExecutionPoint, Recorded
+
+_FIND = """
+SELECT id, points, sealed_points FROM series_debt WHERE created_at < now() - $1 * interval '1 second'
+ORDER BY created_at LIMIT $2
+"""
+_PLACE: Final = {"table": "series_debt", "column": "sealed_points", "user_id": UUID(int=0)}
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(tuple[CellExecutionPoint, ...]).decode
+
+
+async def note(
+    connection: asyncpg.Connection, points: tuple[CellExecutionPoint, ...], seal: EncryptedField | None
+) -> UUID:
+    """A batch's points as a debt, sealed where `seal` is given; its id. Inside the batch's transaction."""
+    debt_id, plain = uuid4(), _encode(points)
+    sealed = None
+    if seal is not None:
+        sealed = seal.seal(base64.b85encode(plain).decode(), **_PLACE)  # type: ignore[arg-type]
+    await connection.execute(
+        "INSERT INTO series_debt (id, points, sealed_points) VALUES ($1, $2, $3)",
+        debt_id,
+        b"" if sealed else plain,
+        sealed,
+    )
+    return debt_id
+
+
+async def find(pool: asyncpg.Pool, seal: EncryptedField, older_than_s: float, limit: int) -> list[Recorded]:
+    """Batches whose points are still owed, oldest first. Raises what the driver raises."""
+    rows = await pool.fetch(_FIND, older_than_s, limit, timeout=5)
+    return [Recorded((), _read(row, seal), 0, 0, row["id"]) for row in rows]
+
+
+def _read(row: asyncpg.Record, seal: EncryptedField) -> tuple[CellExecutionPoint, ...]:
+    if row["sealed_points"] is None:
+        return _decode(row["points"])
+    return _decode(base64.b85decode(seal.unseal(row["sealed_points"], **_PLACE)))  # type: ignore[arg-type]

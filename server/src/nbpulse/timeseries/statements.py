@@ -1,0 +1,235 @@
+"""What the time series asks of PostgreSQL, in SQL; postgres.py says when and promises what comes of it."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+# Durations are rolled up as the bins of DDSketch: bin i holds the durations d with gamma^(i-1) < d <= gamma^i, that is
+# i = ceil(log_gamma d), and 2 gamma^i / (gamma + 1) lies within RELATIVE_ERROR of each of them.
+# Masson, Rim, Lee: DDSketch: a fast and fully-mergeable quantile sketch with relative-error guarantees. VLDB 2019, §2.
+RELATIVE_ERROR: Final = 0.01
+GAMMA: Final = (1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR)
+ZERO_BIN: Final = -32768  # a duration of 0 has no logarithm
+_BIN = f"""(CASE WHEN e.execution_duration_ms > 0
+    THEN greatest({ZERO_BIN + 1}, least(32767, ceil(ln(e.execution_duration_ms) / {math.log(GAMMA)!r})))
+    WHEN e.execution_duration_ms = 0 THEN {ZERO_BIN} END)::smallint"""
+
+SLOT_NS: Final = 600_000_000_000
+
+# As JSON: for a thousand points half the price of nine arrays, on this side.
+WRITE_EXECUTIONS = """
+INSERT INTO timeseries.cell_executions AS c (user_id, time_ns, notebook_path, cell_index, event_type,
+    execution_duration_ms, has_error, error_message, execution_count, course_id)
+SELECT * FROM json_to_recordset($1::json) AS k(user_id uuid, time_ns bigint, notebook_path text, cell_index int,
+    event_type text, execution_duration_ms float8, has_error boolean, error_message text, execution_count int,
+    course_id uuid)
+ON CONFLICT (user_id, time_ns) DO UPDATE SET notebook_path = excluded.notebook_path, cell_index = excluded.cell_index,
+    event_type = excluded.event_type, execution_duration_ms = excluded.execution_duration_ms,
+    has_error = excluded.has_error, error_message = excluded.error_message, execution_count = excluded.execution_count,
+    course_id = CASE WHEN excluded.course_id = '00000000-0000-0000-0000-000000000000' THEN c.course_id
+                     ELSE excluded.course_id END
+"""
+WRITE_PROGRESS = """
+INSERT INTO timeseries.learning_progress (user_id, time_ns, course_id, notebook_path, completed_cells, total_cells,
+    progress_percentage, session_duration_ms)
+SELECT * FROM json_to_recordset($1::json) AS k(user_id uuid, time_ns bigint, course_id uuid, notebook_path text,
+    completed_cells int, total_cells int, progress_percentage float8, session_duration_ms bigint)
+ON CONFLICT (user_id, time_ns, course_id, notebook_path) DO UPDATE SET completed_cells = excluded.completed_cells,
+    total_cells = excluded.total_cells, progress_percentage = excluded.progress_percentage,
+    session_duration_ms = excluded.session_duration_ms
+"""
+WRITE_PERFORMANCE = """
+INSERT INTO timeseries.performance_metrics (user_id, time_ns, course_id, notebook_path, cell_type, avg_execution_time,
+    max_execution_time, error_rate)
+SELECT * FROM json_to_recordset($1::json) AS k(user_id uuid, time_ns bigint, course_id uuid, notebook_path text,
+    cell_type text, avg_execution_time float8, max_execution_time float8, error_rate float8)
+ON CONFLICT (user_id, time_ns, course_id, notebook_path, cell_type) DO UPDATE SET
+    avg_execution_time = excluded.avg_execution_time, max_execution_time = excluded.max_execution_time,
+    error_rate = excluded.error_rate
+"""
+
+# --- rollups ----------------------------------------------------------------------------------------------------------
+
+# DO UPDATE, not DO NOTHING: it takes the row's lock, so that a refresh that is about to clear the mark waits for these
+# points, or these points wait for it and mark the minute again.
+MARK = """
+INSERT INTO timeseries.stale_minutes (minute_ns, user_id, course_id)
+SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::uuid[])
+ON CONFLICT (minute_ns, user_id, course_id) DO UPDATE SET minute_ns = excluded.minute_ns
+"""
+LOCK_STALE = """
+SELECT minute_ns, user_id, course_id FROM timeseries.stale_minutes
+WHERE minute_ns < extract(epoch FROM now() - $1 * interval '1 second')::bigint * 1000000000 - 60000000000
+ORDER BY minute_ns, user_id, course_id LIMIT $2 FOR UPDATE SKIP LOCKED
+"""
+_KEYS = "unnest($1::bigint[], $2::uuid[], $3::uuid[]) AS k(minute_ns, user_id, course_id)"
+CLEAR_ROLLUP = f"""
+DELETE FROM timeseries.cell_executions_1m r USING {_KEYS}
+WHERE (r.minute_ns, r.user_id, r.course_id) = (k.minute_ns, k.user_id, k.course_id)
+"""  # noqa: S608
+FILL_ROLLUP = f"""
+INSERT INTO timeseries.cell_executions_1m (minute_ns, user_id, course_id, notebook_path, execution_count, timed_count,
+    duration_sum_ms, error_count, duration_bins)
+SELECT k.minute_ns, k.user_id, k.course_id, e.notebook_path, count(*), count(e.execution_duration_ms),
+    coalesce(sum(e.execution_duration_ms), 0), count(*) FILTER (WHERE e.has_error),
+    coalesce(array_agg({_BIN}) FILTER (WHERE e.execution_duration_ms IS NOT NULL), '{{}}')
+FROM {_KEYS} JOIN timeseries.cell_executions e ON e.user_id = k.user_id AND e.course_id = k.course_id
+    AND e.time_ns >= k.minute_ns AND e.time_ns < k.minute_ns + 60000000000
+WHERE e.time_ns >= $4 AND e.time_ns < $5
+GROUP BY k.minute_ns, k.user_id, k.course_id, e.notebook_path
+"""  # noqa: S608
+CLEAR_STALE = f"""
+DELETE FROM timeseries.stale_minutes s USING {_KEYS}
+WHERE (s.minute_ns, s.user_id, s.course_id) = (k.minute_ns, k.user_id, k.course_id)
+"""  # noqa: S608
+
+# Slots of ten minutes, made of the minutes rolled up so far: while one of a slot's minutes is stale, nobody reads it.
+LOCK_SLOT = "SELECT pg_advisory_xact_lock(6622005, hashtext($1::bigint || $2::uuid::text))"
+_SLOTS = "unnest($1::bigint[], $2::uuid[]) AS k(slot_ns, course_id)"
+_MINUTES_OF_SLOTS = f"""{_SLOTS} JOIN timeseries.cell_executions_1m r
+        ON r.course_id = k.course_id AND r.minute_ns >= k.slot_ns AND r.minute_ns < k.slot_ns + {SLOT_NS}"""
+CLEAR_SLOTS = f"""
+DELETE FROM timeseries.cell_executions_10m d USING {_SLOTS} WHERE (d.slot_ns, d.course_id) = (k.slot_ns, k.course_id)
+"""  # noqa: S608
+FILL_SLOTS = f"""
+INSERT INTO timeseries.cell_executions_10m (slot_ns, user_id, course_id, notebook_path, execution_count, timed_count,
+    duration_sum_ms, error_count)
+SELECT k.slot_ns, r.user_id, k.course_id, r.notebook_path, sum(r.execution_count), sum(r.timed_count),
+    sum(r.duration_sum_ms), sum(r.error_count)
+FROM {_MINUTES_OF_SLOTS} GROUP BY k.slot_ns, r.user_id, k.course_id, r.notebook_path
+"""  # noqa: S608
+CLEAR_DURATIONS = f"""
+DELETE FROM timeseries.durations_10m d USING {_SLOTS} WHERE (d.slot_ns, d.course_id) = (k.slot_ns, k.course_id)
+"""  # noqa: S608
+FILL_DURATIONS = f"""
+WITH minute AS MATERIALIZED (
+    SELECT k.slot_ns, k.course_id, r.user_id, r.duration_bins FROM {_MINUTES_OF_SLOTS} WHERE r.timed_count > 0
+), filled AS (
+    SELECT slot_ns, course_id, bin, count(*)::int AS runs FROM minute, unnest(duration_bins) AS bin
+    GROUP BY slot_ns, course_id, bin
+)
+INSERT INTO timeseries.durations_10m (slot_ns, course_id, user_ids, bins, counts)
+SELECT * FROM (SELECT slot_ns, course_id, array_agg(DISTINCT user_id) FROM minute GROUP BY slot_ns, course_id) people
+JOIN (SELECT slot_ns, course_id, array_agg(bin), array_agg(runs) FROM filled GROUP BY slot_ns, course_id) durations
+    USING (slot_ns, course_id)
+"""  # noqa: S608
+
+# --- windows ----------------------------------------------------------------------------------------------------------
+# $1 to $2 the window, $3 the bucket, $4 the course and $5 the people (null = all).
+
+_RAW = """SELECT e.time_ns, e.user_id, e.notebook_path, 1 AS execution_count,
+        (e.execution_duration_ms IS NOT NULL)::int AS timed_count,
+        coalesce(e.execution_duration_ms, 0) AS duration_sum_ms, e.has_error::int AS error_count"""
+_MINE = "($4::uuid IS NULL OR {0}.course_id = $4) AND ($5::uuid[] IS NULL OR {0}.user_id = ANY($5))"
+# Before and after the window's whole minutes or slots, $6 to $7; as two ranges, or the whole window would be scanned.
+_EDGES = """FROM (VALUES ($1::bigint, $6::bigint), ($7::bigint, $2::bigint)) AS edge(from_ns, to_ns)
+    JOIN timeseries.cell_executions e ON e.time_ns >= edge.from_ns AND e.time_ns < edge.to_ns"""
+
+
+def _compose_parts(rollup: str, unit_ns: int, *, more: str = "", raw_more: str = "") -> str:
+    """What a window's figures are added up from: clean units of a rollup, stale ones and the edges raw; no overlap."""
+    at = "minute_ns" if unit_ns < SLOT_NS else "slot_ns"
+    return f"""
+WITH stale AS MATERIALIZED (
+    SELECT DISTINCT minute_ns / {unit_ns} * {unit_ns} AS at_ns, user_id, course_id FROM timeseries.stale_minutes s
+    WHERE minute_ns >= $6 AND minute_ns < $7 AND {_MINE.format("s")}
+), part AS (
+    SELECT r.{at} AS time_ns, r.user_id, r.notebook_path, r.execution_count, r.timed_count, r.duration_sum_ms,
+        r.error_count{more}
+    FROM {rollup} r WHERE r.{at} >= $6 AND r.{at} < $7 AND {_MINE.format("r")}
+        AND NOT EXISTS (SELECT FROM stale s
+                        WHERE s.at_ns = r.{at} AND s.user_id = r.user_id AND s.course_id = r.course_id)
+    UNION ALL
+    {_RAW}{raw_more}
+    FROM stale s JOIN timeseries.cell_executions e ON e.user_id = s.user_id AND e.course_id = s.course_id
+        AND e.time_ns >= s.at_ns AND e.time_ns < s.at_ns + {unit_ns}
+    UNION ALL
+    {_RAW}{raw_more}
+    {_EDGES} WHERE {_MINE.format("e")}
+)"""  # noqa: S608
+
+
+_MINUTE_PARTS = _compose_parts("timeseries.cell_executions_1m", 60_000_000_000)
+_SLOT_PARTS = _compose_parts("timeseries.cell_executions_10m", SLOT_NS)
+_ACTIVITY = """ SELECT time_ns / $3 * $3 AS at_ns, user_id, sum(duration_sum_ms) / sum(timed_count) AS avg_duration_ms,
+    sum(timed_count)::bigint AS execution_count
+FROM part GROUP BY at_ns, user_id HAVING sum(timed_count) > 0 ORDER BY at_ns, user_id
+"""
+_ERROR_RATE = """ SELECT time_ns / $3 * $3 AS at_ns, notebook_path, sum(error_count)::bigint AS error_count,
+    sum(execution_count)::bigint AS total_executions
+FROM part GROUP BY at_ns, notebook_path ORDER BY at_ns, notebook_path
+"""
+# For buckets of whole slots, and for finer ones.
+SLOT_ACTIVITY, MINUTE_ACTIVITY = _SLOT_PARTS + _ACTIVITY, _MINUTE_PARTS + _ACTIVITY
+SLOT_ERROR_RATE, MINUTE_ERROR_RATE = _SLOT_PARTS + _ERROR_RATE, _MINUTE_PARTS + _ERROR_RATE
+PERCENTILES = f"""
+SELECT time_ns / $3 * $3 AS at_ns, percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY execution_duration_ms) AS p,
+    count(*) AS execution_count
+FROM timeseries.cell_executions e
+WHERE time_ns >= $1 AND time_ns < $2 AND execution_duration_ms IS NOT NULL AND {_MINE.format("e")}
+GROUP BY at_ns ORDER BY at_ns
+"""  # noqa: S608
+# From `filled(at_ns, bin, runs)`. The bin of rank q(n-1), as in the paper: the first up to which there are
+# more than that.
+_RANK_BINS = """
+ranked AS (
+    SELECT at_ns, bin, sum(runs) OVER (PARTITION BY at_ns ORDER BY bin) AS up_to,
+        sum(runs) OVER (PARTITION BY at_ns) AS runs FROM filled
+)
+SELECT at_ns, ARRAY[min(bin) FILTER (WHERE up_to > 0.5 * (runs - 1)), min(bin) FILTER (WHERE up_to > 0.95 * (runs - 1))]
+    AS bins, max(runs)::bigint AS execution_count
+FROM ranked GROUP BY at_ns ORDER BY at_ns
+"""
+_BINNED_PARTS = _compose_parts(
+    "timeseries.cell_executions_1m",
+    60_000_000_000,
+    more=", r.duration_bins",
+    raw_more=f", CASE WHEN e.execution_duration_ms IS NULL THEN '{{}}' ELSE ARRAY[{_BIN}] END",
+)
+MINUTE_PERCENTILES = f"""
+{_BINNED_PARTS}, filled AS (
+    SELECT time_ns / $3 * $3 AS at_ns, bin, count(*) AS runs FROM part, unnest(duration_bins) AS bin GROUP BY at_ns, bin
+), {_RANK_BINS}
+"""  # noqa: S608
+_TIMED = f"""SELECT e.time_ns, {_BIN} AS bin"""
+# $6 to $7 the window's whole slots. Bins can be taken away as they are added: the class's, without those of the people
+# in them who were not asked for (they are few: its instructors), and raw what lies in no slot that is up to date.
+SLOT_PERCENTILES = f"""
+WITH stale AS MATERIALIZED (
+    SELECT DISTINCT minute_ns / {SLOT_NS} * {SLOT_NS} AS slot_ns, course_id FROM timeseries.stale_minutes s
+    WHERE minute_ns >= $6 AND minute_ns < $7 AND ($4::uuid IS NULL OR course_id = $4)
+), slot AS MATERIALIZED (
+    SELECT d.* FROM timeseries.durations_10m d
+    WHERE d.slot_ns >= $6 AND d.slot_ns < $7 AND ($4::uuid IS NULL OR d.course_id = $4)
+        AND NOT EXISTS (SELECT FROM stale s WHERE s.slot_ns = d.slot_ns AND s.course_id = d.course_id)
+), other AS MATERIALIZED (
+    SELECT s.slot_ns, s.course_id, one AS user_id FROM slot s, unnest(s.user_ids) AS one
+    WHERE $5::uuid[] IS NOT NULL AND NOT EXISTS (SELECT FROM unnest($5::uuid[]) AS asked WHERE asked = one)
+), part AS (
+    SELECT slot_ns AS time_ns, k.bin, k.runs FROM slot, unnest(bins, counts) AS k(bin, runs)
+    UNION ALL
+    {_TIMED}, -1 FROM other o JOIN timeseries.cell_executions e ON e.user_id = o.user_id AND e.course_id = o.course_id
+        AND e.time_ns >= o.slot_ns AND e.time_ns < o.slot_ns + {SLOT_NS} WHERE e.execution_duration_ms IS NOT NULL
+    UNION ALL
+    {_TIMED}, 1 FROM stale s JOIN timeseries.cell_executions e ON e.course_id = s.course_id
+        AND e.time_ns >= s.slot_ns AND e.time_ns < s.slot_ns + {SLOT_NS}
+    WHERE e.execution_duration_ms IS NOT NULL AND {_MINE.format("e")}
+    UNION ALL
+    {_TIMED}, 1 {_EDGES} WHERE e.execution_duration_ms IS NOT NULL AND {_MINE.format("e")}
+), filled AS (
+    SELECT time_ns / $3 * $3 AS at_ns, bin, sum(runs) AS runs FROM part GROUP BY at_ns, bin HAVING sum(runs) > 0
+), {_RANK_BINS}
+"""  # noqa: S608
+PROGRESS = f"""
+SELECT DISTINCT ON (at_ns, user_id, notebook_path) time_ns / $3 * $3 AS at_ns, user_id, notebook_path, completed_cells,
+    total_cells, progress_percentage, session_duration_ms
+FROM timeseries.learning_progress e WHERE time_ns >= $1 AND time_ns < $2 AND {_MINE.format("e")}
+ORDER BY at_ns, user_id, notebook_path, time_ns DESC
+"""  # noqa: S608
+PERFORMANCE = f"""
+SELECT time_ns / $3 * $3 AS at_ns, notebook_path, cell_type, avg(avg_execution_time) AS avg_execution_time,
+    max(max_execution_time) AS max_execution_time, avg(error_rate) AS error_rate
+FROM timeseries.performance_metrics e WHERE time_ns >= $1 AND time_ns < $2 AND {_MINE.format("e")}
+GROUP BY at_ns, notebook_path, cell_type ORDER BY at_ns, notebook_path, cell_type
+"""  # noqa: S608

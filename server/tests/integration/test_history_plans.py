@@ -1,0 +1,116 @@
+"""How a course's history is read: by an index that answers who may see it too, whatever else is in the tables."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from nbpulse.migrations.runner import with_login
+from nbpulse.records import analysis
+from stores import WORKER_PASSWORD, connect, create_database, make_class
+
+# Twenty courses' work of a day, 100 students with 40 runs each: enough for the planner to prefer an index.
+FILL = """
+INSERT INTO events (user_id, shard, event_id, occurred_at, received_at, ordinal, course_id, event_type, notebook_id,
+    cell_id, cell_index, sequence, error_fingerprint, data)
+SELECT u, (('x' || substr(md5(u::text), 1, 8))::bit(32)::bigint % 64)::smallint, gen_random_uuid(), at, at, n, c,
+    'cell_execution', b, 'cell-' || n % 10, n % 10, n, CASE WHEN n % 5 = 0 THEN 'f' || n % 3 END,
+    jsonb_build_object('status', CASE WHEN n % 5 = 0 THEN 'error' ELSE 'ok' END, 'execution_duration_ms', n)
+FROM unnest($1::uuid[], $2::uuid[], $3::uuid[]) AS k(u, c, b), generate_series(1, 40) n,
+    LATERAL (SELECT now() - n * interval '20 minutes' AS at) t
+"""
+SESSIONS = """
+INSERT INTO learning_sessions (user_id, shard, course_id, notebook_id, started_at)
+SELECT user_id, shard, course_id, notebook_id, occurred_at FROM events
+"""
+CELLS = """
+INSERT INTO learner_cells (user_id, shard, course_id, notebook_id, cell_id, cell_index, revision, attempt_count,
+    error_count, last_status, last_at, last_sequence)
+SELECT user_id, shard, course_id, notebook_id, cell_id, min(cell_index), 1, count(*), 1, 'ok', max(occurred_at), 1
+FROM events GROUP BY user_id, shard, course_id, notebook_id, cell_id
+"""
+QUERIES = {
+    "sessions": analysis._SESSIONS,
+    "progress": analysis._PROGRESS,
+    "failing_cells": analysis._FAILING_CELLS,
+    "common_errors": analysis._COMMON_ERRORS,
+    "slow_cells": analysis._SLOW_CELLS,
+    "recovery_times": analysis._RECOVERY_TIMES,
+}
+LARGE = ("events", "learning_sessions", "learner_cells")
+
+
+async def fill(url: str, courses: int) -> list[UUID]:
+    """That many courses with their day; the first one's id and its teacher's."""
+    users, course_ids, notebooks = [], [], []
+    for _ in range(courses):
+        course_id, user_ids = await make_class(url, 100)
+        users += user_ids
+        course_ids += [course_id] * len(user_ids)
+        notebooks += [uuid4()] * len(user_ids)
+    teacher = uuid4()
+    async with connect(url) as owner:
+        for course_id, notebook in dict(zip(course_ids, notebooks, strict=True)).items():
+            await owner.execute(
+                "INSERT INTO notebooks (id, course_id, path) VALUES ($1, $2, 'week1.ipynb')", notebook, course_id
+            )
+            await owner.execute(
+                "INSERT INTO notebook_cells (notebook_id, cell_id, student_count)"
+                " SELECT $1, 'cell-' || n, 100 FROM generate_series(0, 9) n",
+                notebook,
+            )
+        await owner.execute("INSERT INTO users (id, username) VALUES ($1, 'teacher')", teacher)
+        await owner.execute(
+            "INSERT INTO enrolments (user_id, course_id, role) VALUES ($1, $2, 'instructor')", teacher, course_ids[0]
+        )
+        await owner.execute(FILL, users, course_ids, notebooks)
+        await owner.execute(SESSIONS)
+        await owner.execute(CELLS)
+        await owner.execute("VACUUM ANALYZE")
+    return [course_ids[0], teacher]
+
+
+def walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield node
+    for below in node.get("Plans", ()):
+        yield from walk(below)
+
+
+async def explain(api: asyncpg.Connection, query: str, *values: object) -> list[dict[str, Any]]:
+    plan = json.loads(await api.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {query}", *values))
+    return list(walk(plan[0]["Plan"]))
+
+
+@pytest.fixture(scope="module")
+def school(embedded_postgres: str) -> tuple[str, UUID, UUID]:
+    """A database, a course in it, and its teacher."""
+    url = asyncio.run(create_database(embedded_postgres))
+    course_id, teacher = asyncio.run(fill(url, 20))
+    return url, course_id, teacher
+
+
+@pytest.mark.parametrize("name", QUERIES)
+async def test_history_is_read_by_index_and_its_policy_checked_no_row_by_row(
+    school: tuple[str, UUID, UUID], name: str
+) -> None:
+    url, course_id, teacher = school
+    now = datetime.now(UTC)
+    values: dict[str, tuple[object, ...]] = {
+        "sessions": (course_id, now - timedelta(days=1), now, None, None, None, None, 501),
+        "progress": (course_id, None, 5_000, 0),
+        "failing_cells": (course_id, None, 100, 0),
+    }
+    window = (course_id, now - timedelta(days=1), now, None, 100, 0)
+    async with connect(with_login(url, "nbpulse_api", WORKER_PASSWORD)) as api, api.transaction():
+        await api.execute(f"SET LOCAL ROLE app_staff; SET LOCAL app.current_user_id = '{teacher}'")
+        nodes = await explain(api, QUERIES[name], *values.get(name, window))
+    large = [node for node in nodes if node.get("Relation Name", "").startswith(LARGE)]
+    assert sum(node["Actual Rows"] * node["Actual Loops"] for node in large) >= 100, "it reads something"
+    for node in large:
+        assert node["Actual Rows"] == 0 or node["Node Type"] != "Seq Scan", node
+        assert "my_taught_courses" not in node.get("Filter", ""), node
