@@ -1,13 +1,14 @@
 """One run of a cell, put into the words of the wire: describe_start(), describe_execution().
 
 The collection level is "metadata only": no source and no output. A traceback therefore names files, lines
-and functions but quotes no line of code, and paths are cut to their last two parts. Everything is bounded:
-an endless recursion with thousands of frames costs and sends no more than twenty.
+and functions but quotes no line of code, and paths are cut to their last two parts. What looks secret is masked.
+Everything is bounded: an endless recursion with thousands of frames costs and sends no more than twenty.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -17,8 +18,11 @@ from itertools import islice
 from pathlib import PurePath
 from typing import Any, Protocol
 
+from nbpulse_capture.scrubbing import find_secret_values, mask_secrets
+
 MESSAGE_CAP_CHARS = 2_000
 TRACEBACK_CAP_CHARS = 6_000
+SCRUBBED_CHARS = 10_000
 FRAMES_EACH_END = 10
 
 CellNamer = Callable[[str], int | None]
@@ -136,10 +140,10 @@ def describe_error(error: BaseException, phase: str, name_cell: CellNamer) -> di
         message = "(the error's own text could not be made)"
     described = {
         "error_name": clean_text(type(error).__name__, 200),
-        "error_message": clean_text(message, MESSAGE_CAP_CHARS),
+        "error_message": scrub_text(message, MESSAGE_CAP_CHARS),
         "phase": phase,
     }
-    if trace := clean_text("\n".join(describe_frames(error, name_cell)), TRACEBACK_CAP_CHARS):
+    if trace := scrub_text("\n".join(describe_frames(error, name_cell)), TRACEBACK_CAP_CHARS):
         described["traceback"] = trace
     return described
 
@@ -173,6 +177,11 @@ def _describe_frame(frame: tuple[str, int, str], name_cell: CellNamer) -> str:
     count = name_cell(file)
     where = f"Cell In[{count}]" if count is not None else "/".join(PurePath(file).parts[-2:])
     return f"{where}, line {line}, in {function}"
+
+
+def scrub_text(text: str, cap_chars: int) -> str:
+    """clean_text() with what looks secret masked; the cut comes last, so that it leaves no half of a secret."""
+    return clean_text(mask_secrets(text[: SCRUBBED_CHARS + cap_chars], find_secret_values(os.environ)), cap_chars)
 
 
 def clean_text(text: str, cap_chars: int) -> str:
