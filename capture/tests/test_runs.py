@@ -41,7 +41,7 @@ def play(runs: KernelRuns, step: tuple[str, str], second: int) -> list[Started |
     if name == "close":
         return list(runs.close(what, at(second)))  # type: ignore[arg-type]
     actions: dict[str, Any] = {
-        "submit": lambda: runs.submit(what, {"cell_id": what}),
+        "submit": lambda: runs.submit(what, {"cell_id": what}, {}),
         "ignore": lambda: runs.ignore(what),
         "error": lambda: runs.note_error(what, {"error_name": "NameError"}),
         "told": lambda: runs.note_told(what, {"status": "ok"}),
@@ -85,7 +85,7 @@ def test_what_is_to_be_ignored_is_never_told_of_afterwards(given_steps: list[tup
 
 def run_one(*, error: str | None = None, told: dict[str, Any] | None = None, interrupt: bool = False) -> Ended:
     runs = KernelRuns()
-    runs.submit("m", {"cell_id": "c"})
+    runs.submit("m", {"cell_id": "c"}, {})
     runs.begin("m", at(0), 1)
     if interrupt:
         runs.note_interrupt()
@@ -123,8 +123,8 @@ def test_the_kernels_own_duration_comes_before_ours() -> None:
 
 def test_a_kernel_that_dies_ends_what_ran_and_aborts_what_waited() -> None:
     runs = KernelRuns()
-    runs.submit("m1", {"cell_id": "a"})
-    runs.submit("m2", {"cell_id": "b"})
+    runs.submit("m1", {"cell_id": "a"}, {})
+    runs.submit("m2", {"cell_id": "b"}, {})
     runs.begin("m1", at(0), 1)
     ended = runs.close("kernel_died", at(1))
     assert [(end.run.cell["cell_id"], end.status, end.duration_ms) for end in ended] == [
@@ -137,7 +137,7 @@ def test_a_kernel_that_dies_ends_what_ran_and_aborts_what_waited() -> None:
 def test_a_kernel_quicker_than_the_websocket_still_gets_its_cell() -> None:
     runs = KernelRuns()
     [started] = runs.begin("m", at(0), 3)
-    runs.submit("m", {"cell_id": "late"})
+    runs.submit("m", {"cell_id": "late"}, {})
     assert started.run.cell == {"cell_id": "late"}
     assert runs.finish("m", at(1))[0].run.execution_count == 3
 

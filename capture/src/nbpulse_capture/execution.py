@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -24,6 +25,8 @@ MESSAGE_CAP_CHARS = 2_000
 TRACEBACK_CAP_CHARS = 6_000
 SCRUBBED_CHARS = 10_000
 FRAMES_EACH_END = 10
+
+_MADE_UP_FILE = re.compile(r"\([\w<>.-]+, line (\d+)\)")
 
 CellNamer = Callable[[str], int | None]
 
@@ -44,8 +47,11 @@ class Run:
     kernel_id: uuid.UUID
     msg_id: str
     common: dict[str, Any]
+    marks: dict[str, Any] = field(default_factory=dict)
+    began_at: str = ""
     started_at_s: float = 0.0
     depth: int = 1
+    is_told: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +87,8 @@ def describe_event(event_type: str, common: Mapping[str, Any], data: Mapping[str
 def describe_start(run: Run) -> dict[str, Any]:
     """The event `cell_execution_start`."""
     event_id = make_event_id(run.kernel_id, run.msg_id, "start")
-    return describe_event("cell_execution_start", run.common | {"event_id": event_id}, {})
+    common = run.common | {"event_id": event_id} | ({"occurred_at": run.began_at} if run.began_at else {})
+    return describe_event("cell_execution_start", common, run.marks)
 
 
 def describe_execution(
@@ -104,6 +111,7 @@ def describe_execution(
         "execution_duration_ms": round(duration_ms, 3),
         "has_error": outcome.status == "error",
         **outcome.error,
+        **run.marks,
     }
     if result is not None and result.execution_count is not None:
         data["execution_count"] = result.execution_count
@@ -146,6 +154,23 @@ def describe_error(error: BaseException, phase: str, name_cell: CellNamer) -> di
     if trace := scrub_text("\n".join(describe_frames(error, name_cell)), TRACEBACK_CAP_CHARS):
         described["traceback"] = trace
     return described
+
+
+def describe_shown_error(content: Mapping[str, Any]) -> dict[str, str]:
+    """
+    The same from the kernel's message to the front end, for kernels without our extension.
+
+    Its traceback quotes the student's code, so it is left out; a syntax error is told apart by its name.
+    """
+    name, message = str(content.get("ename") or "Error"), str(content.get("evalue") or "")
+    is_syntax = name in {"SyntaxError", "IndentationError", "TabError"}
+    if is_syntax:  # IPython's "(2814365.py, line 1)" names a file that nobody knows
+        message = _MADE_UP_FILE.sub(r"(line \1)", message)
+    return {
+        "error_name": clean_text(name, 200),
+        "error_message": scrub_text(message, MESSAGE_CAP_CHARS),
+        "phase": "compile" if is_syntax else "runtime",
+    }
 
 
 def describe_frames(error: BaseException, name_cell: CellNamer) -> list[str]:

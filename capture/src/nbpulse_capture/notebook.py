@@ -66,10 +66,10 @@ def _parse(raw: bytes) -> SavedNotebook:
     metadata = content.get("metadata")
     ours = metadata.get("nbpulse") if isinstance(metadata, dict) else None
     notebook_id = ours.get("notebook_id") if isinstance(ours, dict) else None
-    return SavedNotebook(_parse_id(notebook_id), index, types)
+    return SavedNotebook(parse_id(notebook_id), index, types)
 
 
-def _parse_id(value: object) -> str | None:
+def parse_id(value: object) -> str | None:
     """The server takes UUIDs only; another tool's idea of an id must not make it refuse the run."""
     try:
         return str(uuid.UUID(value)) if isinstance(value, str) else None

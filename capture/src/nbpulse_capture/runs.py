@@ -4,11 +4,11 @@
               -> aborted
 
 A run is known by its request's msg_id. It is submitted where the request was seen (the websocket; not with
-server-side execution), runs from the kernel's `execute_input` on, and ends at the kernel's `idle`. What never began to run
-and ends is `aborted`: the kernel had it in its queue when another run failed, or when the kernel went.
+server-side execution), runs from the kernel's `execute_input` on, and ends at the kernel's `idle`. What never began
+to run and ends is `aborted`: the kernel had it in its queue when another run failed, or when the kernel went.
 
-Promises: whatever is observed in whatever order, a run starts at most once, ends at most once, and never starts after it
-has ended; what only repeats or comes too late changes nothing.
+Promises: whatever is observed in whatever order, a run starts at most once, ends at most once, and never starts
+after it has ended; what only repeats or comes too late changes nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class SeenRun:
     """One run as far as it has been seen."""
 
     msg_id: str
-    cell: Mapping[str, Any] = field(default_factory=dict)
+    cell: dict[str, Any] = field(default_factory=dict)
+    marks: dict[str, Any] = field(default_factory=dict)
     started_at: datetime | None = None
     execution_count: int | None = None
     error: dict[str, Any] = field(default_factory=dict)
@@ -78,14 +79,14 @@ class KernelRuns:
         self._open.pop(msg_id, None)
         self._remember(msg_id)
 
-    def submit(self, msg_id: str, cell: Mapping[str, Any]) -> None:
-        """A request on its way to the kernel."""
+    def submit(self, msg_id: str, cell: dict[str, Any], marks: dict[str, Any]) -> None:
+        """A request on its way to the kernel: the cell's part of the envelope, and what else is written in the cell."""
         if msg_id in self._done:
             return
         if (run := self._open.get(msg_id)) is not None:  # the kernel was quicker than we
-            run.cell = run.cell or cell
+            run.cell, run.marks = run.cell or cell, run.marks or marks
         elif len(self._open) < OPEN_LIMIT:
-            self._open[msg_id] = SeenRun(msg_id, cell)
+            self._open[msg_id] = SeenRun(msg_id, cell, marks)
 
     def begin(self, msg_id: str, at: datetime, execution_count: int | None) -> list[Started]:
         """The kernel begins with it (`execute_input`)."""
@@ -116,6 +117,10 @@ class KernelRuns:
         """The student asked to stop what is running."""
         for run in self._open.values():
             run.was_interrupted = run.started_at is not None
+
+    def has(self, msg_id: str) -> bool:
+        """Whether this run is open."""
+        return msg_id in self._open
 
     def finish(self, msg_id: str, at: datetime) -> list[Ended]:
         """The kernel has done with the request (`idle`)."""
@@ -148,8 +153,8 @@ def judge(run: SeenRun) -> str:
     """
     ok, error or interrupted.
 
-    The kernel's own word comes first. An interrupt may end a run without any `error` message (seen on Python 3.11), so an
-    interrupted run that shows no other error counts as interrupted.
+    The kernel's own word comes first. An interrupt may end a run without any `error` message (seen on Python 3.11), so
+    an interrupted run that shows no other error counts as interrupted.
     """
     told = run.told_by_kernel.get("status")
     if told in {"ok", "error", "interrupted"}:
@@ -165,5 +170,4 @@ def _measure_ms(run: SeenRun, at: datetime) -> float:
     told = run.told_by_kernel.get("execution_duration_ms")
     if isinstance(told, int | float) and not isinstance(told, bool) and told >= 0:
         return float(told)
-    assert run.started_at is not None
-    return max(0.0, round((at - run.started_at).total_seconds() * 1000, 3))
+    return max(0.0, round((at - (run.started_at or at)).total_seconds() * 1000, 3))

@@ -15,7 +15,9 @@ from collections.abc import Iterable, Mapping
 MASK = "[masked]"
 SHORTEST_SECRET_CHARS = 6
 
-_SECRET_NAME = r"(?:pass(?:word|wd|phrase|code)?|pwd|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credentials?)"
+_SECRET_NAME = (
+    r"(?:pass(?:word|wd|phrase|code)?|pwd|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credentials?)"
+)
 _SECRET_VARIABLE = re.compile(r"PASS|PWD$|SECRET|TOKEN|KEY|CREDENTIAL|AUTH|DSN$|_URL$", re.IGNORECASE)
 _NAMED_VALUE = re.compile(
     # `DB_PASSWORD=...`, `"apiKey": "..."`, `token='...'`; an already masked value is left as it is.

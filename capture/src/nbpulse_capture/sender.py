@@ -183,7 +183,7 @@ class Sender(threading.Thread):
         if row.notebook_file is None:
             return row
         notebook = self._shelf.read(row.notebook_file)
-        event = row.event | {"notebook_id": notebook.notebook_id}
+        event = row.event | {"notebook_id": notebook.notebook_id or row.event.get("notebook_id")}
         cell_id = event.get("cell_id")
         if cell_id is not None:
             event["cell_index"] = notebook.cell_index.get(cell_id)
