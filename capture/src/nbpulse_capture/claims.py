@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from nbpulse_capture.execution import format_time
-from nbpulse_capture.membership import get_data_dir, make_private_dir
+from nbpulse_capture.membership import get_data_dir, make_private_dir, make_private_file
 
 SERVER_VARIABLE = "NBPULSE_CAPTURE_SERVER"
 BEAT_EVERY_S = 2.0
@@ -124,7 +124,7 @@ def remove_dead_servers() -> None:
 
 def _lock(directory: Path) -> sqlite3.Connection:
     """Hold the directory's lock while the connection is open; raises sqlite3.OperationalError where another does."""
-    os.close(os.open(directory / "alive", os.O_RDWR | os.O_CREAT, 0o600))
+    make_private_file(directory / "alive")
     db = sqlite3.connect(directory / "alive", timeout=0, isolation_level=None, check_same_thread=False)
     try:
         db.execute("PRAGMA journal_mode = MEMORY")

@@ -16,7 +16,6 @@ fsync, run in the sender's thread only.
 from __future__ import annotations
 
 import json
-import os
 import random
 import sqlite3
 import threading
@@ -27,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nbpulse_capture.membership import make_private_dir
+from nbpulse_capture.membership import make_private_dir, make_private_file
 
 SIZE_CAP_BYTES = 50_000_000
 LEASE_S = 30.0
@@ -92,14 +91,14 @@ class Outbox:
         self._size_cap_bytes = size_cap_bytes
         self._lock = threading.Lock()
         make_private_dir(path.parent)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # -wal and -shm take the mode of the file
+        make_private_file(path)  # -wal and -shm take its mode
         try:
             self._db = self._open(busy_wait_s)
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError:  # not a database any more: keep the bytes, begin a new one
             path.replace(path.with_name(f"{path.name}.damaged-{int(time.time())}"))
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            make_private_file(path)
             self._db = self._open(busy_wait_s)
             self.add_to_count("damaged_files", 1)
 
