@@ -49,7 +49,7 @@ class KernelListener:
         self._output_bytes: dict[str, int] = {}
 
     def open(self) -> None:
-        """Listen from now on, as to a kernel that has just started; raises where it has no such socket (a gateway's)."""
+        """Listen from now on, as to a kernel that has just started; raises where it has no such socket (gateways)."""
         self._output_bytes.clear()
         if self._stream is not None and self._ports == list(self._manager.ports):
             return

@@ -1,5 +1,4 @@
-"""The Jupyter server's observer: joins what crosses the websockets, what kernels publish and what the server itself
-tells.
+"""The Jupyter server's observer: joins what crosses the websockets, what kernels publish and what the server tells.
 
 Observations come from callbacks of Jupyter's on its event loop. Each is queued with a few microseconds' work and
 taken in order by one task, which first reads the sessions as they are now.

@@ -5,7 +5,8 @@ messages is wrapped, whichever the server is configured to use, and never replac
 only one can. Routes of ours will live under `/nbpulse-capture/`.
 
 Promise: whatever breaks in here, Jupyter does not notice. Each hook catches everything and calls what it has
-wrapped.
+wrapped. Listeners take whatever arguments they are given: one that cannot be called makes the server refuse to start a
+kernel.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from nbpulse_capture.observer import ServerObserver
 KERNEL_ACTIONS = "https://events.jupyter.org/jupyter_server/kernel_actions/v1"
 CONTENTS = "https://events.jupyter.org/jupyter_server/contents_service/v1"
 
-Listener = Callable[[Any, str, dict[str, Any]], Coroutine[Any, Any, None]]
+Listener = Callable[..., Coroutine[Any, Any, None]]
 
 
 class CaptureExtension(ExtensionApp):  # type: ignore[misc, unused-ignore]
@@ -90,12 +91,15 @@ def wrap_websocket(kind: type[Any], observer: ServerObserver) -> None:
 def make_kernel_listener(observer: ServerObserver) -> Listener:
     """For the server's own words about its kernels."""
 
-    async def listen(_logger: Any, _schema_id: str, data: dict[str, Any]) -> None:
+    async def listen(*_: Any, **given: Any) -> None:
+        kernel_id = ""
         try:
-            if data.get("status") == "success" and data.get("kernel_id"):
-                observer.note_kernel_action(str(data["kernel_id"]), str(data["action"]))
+            data = given["data"]
+            kernel_id = str(data.get("kernel_id") or "")
+            if data.get("status") == "success" and kernel_id:
+                observer.note_kernel_action(kernel_id, str(data["action"]))
         except Exception as error:  # noqa: BLE001 - the promise
-            observer.give_up(str(data.get("kernel_id")), error)
+            observer.give_up(kernel_id, error)
 
     return listen
 
@@ -103,8 +107,9 @@ def make_kernel_listener(observer: ServerObserver) -> Listener:
 def make_contents_listener(observer: ServerObserver) -> Listener:
     """For what happens to files; `get` is left out, front ends ask all the time."""
 
-    async def listen(_logger: Any, _schema_id: str, data: dict[str, Any]) -> None:
+    async def listen(*_: Any, **given: Any) -> None:
         try:
+            data = given["data"]
             if data.get("action") != "get":
                 observer.note_contents(str(data["action"]), str(data["path"]), str(data.get("source_path") or ""))
         except Exception as error:  # noqa: BLE001 - the promise
