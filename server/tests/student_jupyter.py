@@ -30,16 +30,21 @@ CAPTURE_DIR = Path(__file__).resolve().parents[2] / "capture"
 TOKEN = "of-the-student"
 
 
-def install_capture(place: Path) -> Path:
-    """Build the wheel and install it with pip into a new venv; gives the venv's interpreter."""
+def build_wheel(place: Path) -> Path:
+    """Build the wheel of the capture distribution."""
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(place / "dist")]
     subprocess.run(build, cwd=CAPTURE_DIR, check=True, capture_output=True, timeout=120)
+    return next((place / "dist").glob("*.whl"))
+
+
+def install_capture(place: Path) -> Path:
+    """Build the wheel and install it with pip into a new venv; gives the venv's interpreter."""
+    wheel = build_wheel(place)
     venv.create(place / "venv", with_pip=False, symlinks=True)
     python = place / "venv" / "bin" / "python"
     ours = next((place / "venv" / "lib").glob("python3.*")) / "site-packages"
     jupyter = next(Path(p) for p in sys.path if (Path(p) / "ipykernel").is_dir())
     (ours / "jupyter-of-the-tests.pth").write_text(f"{jupyter}\n", encoding="utf-8")
-    wheel = next((place / "dist").glob("*.whl"))
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", "-q"]
     subprocess.run([*pip, "--force-reinstall", str(wheel)], check=True, capture_output=True, timeout=120)
     return python
@@ -176,24 +181,27 @@ class Jupyter:
 @asynccontextmanager
 async def run_jupyterlab(python: Path, root: Path, env: dict[str, str]) -> AsyncIterator[httpx2.AsyncClient]:
     """A real JupyterLab server with the student's own directories; gives a client that is signed in to it."""
-    async with open_jupyter(python, root, env) as jupyter:
+    async with open_jupyter(python, root, env, is_lab=True) as jupyter:
         yield jupyter.http
 
 
 @asynccontextmanager
-async def open_jupyter(python: Path, root: Path, env: dict[str, str], *arguments: str) -> AsyncIterator[Jupyter]:
-    """The same, with its process."""
+async def open_jupyter(
+    python: Path, root: Path, env: dict[str, str], *arguments: str, is_lab: bool = False
+) -> AsyncIterator[Jupyter]:
+    """The same with its process; a plain Jupyter Server, which starts sooner, unless JupyterLab is asked for."""
     home = root.parent / "jupyter-home"
     own = {name: str(home / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
     own["IPYTHONDIR"] = str(home / "ipython")
     app_dir = Path(sys.prefix) / "share" / "jupyter" / "lab"
     home.mkdir(exist_ok=True)
+    of_lab = [f"--LabApp.app_dir={app_dir}"] if is_lab else []
     with (home / "server.log").open("wb") as log:
         server = subprocess.Popen(  # noqa: ASYNC220 - it returns at once
             [
-                *(str(python), "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.port=0"),
-                *(f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={root}", f"--LabApp.app_dir={app_dir}"),
-                *arguments,
+                *(str(python), "-m", "jupyterlab" if is_lab else "jupyter_server", "--no-browser", "--allow-root"),
+                *("--ServerApp.port=0", f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={root}"),
+                *(of_lab + list(arguments)),
             ],
             env=os.environ | own | env,
             cwd=root,

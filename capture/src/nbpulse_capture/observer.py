@@ -22,6 +22,7 @@ from nbpulse_capture.execution import describe_event
 from nbpulse_capture.faults import FaultLog
 from nbpulse_capture.kernels import KernelListener
 from nbpulse_capture.membership import MembershipFile, get_outbox_file
+from nbpulse_capture.notebook import NotebookShelf
 from nbpulse_capture.openruns import amend, end_forgotten_runs, keep_open
 from nbpulse_capture.outbox import Outbox
 from nbpulse_capture.places import SessionPlaces
@@ -79,6 +80,7 @@ class ServerObserver:
         self._tasks: list[asyncio.Task[None]] = []
         self._saved_at_s: dict[str, float] = {}
         self._has_recovered = False
+        self._shelf = NotebookShelf()
         self.faults = FaultLog()
         self._sender = Sender(get_outbox_file(), MembershipFile(), describe_presence=self._describe_presence)
         self._writer = Writer(self.faults, self._sender.wake)
@@ -166,6 +168,16 @@ class ServerObserver:
             self._places.renames.forget(path)
         if action == "save" and path.endswith(".ipynb"):
             self._offer(None, partial(self._tell_save, path.strip("/")))
+
+    def note_server_side(self, path: str | None, cell_id: str, begins: bool) -> None:
+        """The server itself is about to run a cell, or has run it."""
+
+        def tell() -> None:
+            at = [k for k in self._kernels.values() if path is None or k.is_at(self._places.locate(path).path)]
+            if len(at) == 1:  # two kernels at one notebook: whose run it is cannot be known
+                (at[0].expect_cell if begins else at[0].forget_cell)(cell_id)
+
+        self._offer(None, tell)
 
     def give_up(self, kernel_id: str, error: BaseException) -> None:
         """A fault of ours: the kernel is left to tell of itself from now on."""
@@ -278,8 +290,9 @@ class ServerObserver:
         account, owner = membership.account, self._claims.owner
         held_until = time.time() + held_s if held_s else 0.0
 
-        def store(outbox: Outbox) -> None:
-            outbox.put(event, account, file, held_until=held_until)
+        def store(outbox: Outbox) -> None:  # the file is read now, in the writer's thread: it may be renamed later
+            placed = self._shelf.place(event, file) if file else event
+            outbox.put(placed, account, file, held_until=held_until)
             if end is not None:
                 keep_open(outbox, end, account, file, owner)
 

@@ -12,12 +12,13 @@ kernel.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 from jupyter_server.extension.application import ExtensionApp
 
 from nbpulse_capture.observer import ServerObserver
+from nbpulse_capture.serverside import hook_into_nbmodel, make_path_finder
 
 KERNEL_ACTIONS = "https://events.jupyter.org/jupyter_server/kernel_actions/v1"
 CONTENTS = "https://events.jupyter.org/jupyter_server/contents_service/v1"
@@ -69,6 +70,8 @@ def hook_in(app: Any, observer: ServerObserver) -> None:
     wrap_websocket(app.kernel_websocket_connection_class, observer)
     app.event_logger.add_listener(schema_id=KERNEL_ACTIONS, listener=make_kernel_listener(observer))
     app.event_logger.add_listener(schema_id=CONTENTS, listener=make_contents_listener(observer))
+    find_path = make_path_finder(app.web_app.settings)
+    hook_into_nbmodel(find_path, observer.note_server_side, partial(observer.give_up, ""))
 
 
 def wrap_websocket(kind: type[Any], observer: ServerObserver) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -27,6 +28,7 @@ from nbpulse_capture.notebook import NotebookPlace
 from nbpulse_capture.places import Work
 from nbpulse_capture.runs import Ended, Ending, KernelRuns, SeenRun
 from nbpulse_capture.sitting import Sitting
+from nbpulse_capture.websocket import describe_cell
 
 HELD_FOR_S = 10.0
 UNKNOWN_NOTEBOOK = "unknown"
@@ -60,6 +62,7 @@ class WatchedKernel:
         self._held: list[tuple[float, str, str]] = []
         self._unsaid_start: str | None = format_time() if is_new else None
         self._is_dead = False
+        self._expected_cells: deque[str] = deque(maxlen=1_000)
 
     # -- where it works --------------------------------------------------------------------------------------
 
@@ -92,6 +95,8 @@ class WatchedKernel:
 
     def note_start(self, msg_id: str, at: datetime, content: Mapping[str, Any], *, is_students: bool) -> None:
         """The kernel begins a run; not counted where no websocket asked for it and no notebook is there (a batch)."""
+        if not self.runs.has(msg_id) and self._expected_cells:
+            self.runs.submit(msg_id, describe_cell(self._expected_cells.popleft(), {}), {})
         is_batch = not self.runs.has(msg_id) and self._place is None
         is_console = self._work is not None and self._place is None
         if is_batch or is_console or not is_students:
@@ -100,6 +105,15 @@ class WatchedKernel:
         count = content.get("execution_count")
         for started in self.runs.begin(msg_id, at, count if isinstance(count, int) else None):
             self._tell_start(started.run, at)
+
+    def expect_cell(self, cell_id: str) -> None:
+        """The server is about to run this cell itself; the next run that no websocket asked for is its."""
+        self._expected_cells.append(cell_id)
+
+    def forget_cell(self, cell_id: str) -> None:
+        """It has run; it is expected no more, if it ever began."""
+        if cell_id in self._expected_cells:
+            self._expected_cells.remove(cell_id)
 
     def note_error(self, msg_id: str, content: Mapping[str, Any]) -> None:
         """The kernel shows an error."""
