@@ -19,7 +19,7 @@ from websockets.asyncio.client import connect
 
 from student_jupyter import TOKEN, build_wheel, open_jupyter, open_notebook
 
-from .test_server_extension import Recorded
+from .recorded import Recorded
 
 RTC_PYTHON = os.environ.get("NBPULSE_TEST_RTC_PYTHON", "")
 

@@ -87,9 +87,9 @@ class KernelListener:
         if msg_type in OUTPUT_TYPES:
             self._measure(parts)
             return
-        parent = json.loads(parts[at + 3])
-        if parent.get("msg_type") != "execute_request":
+        if (msg_type == "status" and b'"idle"' not in parts[at + 5]) or b'"execute_request"' not in parts[at + 3]:
             return
+        parent = json.loads(parts[at + 3])
         self._tell(msg_type, str(parent["msg_id"]), header, parts[at + 5])
 
     def _tell(self, msg_type: str, msg_id: str, header: dict[str, Any], raw: bytes) -> None:
@@ -100,7 +100,7 @@ class KernelListener:
             self._voice.hear_error(msg_id, json.loads(raw))
         elif msg_type == "nbpulse_event":
             self._voice.hear_told(msg_id, json.loads(raw))
-        elif msg_type == "status" and b'"idle"' in raw:
+        elif msg_type == "status":
             shown_bytes = self._output_bytes.pop(msg_id, 0)
             if self._running_id == msg_id:
                 self._running_id = None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -33,6 +34,7 @@ from nbpulse_capture.writer import Writer
 
 TICK_S = 1.0
 QUEUE_LIMIT = 50_000
+PLACES_GOOD_FOR_S = 0.1  # for start and end of a short run; a rename by the file browser counts at once anyway
 SAVE_TOLD_EVERY_S = 10.0
 LAST_WORDS_S = 2.0
 # A kernel that outlives its server ends its run itself; it is given this long before the run ends as unknown.
@@ -44,9 +46,10 @@ Action = Callable[[], None]
 class Voice:
     """What a kernel's listener hears, queued for the observer (KernelVoice)."""
 
-    def __init__(self, kernel: WatchedKernel, offer: Callable[[WatchedKernel, Action], None]) -> None:
+    def __init__(self, kernel: WatchedKernel, offer: Callable[..., None], faults: FaultLog) -> None:
         self._kernel = kernel
         self._offer = offer
+        self._faults = faults
 
     def hear_start(self, msg_id: str, at: Any, content: dict[str, Any]) -> None:
         """`execute_input`"""
@@ -55,11 +58,14 @@ class Voice:
 
     def hear_error(self, msg_id: str, content: dict[str, Any]) -> None:
         """`error`"""
-        self._offer(self._kernel, partial(self._kernel.note_error, msg_id, content))
+        self._offer(self._kernel, partial(self._kernel.note_error, msg_id, content), tells=False)
 
     def hear_told(self, msg_id: str, content: dict[str, Any]) -> None:
         """`nbpulse_event`"""
-        self._offer(self._kernel, partial(self._kernel.note_told, msg_id, content))
+        for fault in content.get("faults") or []:
+            self._faults.note(str(fault), "kernel")
+        tells = "event" in content
+        self._offer(self._kernel, partial(self._kernel.note_told, msg_id, content), tells=tells)
 
     def hear_end(self, msg_id: str, at: Any, output_bytes: int) -> None:
         """`idle`"""
@@ -76,7 +82,9 @@ class ServerObserver:
         self._membership_file = MembershipFile()
         self._kernels: dict[str, WatchedKernel] = {}
         self._listeners: dict[str, KernelListener] = {}
-        self._queue: asyncio.Queue[tuple[WatchedKernel | None, Action]] = asyncio.Queue(QUEUE_LIMIT)
+        self._queue: deque[tuple[WatchedKernel | None, Action]] = deque()
+        self._something_to_tell = asyncio.Event()
+        self._looked_at_s = float("-inf")
         self._tasks: list[asyncio.Task[None]] = []
         self._saved_at_s: dict[str, float] = {}
         self._has_recovered = False
@@ -104,8 +112,8 @@ class ServerObserver:
         """The server ends in good order: every run ends, what waits is written and sent."""
         for task in self._tasks:
             task.cancel()
-        while not self._queue.empty():
-            self._do(*self._queue.get_nowait())
+        while self._queue:
+            self._do(*self._queue.popleft())
         for kernel in list(self._kernels.values()):
             self._do(kernel, kernel.note_stop)
             self._listeners[kernel.kernel_id].close()
@@ -123,7 +131,7 @@ class ServerObserver:
             return
         kernel = WatchedKernel(kernel_id, self, is_new=is_new)
         manager = self._kernel_manager.get_kernel(kernel_id)
-        listener = KernelListener(manager, Voice(kernel, self._offer), partial(self.give_up, kernel_id))
+        listener = KernelListener(manager, Voice(kernel, self._offer, self.faults), partial(self.give_up, kernel_id))
         listener.open()
         self._kernels[kernel_id], self._listeners[kernel_id] = kernel, listener
         # Jupyter starts a dead kernel anew, or gives up; either way it has died.
@@ -138,9 +146,9 @@ class ServerObserver:
         if request is None or kernel is None:
             return
         if request.cell is None or self._membership_file.read() is None:
-            self._offer(kernel, partial(kernel.runs.ignore, request.msg_id))
+            self._offer(kernel, partial(kernel.runs.ignore, request.msg_id), tells=False)
         else:
-            self._offer(kernel, partial(kernel.runs.submit, request.msg_id, request.cell, request.marks))
+            self._offer(kernel, partial(kernel.runs.submit, request.msg_id, request.cell, request.marks), tells=False)
 
     def note_kernel_action(self, kernel_id: str, action: str) -> None:
         """The server has started, interrupted, restarted or shut down a kernel."""
@@ -194,21 +202,25 @@ class ServerObserver:
 
     # -- the task --------------------------------------------------------------------------------------------
 
-    def _offer(self, kernel: WatchedKernel | None, action: Action) -> None:
-        try:
-            self._queue.put_nowait((kernel, action))
-        except asyncio.QueueFull:
+    def _offer(self, kernel: WatchedKernel | None, action: Action, *, tells: bool = True) -> None:
+        """Queue an observation; one that makes no event by itself waits for the next that does."""
+        if len(self._queue) >= QUEUE_LIMIT:
             self.faults.note("more to tell than can be told", "server")
+            return
+        self._queue.append((kernel, action))
+        if tells:
+            self._something_to_tell.set()
 
     async def _take_observations(self) -> None:
         """In order; all that has come meanwhile shares one reading of the sessions."""
         while True:
-            seen = [await self._queue.get()]
-            while not self._queue.empty():
-                seen.append(self._queue.get_nowait())
-            await self._look()
-            for kernel, action in seen:
-                self._do(kernel, action)
+            await self._something_to_tell.wait()
+            self._something_to_tell.clear()
+            is_old = time.monotonic() - self._looked_at_s > PLACES_GOOD_FOR_S
+            if is_old or any(not kernel.is_placed for kernel in self._kernels.values()):
+                await self._look()
+            while self._queue:
+                self._do(*self._queue.popleft())
 
     def _do(self, kernel: WatchedKernel | None, action: Action) -> None:
         try:
@@ -217,6 +229,7 @@ class ServerObserver:
             self.give_up(kernel.kernel_id if kernel else "", error)
 
     async def _look(self) -> None:
+        self._looked_at_s = time.monotonic()
         try:
             await self._places.refresh()
         except Exception as error:  # noqa: BLE001 - another session manager may do anything; the last places hold

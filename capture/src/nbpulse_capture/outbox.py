@@ -89,7 +89,7 @@ class Outbox:
     def __init__(self, path: Path, *, busy_wait_s: float = 5.0, size_cap_bytes: int = SIZE_CAP_BYTES) -> None:
         self._path = path
         self._size_cap_bytes = size_cap_bytes
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         make_private_dir(path.parent)
         make_private_file(path)  # -wal and -shm take its mode
         try:
@@ -204,6 +204,12 @@ class Outbox:
             " FROM json_each(?) WHERE events.sequence = json_extract(value, '$[0]')",
             (_to_json(changes),),
         )
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is done inside is written at once, or not at all."""
+        with self._lock, self._transaction():
+            yield
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

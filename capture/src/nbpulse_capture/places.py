@@ -15,6 +15,7 @@ from typing import Any
 from nbpulse_capture.notebook import NotebookPlace
 
 RENAMES_REMEMBERED = 500
+HOPS_LIMIT = 50
 _MADE_UP = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
 _DRIVE = re.compile(r"^[A-Za-z]{2,20}:(?!/)")  # "RTC:week1.ipynb", a drive of the front end's
 
@@ -35,7 +36,7 @@ class Renames:
     def note(self, old: str, new: str) -> None:
         """`old` is called `new` from now on."""
         old, new = old.strip("/"), new.strip("/")
-        if not old or old == new:
+        if not old or f"{new}/".startswith(f"{old}/"):
             return
         self._moved.pop(new, None)
         self._moved[old] = new
@@ -48,7 +49,7 @@ class Renames:
 
     def follow(self, path: str) -> str:
         """What the file is called now."""
-        for _ in range(RENAMES_REMEMBERED):  # renames cannot form a ring, but what is not seen cannot be known
+        for _ in range(HOPS_LIMIT):  # renames cannot form a ring, but what is not seen cannot be known
             for end in [len(path), *(n for n in range(len(path) - 1, 0, -1) if path[n] == "/")]:
                 if (new := self._moved.get(path[:end])) is not None:
                     path = new + path[end:]

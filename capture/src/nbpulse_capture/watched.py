@@ -79,6 +79,11 @@ class WatchedKernel:
             self._held.clear()
 
     @property
+    def is_placed(self) -> bool:
+        """Whether it is known what the kernel is used for."""
+        return self._work is not None
+
+    @property
     def _place(self) -> NotebookPlace | None:
         return self._work.place if self._work is not None else None
 

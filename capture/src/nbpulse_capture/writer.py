@@ -10,6 +10,7 @@ from __future__ import annotations
 import queue
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -18,6 +19,7 @@ from nbpulse_capture.membership import get_outbox_file
 from nbpulse_capture.outbox import Outbox
 
 RETRY_S = 1.0
+LINGER_S = 0.015  # start and end of a short run are then one write
 WAITING_LIMIT = 5_000
 
 Work = Callable[[Outbox], object]
@@ -60,6 +62,8 @@ class Writer(threading.Thread):
         """Wait for work and take all there is; False at the end."""
         try:
             work = self._handed_over.get(timeout=RETRY_S if self._waiting else None)
+            if work is not None:
+                time.sleep(LINGER_S)
             while work is not None:
                 self._waiting.append(work)
                 work = self._handed_over.get_nowait()
@@ -76,22 +80,25 @@ class Writer(threading.Thread):
         try:
             if self._outbox is None:
                 self._outbox = Outbox(get_outbox_file(), busy_wait_s=1.0)
-            while self._waiting:
-                self._do_first(self._outbox)
-            self._note_troubles(self._outbox)
+            batch = list(self._waiting)
+            with self._outbox.together():
+                for work in batch:
+                    self._do(work, self._outbox)
+                self._note_troubles(self._outbox)
+            for _ in batch:
+                self._waiting.popleft()
         except Exception as error:  # noqa: BLE001 - this thread must go on: the events wait in memory
             self._faults.note(error, "outbox")
         self._after_writing()
 
-    def _do_first(self, outbox: Outbox) -> None:
+    def _do(self, work: Work, outbox: Outbox) -> None:
         try:
-            self._waiting[0](outbox)
+            work(outbox)
         except (OSError, sqlite3.OperationalError):
             raise
         except Exception as error:  # noqa: BLE001 - it must not stand in the way of those behind it
             self._faults.note(error, "outbox")
             self._dropped_count += 1
-        self._waiting.popleft()
 
     def _note_troubles(self, outbox: Outbox) -> None:
         """Leave our own faults and losses where `nbpulse-capture status` finds them."""
