@@ -80,6 +80,8 @@ class ServerObserver:
         self._places = SessionPlaces(session_manager, contents_manager)
         self._claims = ServerClaims()
         self._membership_file = MembershipFile()
+        self._account: str | None = None
+        self._noted_sender_fault = ""
         self._kernels: dict[str, WatchedKernel] = {}
         self._listeners: dict[str, KernelListener] = {}
         self._queue: deque[tuple[WatchedKernel | None, Action]] = deque()
@@ -145,7 +147,12 @@ class ServerObserver:
         kernel = self._kernels.get(kernel_id)
         if request is None or kernel is None:
             return
-        if request.cell is None or self._membership_file.read() is None:
+        membership = self._membership_file.read()
+        if self._account != (account := membership.account if membership else None):
+            self._account = account  # somebody else sits here, or the same student in another course
+            for one in self._kernels.values():
+                self._offer(one, one.begin_anew, tells=False)
+        if request.cell is None or membership is None:
             self._offer(kernel, partial(kernel.runs.ignore, request.msg_id), tells=False)
         else:
             self._offer(kernel, partial(kernel.runs.submit, request.msg_id, request.cell, request.marks), tells=False)
@@ -243,6 +250,9 @@ class ServerObserver:
             try:
                 await self._look()
                 await self._find_dead_kernels()
+                if self._sender.fault != self._noted_sender_fault:
+                    self._noted_sender_fault = self._sender.fault
+                    self.faults.note(self._sender.fault, "sender")
                 if self._membership_file.read() is not None:
                     self._recover()
                     for kernel in self._kernels.values():

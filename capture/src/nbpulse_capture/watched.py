@@ -194,6 +194,10 @@ class WatchedKernel:
         self._tell_status("restarted", automatic=self._is_dead)
         self._is_dead = False
 
+    def begin_anew(self) -> None:
+        """Another student, or another course: the next run begins a sitting of its own."""
+        self._sitting.session_id = None
+
     def note_stop(self) -> None:
         """The kernel has been shut down, or the server ends."""
         self._close_runs("interrupted")
@@ -203,6 +207,7 @@ class WatchedKernel:
         self._tell_status("stopped")
 
     def _close_runs(self, ending: Ending) -> None:
+        self._expected_cells.clear()
         for ended in self.runs.close(ending, datetime.now(UTC)):
             self._tell_end(ended)
 
