@@ -130,3 +130,33 @@ async def test_a_full_or_closed_disk_is_not_felt_and_what_waited_is_written_late
         assert (ran.status, len(ran.shown)) == ("ok", 1)
         (student / "data").unlink()
         await check_run(recorded, notebook, ran, "ok")
+
+
+async def test_a_kernel_extension_that_breaks_under_a_server_only_loses_what_it_adds(
+    jupyter_of: Open, recorded: Recorded
+) -> None:
+    async with jupyter_of() as jupyter, open_notebook(jupyter.http, "week1.ipynb") as notebook:
+        sabotage = "import nbpulse_capture.kernel as k; k.get_recorder()._publish = lambda content: 1 / 0"
+        await notebook.run("c1", sabotage)
+        ran = await notebook.run("c2", "undefined_name")
+        assert (ran.status, len(ran.shown)) == ("error", 1)
+        data = await check_run(recorded, notebook, ran, "error")
+        assert (data["error_name"], data["phase"]) == ("NameError", "runtime")
+        assert data["error_message"] == "name 'undefined_name' is not defined"
+        assert "traceback" not in data, "what the front end is shown quotes the student's code"
+        shown = await notebook.run("c3", "%nbpulse status")
+        assert "ZeroDivisionError" in json.dumps([message["content"] for message in shown.shown])
+
+
+async def test_secrets_in_an_error_never_reach_the_outbox(jupyter_of: Open, recorded: Recorded, student: Path) -> None:
+    async with jupyter_of() as jupyter, open_notebook(jupyter.http, "week1.ipynb") as notebook:
+        await notebook.run("c1", "import os; os.environ['LAB_API_KEY'] = 'kirschbaum'")
+        for code in (
+            "raise ConnectionError('postgresql://taro:hunter2@db/lab refused')",
+            "raise KeyError(os.environ['LAB_API_KEY'])",
+            "raise ValueError('write to hanako@example.ac.jp')",
+        ):
+            await check_run(recorded, notebook, await notebook.run("c2", code), "error")
+    raw = b"".join(path.read_bytes() for path in (student / "data").glob("outbox*"))
+    assert b"ConnectionError" in raw
+    assert not [secret for secret in (b"hunter2", b"kirschbaum", b"hanako@") if secret in raw]

@@ -67,7 +67,7 @@ def check_installation() -> Finding:
 def check_server_extension() -> Finding:
     """Whether a Jupyter server of this Python would load us."""
     if find_spec("jupyter_server") is None:
-        return Finding("server_extension", "unknown", {"reason": "jupyter_server", "where": sys.prefix})
+        return Finding("server_extension", "unknown", {"where": sys.prefix}, text="doctor_no_jupyter_server")
     from jupyter_core.paths import jupyter_config_path
     from jupyter_server.extension.config import ExtensionConfigManager
 

@@ -248,7 +248,8 @@ class ServerObserver:
         """Once a second: are the kernels alive, has somebody joined, do the claims hold."""
         while True:
             try:
-                await self._look()
+                if self._kernels:
+                    await self._look()
                 await self._find_dead_kernels()
                 if self._sender.fault != self._noted_sender_fault:
                     self._noted_sender_fault = self._sender.fault
