@@ -13,9 +13,8 @@ import pytest
 from nbpulse_capture.cli import describe_status
 from student_jupyter import Notebook, connect_kernel, open_notebook
 
-from .test_server_extension import Open, Recorded, check_run, jupyter_of, recorded, work
-
-__all__ = ["jupyter_of", "recorded", "work"]  # fixtures
+from .conftest import Open
+from .recorded import Recorded, check_run
 
 BREAK = """
 import nbpulse_capture.{module} as module

@@ -264,9 +264,9 @@ class ServerObserver:
             await asyncio.sleep(TICK_S)
 
     async def _find_dead_kernels(self) -> None:
-        """Jupyter looks every three seconds; while something runs, that is too seldom."""
+        """Jupyter looks every three seconds; while something runs or waits, that is too seldom."""
         for kernel in list(self._kernels.values()):
-            if not kernel.runs.is_running:
+            if not kernel.runs.open_count:
                 continue
             manager = self._kernel_manager.get_kernel(kernel.kernel_id)
             alive = manager.is_alive()

@@ -74,6 +74,11 @@ class KernelRuns:
         """Whether one of them has begun."""
         return any(run.started_at is not None for run in self._open.values())
 
+    @property
+    def first_id(self) -> str | None:
+        """The open run that was submitted first."""
+        return next(iter(self._open), None)
+
     def ignore(self, msg_id: str) -> None:
         """This request is no student's run: nothing of it is told."""
         self._open.pop(msg_id, None)

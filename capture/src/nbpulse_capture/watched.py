@@ -185,6 +185,10 @@ class WatchedKernel:
         if self._is_dead:
             return
         self._is_dead = True
+        now, first_id = datetime.now(UTC), self.runs.first_id
+        if first_id is not None and not self.runs.is_running:  # what a dying kernel says last does not always arrive
+            for started in self.runs.begin(first_id, now, None):
+                self._tell_start(started.run, now)
         self._close_runs("kernel_died")
         self._tell_status("died")
 
