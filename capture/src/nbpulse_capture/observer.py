@@ -266,7 +266,7 @@ class ServerObserver:
     async def _find_dead_kernels(self) -> None:
         """Jupyter looks every three seconds; while something runs or waits, that is too seldom."""
         for kernel in list(self._kernels.values()):
-            if not kernel.runs.open_count:
+            if not kernel.runs.open_count or kernel.kernel_id not in self._kernel_manager:
                 continue
             manager = self._kernel_manager.get_kernel(kernel.kernel_id)
             alive = manager.is_alive()
