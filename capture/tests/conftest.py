@@ -6,17 +6,22 @@ import gzip
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 
-from student_jupyter import install_capture
+from student_jupyter import Jupyter, install_capture, open_jupyter
 
-Event = dict[str, Any]
+from .recorded import Event, Recorded
+
+Open = Callable[..., AbstractAsyncContextManager[Jupyter]]
 Play = Callable[[BaseHTTPRequestHandler, list[Event]], bool]
+CELL_COUNT = 60
 
 
 class FakeApi:
@@ -33,6 +38,8 @@ class FakeApi:
         self.inbox: dict[str, Any] = {"messages": [], "help": None, "after": 0}
         self.inbox_asked: list[str] = []
         self.request_count = 0
+        self.tells_who = True
+        self.clock_off_s = 0.0
         api = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -42,8 +49,16 @@ class FakeApi:
                 api.handle(self)
 
             def do_GET(self) -> None:
-                api.inbox_asked.append(self.path)
-                reply(self, 200, api.inbox)
+                if self.path.startswith("/api/v1/me/inbox"):
+                    api.inbox_asked.append(self.path)
+                    reply(self, 200, api.inbox)
+                    return
+                known = api.tells_who and self.headers.get("Authorization") == "Bearer tok-1"
+                content = {"user_id": "u-1"} if known else {"code": "NB-1101", "title": "no such token"}
+                reply(self, 200 if known else 401, content)
+
+            def date_time_string(self, timestamp: float | None = None) -> str:
+                return super().date_time_string(time.time() + api.clock_off_s if timestamp is None else timestamp)
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002
                 pass
@@ -149,3 +164,34 @@ def student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def installed_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of a venv that has the built wheel by pip, and Jupyter from the venv of the tests."""
     return install_capture(tmp_path_factory.mktemp("student-venv"))
+
+
+@pytest.fixture
+def recorded(student: Path) -> Recorded:
+    """What this student's outbox holds."""
+    return Recorded(student)
+
+
+@pytest.fixture
+def work(student: Path) -> Path:
+    """The folder of a Jupyter server, with two notebooks of sixty cells."""
+    place = student / "授業"
+    place.mkdir()
+    cells = [nbformat.v4.new_markdown_cell("text", id="intro")]
+    cells += [nbformat.v4.new_code_cell("1", id=f"c{n}") for n in range(CELL_COUNT)]
+    for name in ("week1.ipynb", "week2.ipynb"):
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), place / name)
+    return place
+
+
+@pytest.fixture
+def jupyter_of(installed_python: Path, work: Path) -> Open:
+    """Starts a Jupyter server; its student has joined a class that cannot be reached, so everything stays here."""
+    joined = {"NBPULSE_CAPTURE_URL": "http://127.0.0.1:9", "NBPULSE_CAPTURE_TOKEN": "t"}
+
+    @asynccontextmanager
+    async def open_it(*arguments: str, env: dict[str, str] = joined) -> AsyncIterator[Jupyter]:
+        async with open_jupyter(installed_python, work, env, *arguments) as jupyter:
+            yield jupyter
+
+    return open_it

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from nbpulse_capture.outbox import LEASE_S, Outbox, Verdict
+from nbpulse_capture.openruns import amend, end_forgotten_runs, keep_open
+from nbpulse_capture.outbox import LEASE_S, SCHEMA, Outbox, Verdict
 
 
 def make_event(**more: Any) -> dict[str, Any]:
@@ -189,3 +190,62 @@ def test_two_senders_never_hold_the_same_event(tmp_path: Path) -> None:
         thread.join(30)
     box.close()
     assert sorted(taken[0] + taken[1]) == list(range(1, 201))
+
+
+def test_what_one_process_writes_another_sees_whoever_else_opens_and_closes_the_file(tmp_path: Path) -> None:
+    """Closing any descriptor of a file drops a process's POSIX locks on it; a stranger then deleted the log in use."""
+    file = tmp_path / "box" / "outbox.sqlite3"
+    first, second = Outbox(file), Outbox(file)  # as a kernel's callbacks and its sender
+    program = (
+        "import sys, pathlib; from nbpulse_capture.outbox import Outbox;"
+        "box = Outbox(pathlib.Path(sys.argv[1])); print(len(box.read_last_events(99))); box.close()"
+    )
+    for count in (1, 2, 3):
+        first.put(make_event(), "a")
+        seen = subprocess.run([sys.executable, "-c", program, str(file)], check=True, capture_output=True, text=True)
+        assert int(seen.stdout) == count
+    first.close()
+    second.close()
+
+
+def test_an_event_that_two_observers_tell_is_stored_once(outbox: Outbox) -> None:
+    outbox.put(make_event(event_id="e1", by="server"), "a")
+    outbox.put(make_event(event_id="e1", by="kernel"), "a")
+    outbox.put(make_event(event_id="e2"), "a")
+    assert [(row.sequence, row.event.get("by")) for row in outbox.take_batch("a", 10)] == [(1, "server"), (2, None)]
+
+
+def test_a_held_event_waits_until_it_is_amended(outbox: Outbox) -> None:
+    outbox.put(make_event(event_id="e1", notebook_path="unknown"), "a", held_until=2_000_000_000.0)
+    assert outbox.take_batch("a", 10, now=1_999_999_999.0) == []
+    amend(outbox, "e1", "", {"notebook_path": "授業/week1.ipynb"}, "/f")
+    [row] = outbox.take_batch("a", 10, now=1_999_999_999.0)
+    assert (row.event["notebook_path"], row.notebook_file) == ("授業/week1.ipynb", "/f")
+
+
+def test_a_run_left_open_by_a_dead_server_ends_once_and_only_where_nobody_ended_it(outbox: Outbox) -> None:
+    ends = {n: make_event(event_id=f"end-{n}", occurred_at="2026-11-25T01:00:00.000Z") for n in (1, 2, 3)}
+    for n, owner in ((1, "dead"), (2, "dead"), (3, "alive")):
+        keep_open(outbox, ends[n], "a", None, owner)
+    outbox.put(make_event(event_id="end-1", by="kernel"), "a")
+    find_end = {"dead": "2026-11-25T02:00:00.000Z", "alive": None}.get
+    assert [end_forgotten_runs(outbox, find_end) for _ in range(2)] == [1, 0]
+    told = {row.event["event_id"]: row.event for row in outbox.take_batch("a", 10)}
+    assert set(told) == {"end-1", "end-2"}
+    assert told["end-1"]["by"] == "kernel"
+    assert told["end-2"]["occurred_at"] == "2026-11-25T02:00:00.000Z"
+    keep_open(outbox, ends[1], "a", None, "dead")
+    assert end_forgotten_runs(outbox, find_end) == 0, "the end was there before the start was told"
+
+
+def test_an_outbox_of_the_first_version_is_taken_over_with_its_events(tmp_path: Path) -> None:
+    file = tmp_path / "outbox.sqlite3"
+    old = sqlite3.connect(file)
+    old.executescript(SCHEMA + "PRAGMA user_version = 1;")
+    rows = [("e1", "a"), ("e1", "a"), ("", ""), ("e2", "a")]
+    old.executemany("INSERT INTO events (event_id, account, payload) VALUES (?, ?, '{}')", rows)
+    old.commit()
+    old.close()
+    outbox = Outbox(file)
+    assert [row.sequence for row in outbox.take_batch("a", 10)] == [1, 4]
+    outbox.close()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -13,7 +15,7 @@ import nbpulse_capture
 from student_jupyter import install_capture
 
 SOURCES = sorted(Path(nbpulse_capture.__file__).parent.glob("*.py"))
-JUPYTERS = {"IPython", "ipykernel", "nbpulse_capture"}
+JUPYTERS = {"IPython", "ipykernel", "jupyter_core", "jupyter_server", "nbpulse_capture", "traitlets", "zmq"}
 POSIX_ONLY = {"fcntl", "grp", "posix", "pwd", "resource", "termios", "tty"}
 
 
@@ -34,14 +36,28 @@ def test_only_the_standard_library_and_jupyter_are_imported() -> None:
     assert not imported & POSIX_ONLY
 
 
+def list_server_extensions(python: Path, home: Path) -> str:
+    """What `jupyter server extension list` says, without its colours."""
+    env = os.environ | {f"JUPYTER_{name}_DIR": str(home / name) for name in ("CONFIG", "DATA", "RUNTIME")}
+    command = [str(python), "-m", "jupyter_server", "extension", "list"]
+    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True, timeout=60)
+    return re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
+
+
 def test_pip_install_enables_and_pip_uninstall_leaves_nothing(tmp_path: Path) -> None:
     python = install_capture(tmp_path)
     root = tmp_path / "venv"
     config = root / "etc" / "ipython" / "ipython_kernel_config.json"
     assert json.loads(config.read_text()) == {"IPKernelApp": {"extra_extensions": ["nbpulse_capture.kernel"]}}
+    server_config = root / "etc" / "jupyter" / "jupyter_server_config.d" / "nbpulse_capture.json"
+    assert json.loads(server_config.read_text()) == {"ServerApp": {"jpserver_extensions": {"nbpulse_capture": True}}}
+    listed = list_server_extensions(python, tmp_path)
+    assert re.search(r"nbpulse_capture enabled\b", listed), listed
+    assert re.search(rf"nbpulse_capture {nbpulse_capture.__version__} OK\b", listed), listed
     with zipfile.ZipFile(next((tmp_path / "dist").glob("*.whl"))) as wheel:
         metadata = next(name for name in wheel.namelist() if name.endswith("METADATA"))
         assert "Requires-Dist" not in wheel.read(metadata).decode()
     pip = [sys.executable, "-m", "pip", "--python", str(python), "uninstall", "-y", "nbpulse-capture"]
     subprocess.run(pip, check=True, capture_output=True, timeout=60)
     assert [path for path in root.rglob("*") if "nbpulse" in path.name or path == config] == []
+    assert "nbpulse" not in list_server_extensions(python, tmp_path)

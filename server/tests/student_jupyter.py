@@ -16,7 +16,7 @@ import uuid
 import venv
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,21 +24,27 @@ from typing import Any
 import httpx2
 import psutil
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.typing import Subprotocol
 
 CAPTURE_DIR = Path(__file__).resolve().parents[2] / "capture"
 TOKEN = "of-the-student"
 
 
-def install_capture(place: Path) -> Path:
-    """Build the wheel and install it with pip into a new venv; gives the venv's interpreter."""
+def build_wheel(place: Path) -> Path:
+    """Build the wheel of the capture distribution."""
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(place / "dist")]
     subprocess.run(build, cwd=CAPTURE_DIR, check=True, capture_output=True, timeout=120)
+    return next((place / "dist").glob("*.whl"))
+
+
+def install_capture(place: Path) -> Path:
+    """Build the wheel and install it with pip into a new venv; gives the venv's interpreter."""
+    wheel = build_wheel(place)
     venv.create(place / "venv", with_pip=False, symlinks=True)
     python = place / "venv" / "bin" / "python"
     ours = next((place / "venv" / "lib").glob("python3.*")) / "site-packages"
     jupyter = next(Path(p) for p in sys.path if (Path(p) / "ipykernel").is_dir())
     (ours / "jupyter-of-the-tests.pth").write_text(f"{jupyter}\n", encoding="utf-8")
-    wheel = next((place / "dist").glob("*.whl"))
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", "-q"]
     subprocess.run([*pip, "--force-reinstall", str(wheel)], check=True, capture_output=True, timeout=120)
     return python
@@ -59,6 +65,7 @@ class Ran:
     busy_written: str = ""
     idle_written: str = ""
     status: str = "?"
+    shown: list[dict[str, Any]] = field(default_factory=list)
 
     def measure_distance_ms(self, duration_ms: float) -> float:
         """How far a duration is from busy -> idle, by the closer of the two ways to take it."""
@@ -75,25 +82,42 @@ class Notebook:
         self._http = http
         self._socket = socket
         self.kernel_id = kernel_id
+        self.session_id = ""
         self._session = uuid.uuid4().hex
 
     async def run(self, cell_id: str, code: str, *, interrupt_after_s: float | None = None) -> Ran:
         """Run one cell and wait for its reply and its idle message."""
-        ran = Ran(cell_id, uuid.uuid4().hex)
-        content = {"code": code, "silent": False, "store_history": True, "allow_stdin": False}
-        content |= {"user_expressions": {}, "stop_on_error": True}
-        header = {"msg_id": ran.msg_id, "msg_type": "execute_request", "username": "", "session": self._session}
-        header |= {"version": "5.4", "date": ""}
-        metadata = {"cellId": cell_id, "trusted": True, "deletedCells": [], "recordTiming": False}
-        message = {"header": header, "parent_header": {}, "metadata": metadata, "content": content, "buffers": []}
-        await self._socket.send(json.dumps(message | {"channel": "shell"}))
+        ran = await self.submit(cell_id, code)
         interrupt = asyncio.create_task(self._interrupt(interrupt_after_s)) if interrupt_after_s else None
-        async with asyncio.timeout(60):
-            while ran.status == "?" or not ran.idle_s:
-                self._note(json.loads(await self._socket.recv()), ran)
+        await self.wait_for(ran)
         if interrupt:
             await interrupt
         return ran
+
+    async def submit(self, cell_id: str, code: str, *, silent: bool = False, **cell_metadata: Any) -> Ran:
+        """Send the request as JupyterLab does: the cell's own metadata, then what it adds."""
+        ran = Ran(cell_id, uuid.uuid4().hex)
+        content = {"code": code, "silent": silent, "store_history": not silent, "allow_stdin": False}
+        content |= {"user_expressions": {}, "stop_on_error": True}
+        header = {"msg_id": ran.msg_id, "msg_type": "execute_request", "username": "", "session": self._session}
+        header |= {"version": "5.4", "date": ""}
+        metadata = cell_metadata | {"trusted": True, "deletedCells": [], "recordTiming": False, "cellId": cell_id}
+        message = {"header": header, "parent_header": {}, "metadata": metadata, "content": content, "buffers": []}
+        if self._socket.subprotocol:
+            parts = [json.dumps(message[name]).encode() for name in ("header", "parent_header", "metadata", "content")]
+            await self._socket.send(pack_frame("shell", parts))
+        else:
+            await self._socket.send(json.dumps(message | {"channel": "shell"}))
+        return ran
+
+    async def wait_for(self, *runs: Ran, within_s: float = 60.0) -> None:
+        """Until each has its reply and its idle message."""
+        async with asyncio.timeout(within_s):
+            while any(ran.status == "?" or not ran.idle_s for ran in runs):
+                raw = await self._socket.recv()
+                message = unpack_frame(raw) if isinstance(raw, bytes) else json.loads(raw)
+                for ran in runs:
+                    self._note(message, ran)
 
     def _note(self, message: dict[str, Any], ran: Ran) -> None:
         if message["parent_header"].get("msg_id") != ran.msg_id:
@@ -101,6 +125,8 @@ class Notebook:
         state = message["content"].get("execution_state")
         if message["msg_type"] == "execute_reply":
             ran.status = message["content"]["status"]
+        elif message["msg_type"] in {"stream", "error", "execute_result", "display_data"}:
+            ran.shown.append(message)
         elif state == "busy":
             ran.busy_s = time.perf_counter()
             ran.busy_written = message["header"]["date"]
@@ -110,22 +136,72 @@ class Notebook:
 
     async def _interrupt(self, after_s: float) -> None:
         await asyncio.sleep(after_s)
-        (await self._http.post(f"/api/kernels/{self.kernel_id}/interrupt")).raise_for_status()
+        await self.ask_kernel("interrupt")
+
+    async def ask_kernel(self, action: str) -> None:
+        """`interrupt` or `restart`, as the menu does."""
+        (await self._http.post(f"/api/kernels/{self.kernel_id}/{action}")).raise_for_status()
+
+    async def close_socket(self) -> None:
+        """The lid is closed, the tab is gone."""
+        await self._socket.close()
+
+
+def pack_frame(channel: str, parts: list[bytes]) -> bytes:
+    """A message in the form v1.kernel.websocket.jupyter.org: number of offsets, offsets, channel, parts."""
+    pieces = [channel.encode(), *parts]
+    offsets = [8 * (len(pieces) + 2)]
+    for piece in pieces:
+        offsets.append(offsets[-1] + len(piece))
+    return b"".join(n.to_bytes(8, "little") for n in (len(offsets), *offsets)) + b"".join(pieces)
+
+
+def unpack_frame(raw: bytes) -> dict[str, Any]:
+    """Header, parent header and content of such a message."""
+    count = int.from_bytes(raw[:8], "little")
+    at = [int.from_bytes(raw[8 * n : 8 * n + 8], "little") for n in range(1, count + 1)]
+    header, parent, _, content = (json.loads(raw[at[n] : at[n + 1]]) for n in range(1, 5))
+    return {"msg_type": header["msg_type"], "header": header, "parent_header": parent, "content": content}
+
+
+@dataclass
+class Jupyter:
+    """A running server: a client that is signed in to it, its process, its log."""
+
+    http: httpx2.AsyncClient
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    async def kill(self) -> None:
+        """SIGKILL, as the system does when memory runs out."""
+        self.process.kill()
+        await asyncio.to_thread(self.process.wait)
 
 
 @asynccontextmanager
 async def run_jupyterlab(python: Path, root: Path, env: dict[str, str]) -> AsyncIterator[httpx2.AsyncClient]:
     """A real JupyterLab server with the student's own directories; gives a client that is signed in to it."""
+    async with open_jupyter(python, root, env, is_lab=True) as jupyter:
+        yield jupyter.http
+
+
+@asynccontextmanager
+async def open_jupyter(
+    python: Path, root: Path, env: dict[str, str], *arguments: str, is_lab: bool = False
+) -> AsyncIterator[Jupyter]:
+    """The same with its process; a plain Jupyter Server, which starts sooner, unless JupyterLab is asked for."""
     home = root.parent / "jupyter-home"
     own = {name: str(home / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
     own["IPYTHONDIR"] = str(home / "ipython")
     app_dir = Path(sys.prefix) / "share" / "jupyter" / "lab"
-    home.mkdir()
+    home.mkdir(exist_ok=True)
+    of_lab = [f"--LabApp.app_dir={app_dir}"] if is_lab else []
     with (home / "server.log").open("wb") as log:
         server = subprocess.Popen(  # noqa: ASYNC220 - it returns at once
             [
-                *(str(python), "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.port=0"),
-                *(f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={root}", f"--LabApp.app_dir={app_dir}"),
+                *(str(python), "-m", "jupyterlab" if is_lab else "jupyter_server", "--no-browser", "--allow-root"),
+                *("--ServerApp.port=0", f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={root}"),
+                *(of_lab + list(arguments)),
             ],
             env=os.environ | own | env,
             cwd=root,
@@ -143,7 +219,7 @@ async def run_jupyterlab(python: Path, root: Path, env: dict[str, str]) -> Async
         url = json.loads(described.read_text())["url"]
         headers = {"Authorization": f"token {TOKEN}"}
         async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=30) as http:
-            yield http
+            yield Jupyter(http, server, home / "server.log")
     finally:
         kernels = psutil.Process(server.pid).children(recursive=True) if server.poll() is None else []
         server.terminate()
@@ -163,14 +239,24 @@ async def open_notebook(http: httpx2.AsyncClient, path: str) -> AsyncIterator[No
     asked = {"path": path, "name": Path(path).name, "type": "notebook", "kernel": {"name": "python3"}}
     answer = await http.post("/api/sessions", json=asked)
     answer.raise_for_status()
-    kernel_id = answer.json()["kernel"]["id"]
+    async with connect_kernel(http, answer.json()["kernel"]["id"]) as notebook:
+        notebook.session_id = answer.json()["id"]
+        yield notebook
+    await http.delete(f"/api/sessions/{answer.json()['id']}")
+
+
+@asynccontextmanager
+async def connect_kernel(
+    http: httpx2.AsyncClient, kernel_id: str, *, old_form: bool = False
+) -> AsyncIterator[Notebook]:
+    """The websocket to a kernel, as a browser holds it; messages in the form of today's front ends or of older ones."""
     address = str(http.base_url).replace("http", "ws", 1).rstrip("/")
     headers = {"Authorization": f"token {TOKEN}"}
     url = f"{address}/api/kernels/{kernel_id}/channels"
-    async with connect(url, additional_headers=headers, max_size=None) as socket:
+    forms = [] if old_form else [Subprotocol("v1.kernel.websocket.jupyter.org")]
+    async with connect(url, additional_headers=headers, max_size=None, subprotocols=forms or None) as socket:
         notebook = Notebook(http, socket, kernel_id)
         async with asyncio.timeout(60):
             while (await http.get(f"/api/kernels/{kernel_id}")).json()["execution_state"] != "idle":  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         yield notebook
-    await http.delete(f"/api/sessions/{answer.json()['id']}")

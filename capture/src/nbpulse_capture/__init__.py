@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -22,3 +22,10 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
     from nbpulse_capture import kernel
 
     kernel.unload_ipython_extension(shell)
+
+
+def _jupyter_server_extension_points() -> list[dict[str, Any]]:
+    """What Jupyter Server asks a package that its configuration names."""
+    from nbpulse_capture.server_extension import CaptureExtension
+
+    return [{"module": "nbpulse_capture.server_extension", "app": CaptureExtension}]

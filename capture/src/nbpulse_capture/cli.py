@@ -1,4 +1,4 @@
-"""`nbpulse-capture join | status | leave | what-is-recorded`: what a student types, at most once a term."""
+"""`nbpulse-capture join | status | doctor | leave | what-is-recorded`: what a student types, at most once a term."""
 
 from __future__ import annotations
 
@@ -71,6 +71,9 @@ def _build_parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="joined to what, what waits, what went wrong / 状態を見る")
     status.add_argument("--json", action="store_true")
     status.set_defaults(action=show_status)
+    doctor = commands.add_parser("doctor", help="look for what is missing, say the fix / 問題を調べて直し方を示す")
+    doctor.add_argument("--json", action="store_true")
+    doctor.set_defaults(action=examine_installation)
     leave = commands.add_parser("leave", help="stop recording and erase what is here / 退出する")
     leave.set_defaults(action=leave_class)
     recorded = commands.add_parser("what-is-recorded", help="the last events as sent / 記録された内容を見る")
@@ -171,7 +174,8 @@ def describe_status() -> dict[str, Any]:
         "last_error": notes.get("last_error"),
         "refused": notes.get("refused"),
         "refused_events": set_aside,
-        "faults": _get_recorder_facts()[0],
+        "faults": [*_get_recorder_facts()[0], *notes.get("last_faults", [])],
+        "fault_count": notes.get("fault_count", 0),
     }
 
 
@@ -198,7 +202,23 @@ def format_status(status: dict[str, Any]) -> str:
     if status["set_aside"]:
         lines.append(get_text("NB-7013"))
         lines += [f"  {e['event_type']} {e['event_id']}: {e['reason']}" for e in status["refused_events"]]
+    if status["faults"]:
+        lines.append(get_text("NB-7028", count=max(status["fault_count"], len(status["faults"]))))
     return "\n".join(lines + [f"  {fault}" for fault in status["faults"]])
+
+
+def examine_installation(arguments: argparse.Namespace) -> int:
+    """Every check of the doctor's; exit 1 when something is wrong."""
+    from nbpulse_capture.doctor import examine, format_findings
+
+    findings = examine()
+    is_good = all(finding.state != "wrong" for finding in findings)
+    if arguments.json:
+        told = {"ok": is_good, "findings": [finding.describe() for finding in findings]}
+        _say(json.dumps(told, ensure_ascii=False, default=str))
+    else:
+        _say(format_findings(findings) + ("\n" + get_text("doctor_good") if is_good else ""))
+    return 0 if is_good else 1
 
 
 def leave_class(_arguments: argparse.Namespace) -> int:

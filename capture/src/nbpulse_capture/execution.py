@@ -1,13 +1,15 @@
 """One run of a cell, put into the words of the wire: describe_start(), describe_execution().
 
 The collection level is "metadata only": no source and no output. A traceback therefore names files, lines
-and functions but quotes no line of code, and paths are cut to their last two parts. Everything is bounded:
-an endless recursion with thousands of frames costs and sends no more than twenty.
+and functions but quotes no line of code, and paths are cut to their last two parts. What looks secret is masked.
+Everything is bounded: an endless recursion with thousands of frames costs and sends no more than twenty.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -17,9 +19,14 @@ from itertools import islice
 from pathlib import PurePath
 from typing import Any, Protocol
 
+from nbpulse_capture.scrubbing import find_secret_values, mask_secrets
+
 MESSAGE_CAP_CHARS = 2_000
 TRACEBACK_CAP_CHARS = 6_000
+SCRUBBED_CHARS = 10_000
 FRAMES_EACH_END = 10
+
+_MADE_UP_FILE = re.compile(r"\([\w<>.-]+, line (\d+)\)")
 
 CellNamer = Callable[[str], int | None]
 
@@ -40,8 +47,11 @@ class Run:
     kernel_id: uuid.UUID
     msg_id: str
     common: dict[str, Any]
+    marks: dict[str, Any] = field(default_factory=dict)
+    began_at: str = ""
     started_at_s: float = 0.0
     depth: int = 1
+    is_told: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +87,8 @@ def describe_event(event_type: str, common: Mapping[str, Any], data: Mapping[str
 def describe_start(run: Run) -> dict[str, Any]:
     """The event `cell_execution_start`."""
     event_id = make_event_id(run.kernel_id, run.msg_id, "start")
-    return describe_event("cell_execution_start", run.common | {"event_id": event_id}, {})
+    common = run.common | {"event_id": event_id} | ({"occurred_at": run.began_at} if run.began_at else {})
+    return describe_event("cell_execution_start", common, run.marks)
 
 
 def describe_execution(
@@ -100,6 +111,7 @@ def describe_execution(
         "execution_duration_ms": round(duration_ms, 3),
         "has_error": outcome.status == "error",
         **outcome.error,
+        **run.marks,
     }
     if result is not None and result.execution_count is not None:
         data["execution_count"] = result.execution_count
@@ -136,12 +148,29 @@ def describe_error(error: BaseException, phase: str, name_cell: CellNamer) -> di
         message = "(the error's own text could not be made)"
     described = {
         "error_name": clean_text(type(error).__name__, 200),
-        "error_message": clean_text(message, MESSAGE_CAP_CHARS),
+        "error_message": scrub_text(message, MESSAGE_CAP_CHARS),
         "phase": phase,
     }
-    if trace := clean_text("\n".join(describe_frames(error, name_cell)), TRACEBACK_CAP_CHARS):
+    if trace := scrub_text("\n".join(describe_frames(error, name_cell)), TRACEBACK_CAP_CHARS):
         described["traceback"] = trace
     return described
+
+
+def describe_shown_error(content: Mapping[str, Any]) -> dict[str, str]:
+    """
+    The same from the kernel's message to the front end, for kernels without our extension.
+
+    Its traceback quotes the student's code, so it is left out; a syntax error is told apart by its name.
+    """
+    name, message = str(content.get("ename") or "Error"), str(content.get("evalue") or "")
+    is_syntax = name in {"SyntaxError", "IndentationError", "TabError"}
+    if is_syntax:  # IPython's "(2814365.py, line 1)" names a file that nobody knows
+        message = _MADE_UP_FILE.sub(r"(line \1)", message)
+    return {
+        "error_name": clean_text(name, 200),
+        "error_message": scrub_text(message, MESSAGE_CAP_CHARS),
+        "phase": "compile" if is_syntax else "runtime",
+    }
 
 
 def describe_frames(error: BaseException, name_cell: CellNamer) -> list[str]:
@@ -173,6 +202,11 @@ def _describe_frame(frame: tuple[str, int, str], name_cell: CellNamer) -> str:
     count = name_cell(file)
     where = f"Cell In[{count}]" if count is not None else "/".join(PurePath(file).parts[-2:])
     return f"{where}, line {line}, in {function}"
+
+
+def scrub_text(text: str, cap_chars: int) -> str:
+    """clean_text() with what looks secret masked; the cut comes last, so that it leaves no half of a secret."""
+    return clean_text(mask_secrets(text[: SCRUBBED_CHARS + cap_chars], find_secret_values(os.environ)), cap_chars)
 
 
 def clean_text(text: str, cap_chars: int) -> str:

@@ -1,5 +1,9 @@
 """The IPython kernel extension: sees each run begin and end, writes both to the outbox, wakes the sender.
 
+Where a Jupyter server with our extension observes this kernel (claims.py), it only adds to what that server sees: one
+message on IOPub at the end of each run with the exact duration and what went wrong. It writes nothing and starts no
+thread then. Whether it is so is asked at each run anew, so a server that dies or breaks silences nobody.
+
 Promises to the student: nothing of ours is ever raised or printed into the notebook (faults are counted and
 shown by `%nbpulse status`), no run gets slower by more than a millisecond, and nothing is recorded before
 joining.
@@ -31,26 +35,27 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
+from nbpulse_capture.claims import KernelClaim
 from nbpulse_capture.execution import (
     ExecutionResult,
     Run,
     describe_event,
     describe_execution,
     describe_start,
+    format_time,
 )
+from nbpulse_capture.faults import FaultLog
 from nbpulse_capture.membership import MembershipFile, get_outbox_file
 from nbpulse_capture.notebook import NotebookPlace, locate_notebook
 from nbpulse_capture.outbox import Outbox
 from nbpulse_capture.sender import Sender, Spilled
+from nbpulse_capture.sitting import Sitting
+from nbpulse_capture.websocket import describe_cell, describe_marks, is_our_magic
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-IDLE_LIMIT_S = 30 * 60.0
-ACTIVE_FOR_S = 120.0
-FORGOTTEN_AFTER_S = 2 * 3600.0
 FLUSH_AT_EXIT_S = 2.0
 SPILL_LIMIT = 2_000
 UNKNOWN_NOTEBOOK = "unknown"
@@ -73,12 +78,14 @@ class Recorder:
         self._membership_file = MembershipFile()
         self._outbox: Outbox | None = None
         self._spill: deque[Spilled] = deque()
-        self._session_id: str | None = None
-        self._loaded_at_s = self._active_at_s = time.time()
+        self._sitting = Sitting(time.time())
+        self._claim = KernelClaim(str(kernel_id))
+        self._has_told_start = self._has_started_sender = False
         self.last_cell: dict[str, Any] = {}
         self._is_a_notebook = place is not None and place.path.endswith(".ipynb") and not is_nested
         self.dropped_count = 0
-        self.faults: deque[str] = deque(maxlen=5)
+        self.faults = FaultLog()
+        self._told_fault_count = 0
         self.sender = Sender(
             get_outbox_file(),
             MembershipFile(),
@@ -116,14 +123,17 @@ class Recorder:
             if hands_on_interrupt:
                 threading.Timer(0.02, _thread.interrupt_main).start()
         except BaseException as error:  # noqa: BLE001 - the promise: nothing of ours appears in a notebook
-            self.faults.append(f"{type(error).__name__}: {error}"[:300])
+            self.faults.note(error)
 
     # -- what they do -------------------------------------------------------------------------------------
 
     def _note_load(self) -> None:
-        if self._is_a_notebook:
+        if self._claim.is_held():
+            return
+        if self._is_a_notebook and self._membership_file.read() is not None:
             self.put("kernel_status", self.describe_place(), {"status": "started"})
-        self.sender.start()
+            self._has_told_start = True
+        self._start_sender()
 
     def _before_run(self, info: Any) -> None:
         parent = self._get_parent()
@@ -138,14 +148,20 @@ class Recorder:
             if (open_run := self._open_runs.get(msg_id)) is not None:
                 open_run.depth += 1  # the cell itself calls run_cell(): still one run
                 return
-            run = Run(self._kernel_id, msg_id, {})
+            run = Run(self._kernel_id, msg_id, {}, began_at=format_time())
             self._open_runs[msg_id] = run
         run.common = self.describe_place() | describe_cell(cell_id, metadata)
-        run.common["session_id"] = self._keep_session(run.common)
+        run.marks = describe_marks(metadata)
         self.last_cell = run.common
-        self._store(describe_start(run))
-        self.sender.wake()
+        if not self._claim.is_held():
+            self._tell_start(run)
         run.started_at_s = time.perf_counter()
+
+    def _tell_start(self, run: Run) -> None:
+        run.common["session_id"] = self._keep_session(run.common)
+        run.is_told = True
+        self._store(describe_start(run))
+        self._wake_sender()
 
     def _after_run(self, result: ExecutionResult | None, ended_at_s: float, propagating: BaseException | None) -> None:
         msg_id = self._get_parent().get("header", {}).get("msg_id")
@@ -157,25 +173,29 @@ class Recorder:
             if run.depth > 0:
                 return
             del self._open_runs[msg_id]
-        self._active_at_s = time.time()
-        duration_ms = (ended_at_s - run.started_at_s) * 1000 if run.started_at_s else 0.0
-        self._store(
-            describe_execution(
-                run,
-                result,
-                duration_ms=duration_ms,
-                propagating=propagating,
-                display_error=self._get_display_error(),
-                name_cell=self._name_cell,
-            )
+        end = describe_execution(
+            run,
+            result,
+            duration_ms=(ended_at_s - run.started_at_s) * 1000 if run.started_at_s else 0.0,
+            propagating=propagating,
+            display_error=self._get_display_error(),
+            name_cell=self._name_cell,
         )
-        self.sender.wake()
+        if self._claim.is_held() and self._membership_file.read() is not None:
+            self._publish({"run": end["data"]})
+        else:  # also where the server has gone in mid-run; a start that it did tell is not told twice
+            if not run.is_told:
+                self._tell_start(run)
+            self._store(end | {"session_id": run.common["session_id"]})
+            self._wake_sender()
+        self._sitting.active_at_s = time.time()
 
     def _note_exit(self) -> None:
-        if self._session_id is not None:
-            place = self.describe_place() | {"session_id": self._session_id}
+        """Who told of the beginning tells of the end."""
+        if self._sitting.session_id is not None:
+            place = self.describe_place() | {"session_id": self._sitting.session_id}
             self.put("session_end", place, {})
-        if self._is_a_notebook or self._session_id is not None:
+        if self._has_told_start or self._sitting.session_id is not None:
             self.put("kernel_status", self.describe_place(), {"status": "stopped"})
         self.sender.stop(FLUSH_AT_EXIT_S)
         if self._outbox is not None:
@@ -185,9 +205,30 @@ class Recorder:
     def put(self, event_type: str, common: dict[str, Any], data: dict[str, Any]) -> str:
         """Store an event that is no execution and wake the sender; gives its id."""
         event = describe_event(event_type, common, data)
-        self._store(event)
-        self.sender.wake()
+        if event_type in {"help_request", "help_cancel"} and self._claim.is_held():
+            self._publish({"event": event})
+        else:
+            self._store(event)
+            self._wake_sender()
         return str(event["event_id"])
+
+    def _publish(self, content: dict[str, Any]) -> None:
+        """Say something to the server that observes this kernel; front ends ignore what they do not know."""
+        if self.faults.total != self._told_fault_count:
+            self._told_fault_count = self.faults.total
+            content["faults"] = list(self.faults)
+        kernel: Any = self._shell.kernel  # type: ignore[attr-defined]
+        topic = kernel._topic("nbpulse_event")  # noqa: SLF001 - as ipykernel's own messages are named
+        kernel.session.send(kernel.iopub_socket, "nbpulse_event", content, parent=kernel.get_parent(), ident=topic)
+
+    def _start_sender(self) -> None:
+        if not self._has_started_sender:
+            self._has_started_sender = True
+            self.sender.start()
+
+    def _wake_sender(self) -> None:
+        self._start_sender()
+        self.sender.wake()
 
     def _store(self, event: dict[str, Any]) -> None:
         """To disk before anything else; to memory when the disk will not have it now."""
@@ -200,22 +241,19 @@ class Recorder:
                 self._outbox = Outbox(get_outbox_file(), busy_wait_s=0.02)
             self._outbox.put(event, membership.account, file)
         except Exception as error:  # noqa: BLE001 - locked, full, gone: whatever it is, the event goes to memory
-            self.faults.append(f"{type(error).__name__}: {error}"[:300])
+            self.faults.note(error, "outbox")
             if len(self._spill) >= SPILL_LIMIT:
                 self._spill.popleft()
                 self.dropped_count += 1
             self._spill.append((event, membership.account, file))
 
     def _keep_session(self, common: dict[str, Any]) -> str:
-        """The learning session's id: made at the first run, and anew after 30 idle minutes, asleep or not."""
-        now_s = time.time()
-        idle = now_s - self._active_at_s > IDLE_LIMIT_S and len(self._open_runs) <= 1
-        self._active_at_s = now_s
-        if self._session_id is None or idle:
-            self._session_id = str(uuid.uuid4())
+        """The learning session's id; a new one is told of."""
+        session_id, is_new = self._sitting.keep(time.time(), others_run=len(self._open_runs) > 1)
+        if is_new:
             place = {name: common.get(name) for name in ("notebook_path", "notebook_id")}
-            self._store(describe_event("session_start", place | {"session_id": self._session_id}, {}))
-        return self._session_id
+            self._store(describe_event("session_start", place | {"session_id": session_id}, {}))
+        return session_id
 
     def describe_place(self) -> dict[str, Any]:
         """The notebook's part of the envelope."""
@@ -223,13 +261,12 @@ class Recorder:
         return {"notebook_path": path, "notebook_id": None}
 
     def _describe_presence(self) -> dict[str, Any] | None:
-        """A kernel forgotten for two hours says nothing: nobody is sitting there."""
-        quiet_s = 0.0 if self._open_runs else time.time() - self._active_at_s
-        if not (self._is_a_notebook or self._session_id) or quiet_s > FORGOTTEN_AFTER_S:
+        """Nothing where a server tells of this kernel's student, or where there is none."""
+        if not (self._is_a_notebook or self._sitting.session_id) or self._claim.is_held():
             return None
-        has_run = bool(self._session_id) and quiet_s <= ACTIVE_FOR_S
-        common = self.describe_place() | {"session_id": self._session_id}
-        return describe_event("presence", common, {"state": "active" if has_run else "idle"})
+        state = self._sitting.judge_presence(time.time(), is_running=bool(self._open_runs))
+        common = self.describe_place() | {"session_id": self._sitting.session_id}
+        return describe_event("presence", common, {"state": state}) if state else None
 
     def _get_parent(self) -> dict[str, Any]:
         kernel = getattr(self._shell, "kernel", None)
@@ -245,26 +282,6 @@ class Recorder:
     def _name_cell(self, file: str) -> int | None:
         names: dict[str, int] = getattr(self._shell.compile, "_filename_map", {})
         return names.get(file)
-
-
-def is_our_magic(source: str) -> bool:
-    """Asking for help is not a run of a cell."""
-    return source.lstrip().startswith("%nbpulse")
-
-
-def describe_cell(cell_id: str | None, metadata: dict[str, Any]) -> dict[str, Any]:
-    """The cell's part of the envelope. VS Code's ids are addresses: the fragment names the cell."""
-    ours, grader = (metadata.get(name) for name in ("nbpulse", "nbgrader"))
-    exercise_id = ours.get("exercise_id") if isinstance(ours, dict) else None
-    if exercise_id is None and isinstance(grader, dict):
-        exercise_id = grader.get("grade_id")
-    described: dict[str, Any] = {"cell_id": cell_id, "cell_index": None, "cell_type": "code"}
-    described["exercise_id"] = str(exercise_id) if exercise_id is not None else None
-    if cell_id and cell_id.startswith("vscode-notebook-cell:"):
-        address, _, fragment = cell_id.partition("#")
-        described["cell_id"] = fragment or None
-        described["notebook_path"] = unquote(address.rstrip("/").rsplit("/", 1)[-1])
-    return described
 
 
 def find_kernel_id(connection_file: str) -> uuid.UUID:
@@ -302,7 +319,7 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
         _recorder.note_load()
     except Exception as error:  # noqa: BLE001 - a kernel must start, with us or without
         if _recorder is not None:
-            _recorder.faults.append(f"{type(error).__name__}: {error}"[:300])
+            _recorder.faults.note(error)
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:

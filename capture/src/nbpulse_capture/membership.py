@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +63,17 @@ def get_outbox_file() -> Path:
 def make_private_dir(path: Path) -> None:
     """Make a directory that only its owner can enter (where the file system knows modes)."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def make_private_file(path: Path) -> None:
+    """
+    Make an empty file of its owner's, unless it is there.
+
+    One that is there is not even opened: closing it again would take away the locks that this process's databases hold
+    on it (POSIX), and the next process to close that database would delete the log from under them.
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def write_membership(membership: Membership) -> Path:

@@ -10,8 +10,10 @@ import json
 import os
 import uuid
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 LARGEST_FILE_BYTES = 20_000_000
 
@@ -31,6 +33,16 @@ class NotebookShelf:
     def __init__(self, size: int = 8) -> None:
         self._size = size
         self._kept: OrderedDict[str, tuple[tuple[int, int], SavedNotebook]] = OrderedDict()
+
+    def place(self, event: Mapping[str, Any], file: str) -> dict[str, Any]:
+        """The event with its cell's place and its notebook's id; what the file does not know stays as it was."""
+        notebook = self.read(file)
+        placed = dict(event) | {"notebook_id": notebook.notebook_id or event.get("notebook_id")}
+        cell_id = event.get("cell_id")
+        if cell_id is not None:
+            placed["cell_index"] = notebook.cell_index.get(cell_id, event.get("cell_index"))
+            placed["cell_type"] = notebook.cell_type.get(cell_id, event.get("cell_type"))
+        return placed
 
     def read(self, file: str) -> SavedNotebook:
         """The notebook as last saved; an empty one when it cannot be known."""
@@ -66,10 +78,10 @@ def _parse(raw: bytes) -> SavedNotebook:
     metadata = content.get("metadata")
     ours = metadata.get("nbpulse") if isinstance(metadata, dict) else None
     notebook_id = ours.get("notebook_id") if isinstance(ours, dict) else None
-    return SavedNotebook(_parse_id(notebook_id), index, types)
+    return SavedNotebook(parse_id(notebook_id), index, types)
 
 
-def _parse_id(value: object) -> str | None:
+def parse_id(value: object) -> str | None:
     """The server takes UUIDs only; another tool's idea of an id must not make it refuse the run."""
     try:
         return str(uuid.UUID(value)) if isinstance(value, str) else None

@@ -3,7 +3,8 @@
 One SQLite file (WAL) per user of a machine, shared by all kernels, because `sequence` is then one gapless
 count per installation, and whichever kernel lives sends what a dead one left behind. Rows are leased to one
 sender at a time; a lease that runs out merely makes a second sending possible, which the event ids make
-harmless.
+harmless. An event that is here already is not stored again: a server and a kernel that both saw a run agree on its
+id, and the first of them is enough.
 
 Promises: an event is on disk before it is sent and stays until it is accepted, set aside with the server's
 reason (`status` shows it) or, beyond the size cap, dropped oldest first and counted. Whatever kills the
@@ -15,7 +16,6 @@ fsync, run in the sender's thread only.
 from __future__ import annotations
 
 import json
-import os
 import random
 import sqlite3
 import threading
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nbpulse_capture.membership import make_private_dir
+from nbpulse_capture.membership import make_private_dir, make_private_file
 
 SIZE_CAP_BYTES = 50_000_000
 LEASE_S = 30.0
@@ -45,6 +45,23 @@ CREATE TABLE IF NOT EXISTS events (
   reason TEXT
 );
 CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+# Version 2: one event once; and the runs that a Jupyter server has seen begin, each with the event that will end it
+# should that server never tell.
+SCHEMA_2 = """
+DELETE FROM events WHERE event_id <> '' AND sequence NOT IN (SELECT min(sequence) FROM events GROUP BY event_id);
+CREATE UNIQUE INDEX IF NOT EXISTS one_event_once ON events (event_id) WHERE event_id <> '';
+CREATE TABLE IF NOT EXISTS open_runs (
+  end_id TEXT PRIMARY KEY,
+  owner TEXT NOT NULL,
+  account TEXT NOT NULL,
+  notebook_file TEXT,
+  payload TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TRIGGER IF NOT EXISTS run_ends AFTER INSERT ON events BEGIN
+  DELETE FROM open_runs WHERE end_id = NEW.event_id;
+END;
+PRAGMA user_version = 2;
 """
 
 
@@ -72,16 +89,16 @@ class Outbox:
     def __init__(self, path: Path, *, busy_wait_s: float = 5.0, size_cap_bytes: int = SIZE_CAP_BYTES) -> None:
         self._path = path
         self._size_cap_bytes = size_cap_bytes
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         make_private_dir(path.parent)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # -wal and -shm take the mode of the file
+        make_private_file(path)  # -wal and -shm take its mode
         try:
             self._db = self._open(busy_wait_s)
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError:  # not a database any more: keep the bytes, begin a new one
             path.replace(path.with_name(f"{path.name}.damaged-{int(time.time())}"))
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            make_private_file(path)
             self._db = self._open(busy_wait_s)
             self.add_to_count("damaged_files", 1)
 
@@ -94,8 +111,8 @@ class Outbox:
             db.execute("PRAGMA wal_autocheckpoint = 0")
             page_bytes = db.execute("PRAGMA page_size").fetchone()[0]
             db.execute(f"PRAGMA max_page_count = {self._size_cap_bytes * 13 // 10 // page_bytes}")
-            if db.execute("PRAGMA user_version").fetchone()[0] == 0:
-                db.executescript(SCHEMA + "PRAGMA user_version = 1;")
+            if db.execute("PRAGMA user_version").fetchone()[0] < 2:
+                db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} {SCHEMA_2} COMMIT;")
         except BaseException:
             db.close()
             raise
@@ -106,14 +123,22 @@ class Outbox:
         with self._lock:
             self._db.close()
 
-    def put(self, event: Mapping[str, Any], account: str, notebook_file: str | None = None) -> None:
-        """Write one event to disk."""
+    def put(
+        self, event: Mapping[str, Any], account: str, notebook_file: str | None = None, *, held_until: float = 0.0
+    ) -> None:
+        """Write one event to disk, unless it is there already; not sent before `held_until` (or its amend())."""
         payload = _to_json(event)
         with self._lock:
             self._db.execute(
-                "INSERT INTO events (event_id, account, notebook_file, payload) VALUES (?, ?, ?, ?)",
-                (event["event_id"], account, notebook_file, payload),
+                "INSERT INTO events (event_id, account, notebook_file, payload, leased_until) VALUES (?, ?, ?, ?, ?)"
+                " ON CONFLICT DO NOTHING",
+                (event["event_id"], account, notebook_file, payload, held_until),
             )
+
+    def execute(self, statement: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        """One statement, alone in its transaction; for the other tables' own files."""
+        with self._lock:
+            return self._db.execute(statement, values).fetchall()
 
     def take_batch(self, account: str, limit: int, *, now: float | None = None) -> list[Row]:
         """Lease up to `limit` waiting events of this account, oldest first; nobody else gets them."""
@@ -181,6 +206,12 @@ class Outbox:
         )
 
     @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is done inside is written at once, or not at all."""
+        with self._lock, self._transaction():
+            yield
+
+    @contextmanager
     def _transaction(self) -> Iterator[None]:
         self._db.execute("BEGIN IMMEDIATE")
         try:
@@ -222,6 +253,7 @@ class Outbox:
             self._db.execute(
                 "DELETE FROM events WHERE account = ? AND sequence <> (SELECT max(sequence) FROM events)", (account,)
             )
+            self._db.execute("DELETE FROM open_runs WHERE account = ?", (account,))
             self._db.execute(  # one empty row stays, so that the sequence goes on from there
                 "UPDATE events SET account = '', event_id = '', payload = '{}', notebook_file = NULL,"
                 " reason = NULL, state = 1 WHERE account = ?",
@@ -252,6 +284,11 @@ class Outbox:
             (names[state], json.loads(payload) | {"sequence": sequence}, reason)
             for state, sequence, payload, reason in reversed(rows)
         ]
+
+    def write_notes(self, **notes: object) -> None:
+        """Keep small facts for `status`."""
+        with self._lock:
+            self._write_notes(notes)
 
     def _write_notes(self, notes: Mapping[str, object]) -> None:
         """Small facts for `status` (last success, last error), of all kernels of this user."""

@@ -182,13 +182,7 @@ class Sender(threading.Thread):
         """Add the cell's place in the saved notebook, once, before the first sending."""
         if row.notebook_file is None:
             return row
-        notebook = self._shelf.read(row.notebook_file)
-        event = row.event | {"notebook_id": notebook.notebook_id}
-        cell_id = event.get("cell_id")
-        if cell_id is not None:
-            event["cell_index"] = notebook.cell_index.get(cell_id)
-            event["cell_type"] = notebook.cell_type.get(cell_id, event.get("cell_type"))
-        return Row(row.sequence, event, None)
+        return Row(row.sequence, self._shelf.place(row.event, row.notebook_file), None)
 
     def _keep_to_size(self, outbox: Outbox, rows: list[Row]) -> list[Row]:
         """A body over the server's limit helps nobody: what is too much waits for the next batch."""

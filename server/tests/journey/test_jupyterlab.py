@@ -113,9 +113,9 @@ async def await_stored(database_url: str, count: int, timeout_s: float) -> None:
 
 
 async def await_end(database_url: str) -> None:
-    """The kernel has been shut down: its last words arrive."""
+    """The kernel has been shut down: its last words arrive (it was started, interrupted once, stopped)."""
     async with asyncio.timeout(20):
-        while (await count_event_types(database_url)).get("kernel_status") != 2:  # noqa: ASYNC110 - as above
+        while (await count_event_types(database_url)).get("kernel_status") != 3:  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.1)
 
 
@@ -195,7 +195,7 @@ async def test_twelve_cells_of_a_real_jupyterlab_reach_the_ledger_once_and_the_b
     got = [(row["cell_id"], row["cell_index"], row["status"]) for row in stored]
     assert got == [(cell_id, n + 1, status) for n, (cell_id, _, status, *_) in enumerate(CELLS)]
     runs = {"cell_execution": len(CELLS), "cell_execution_start": len(CELLS)}
-    assert counts == runs | {"session_start": 1, "session_end": 1, "kernel_status": 2}
+    assert counts == runs | {"session_start": 1, "session_end": 1, "kernel_status": 3}
     status = json.loads(asked.stdout)
     assert (status["waiting"], status["set_aside"], status["dropped"], status["faults"]) == (0, 0, 0, [])
     off_ms = {r.cell_id: r.measure_distance_ms(s["duration_ms"]) for r, s in zip(ran, stored, strict=True)}

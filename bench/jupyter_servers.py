@@ -1,0 +1,195 @@
+"""Two real Jupyter servers, with capture and without, given the same runs in turns by a websocket client.
+
+What is read: the server process's own CPU time, how late its event loop wakes, the client's round trip, and the kernel
+callbacks' time where a server observes. Other load on the machine falls on both alike, since they take turns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import psutil
+from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Subprotocol
+
+from student_jupyter import TOKEN, pack_frame, unpack_frame
+
+BLOCK_RUNS = 50
+FLOOD_TURNS = 25
+FLOOD = "for n in range(10_000): print(n, flush=n % 10 == 0)"
+# Wakes every 10 ms and notes how late it is; kept by the server itself, read from a file.
+LAG_PROBE = """
+import asyncio, json, os, time
+async def _watch(late=[]):
+    while True:
+        due = time.perf_counter() + 0.01
+        await asyncio.sleep(0.01)
+        late.append(time.perf_counter() - due)
+        if len(late) % 20 == 0:
+            with open(os.environ["BENCH_LAG_FILE"] + ".tmp", "w") as file: json.dump(late, file)
+            os.replace(os.environ["BENCH_LAG_FILE"] + ".tmp", os.environ["BENCH_LAG_FILE"])
+def _load_jupyter_server_extension(app):
+    app.io_loop.add_callback(lambda: asyncio.create_task(_watch()))
+"""
+
+
+class Server:
+    """A plain Jupyter server with one notebook open in it."""
+
+    def __init__(self, directory: Path, url: str, *, captured: bool) -> None:
+        self._lag_file = directory / "lag.json"
+        (directory / "root").mkdir(parents=True)
+        (directory / "root" / "week1.ipynb").write_text('{"cells": [], "metadata": {}, "nbformat": 4}')
+        (directory / "lag_probe.py").write_text(LAG_PROBE, encoding="utf-8")
+        profile = directory / "ipython" / "profile_default"
+        profile.mkdir(parents=True)
+        extensions = ["nbpulse_capture.kernel"] if captured else []
+        config = {"IPKernelApp": {"extra_extensions": extensions}}
+        (profile / "ipython_kernel_config.json").write_text(json.dumps(config), encoding="utf-8")
+        env = os.environ | {"NBPULSE_CAPTURE_URL": url, "NBPULSE_CAPTURE_TOKEN": "bench"}
+        env |= {"NBPULSE_CAPTURE_DIR": str(directory / "data"), "IPYTHONDIR": str(directory / "ipython")}
+        env |= {f"JUPYTER_{n}_DIR": str(directory / n.lower()) for n in ("CONFIG", "DATA", "RUNTIME")}
+        env |= {"PYTHONPATH": str(directory), "BENCH_LAG_FILE": str(self._lag_file)}
+        loaded = {"lag_probe": True, "nbpulse_capture": captured, "jupyterlab": False}
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "jupyter_server", "--no-browser", "--allow-root", "--ServerApp.port=0"),
+                *(f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={directory / 'root'}"),
+                f"--ServerApp.jpserver_extensions={loaded}",
+            ],
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        described = directory / "runtime" / f"jpserver-{self._process.pid}.json"
+        while not described.exists():
+            time.sleep(0.05)
+        time.sleep(0.3)
+        self._url = json.loads(described.read_text())["url"].rstrip("/")
+        self._ps = psutil.Process(self._process.pid)
+        self._socket = self._open_notebook()
+
+    def _open_notebook(self) -> ClientConnection:
+        from urllib.request import Request, urlopen
+
+        asked = {"path": "week1.ipynb", "name": "", "type": "notebook", "kernel": {"name": "python3"}}
+        headers = {"Authorization": f"token {TOKEN}", "Content-Type": "application/json"}
+        request = Request(f"{self._url}/api/sessions", json.dumps(asked).encode(), headers)
+        with urlopen(request, timeout=60) as answer:
+            kernel_id = json.load(answer)["kernel"]["id"]
+        socket = connect(
+            f"{self._url.replace('http', 'ws', 1)}/api/kernels/{kernel_id}/channels",
+            additional_headers={"Authorization": f"token {TOKEN}"},
+            subprotocols=[Subprotocol("v1.kernel.websocket.jupyter.org")],
+            max_size=None,
+        )
+        self._socket = socket
+        time.sleep(1)
+        self.run("1")
+        return socket
+
+    def run(self, code: str) -> float:
+        """Run a cell; the milliseconds until both its reply and its idle message are here."""
+        header = {"msg_id": uuid.uuid4().hex, "msg_type": "execute_request", "username": "", "session": "bench"}
+        content = {"code": code, "silent": False, "store_history": True, "allow_stdin": False}
+        content |= {"user_expressions": {}, "stop_on_error": True}
+        metadata = {"trusted": True, "deletedCells": [], "recordTiming": False, "cellId": "c1"}
+        parts = [json.dumps(part).encode() for part in (header | {"version": "5.4", "date": ""}, {}, metadata, content)]
+        began_s = time.perf_counter()
+        self._socket.send(pack_frame("shell", parts))
+        wanted = {"execute_reply", "idle"}
+        while wanted:
+            raw = self._socket.recv(timeout=60)
+            assert isinstance(raw, bytes)
+            message = unpack_frame(raw)
+            if message["parent_header"].get("msg_id") == header["msg_id"]:
+                wanted -= {message["msg_type"], message["content"].get("execution_state")}
+        return (time.perf_counter() - began_s) * 1000
+
+    def evaluate(self, expression: str, file: Path) -> Any:
+        """The value of an expression in the kernel, through JSON."""
+        self.run(f"import json as _j; _j.dump({expression}, open({str(file)!r}, 'w'))")
+        return json.loads(file.read_text())
+
+    def measure_cpu_s(self) -> float:
+        """CPU time of the server's process so far, its threads included, its kernels not."""
+        times = self._ps.cpu_times()
+        return float(times.user + times.system)
+
+    def read_lags_ms(self) -> list[float]:
+        """How late the event loop woke, in all."""
+        return [late_s * 1000 for late_s in json.loads(self._lag_file.read_text())]
+
+    def stop(self) -> None:
+        """End the server and its kernel."""
+        self._socket.close()
+        self._process.terminate()
+        self._process.wait(30)
+
+
+def measure_servers(directory: Path, url: str, run_count: int, probe: str) -> dict[str, Any]:
+    """The cost of a run to the server, of a flood of prints to both, of the callbacks to an observed kernel."""
+    captured, bare = (Server(directory / name, url, captured=name == "captured") for name in ("captured", "bare"))
+    captured.run(probe)
+    for _ in range(20):
+        captured.run("1")
+        bare.run("1")
+    captured.run("_costs.clear()")
+    cpu_s: dict[str, list[float]] = {"captured": [], "bare": []}
+    round_trip_ms: dict[str, list[float]] = {"captured": [], "bare": []}
+    for block in range(run_count // BLOCK_RUNS):
+        turns = [("captured", captured), ("bare", bare)]
+        for name, server in turns if block % 2 else reversed(turns):
+            before_s = server.measure_cpu_s()
+            round_trip_ms[name] += [server.run(f"x = {n}") for n in range(BLOCK_RUNS)]
+            cpu_s[name].append(server.measure_cpu_s() - before_s)
+    costs = captured.evaluate(f"_costs[-{run_count}:]", directory / "costs.json")
+    flood = measure_flood(captured, bare)
+    lags_ms = {"captured": captured.read_lags_ms(), "bare": bare.read_lags_ms()}
+    captured.stop()
+    bare.stop()
+    per_run_ms = {name: sum(values) * 1000 / run_count for name, values in cpu_s.items()}
+    return {
+        "runs": run_count,
+        "server_cpu_per_run_ms": {name: round(value, 3) for name, value in per_run_ms.items()}
+        | {"added": round(per_run_ms["captured"] - per_run_ms["bare"], 3)}
+        | {"ratio": round(per_run_ms["captured"] / per_run_ms["bare"], 3)},
+        "round_trip_ms": {name: summarise_ms(values) for name, values in round_trip_ms.items()},
+        "event_loop_late_ms": {name: summarise_ms(values) for name, values in lags_ms.items()},
+        "observed_kernel_both_callbacks_ms": summarise_ms([wall_s * 1000 for wall_s, _ in costs]),
+        "observed_kernel_both_callbacks_cpu_ms": summarise_ms([cpu * 1000 for _, cpu in costs]),
+        "print_flood_10000_lines": flood,
+    }
+
+
+def measure_flood(captured: Server, bare: Server) -> dict[str, Any]:
+    """Ten thousand lines in a thousand messages, 25 times each in turns."""
+    took_ms: dict[str, list[float]] = {"captured": [], "bare": []}
+    cpu_s = {"captured": 0.0, "bare": 0.0}
+    for turn in range(FLOOD_TURNS):
+        turns = [("captured", captured), ("bare", bare)]
+        for name, server in turns if turn % 2 else reversed(turns):
+            before_s = server.measure_cpu_s()
+            took_ms[name].append(server.run(FLOOD))
+            cpu_s[name] += server.measure_cpu_s() - before_s
+    medians = {name: statistics.median(values) for name, values in took_ms.items()}
+    return {f"{name}_ms": round(value, 1) for name, value in medians.items()} | {
+        "slower_percent": round((medians["captured"] / medians["bare"] - 1) * 100, 1),
+        "server_cpu_ms": {name: round(value * 1000 / FLOOD_TURNS, 1) for name, value in cpu_s.items()},
+    }
+
+
+def summarise_ms(values: list[float]) -> dict[str, float]:
+    """Percentiles of milliseconds."""
+    ordered = sorted(values)
+    at = {"p50": 0.5, "p99": 0.99}
+    found = {name: round(ordered[min(len(ordered) - 1, int(len(ordered) * q))], 3) for name, q in at.items()}
+    return found | {"max": round(ordered[-1], 3), "mean": round(statistics.mean(ordered), 3), "n": len(ordered)}

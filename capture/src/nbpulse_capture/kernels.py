@@ -1,0 +1,125 @@
+"""What one kernel publishes on IOPub, read by a socket of our own: KernelListener.
+
+Subscribed is to everything, since how much a run shows is told by messages that carry their own topics
+(`stream.stdout`). A flood costs little all the same: output is not parsed but measured, and the socket is emptied
+in one go instead of one message per turn of the event loop. Signatures are not checked: who can speak on this
+socket is the student's own kernel, and what it says is only ever told of that student.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import zmq
+
+DELIMITER = b"<IDS|MSG>"
+AT_ONCE = 500
+OUTPUT_TYPES = ("stream", "display_data", "update_display_data", "execute_result")
+
+
+class KernelVoice(Protocol):
+    """Who is told what a kernel has said; times are the kernel's own."""
+
+    def hear_start(self, msg_id: str, at: datetime, content: dict[str, Any]) -> None:
+        """`execute_input`"""
+
+    def hear_error(self, msg_id: str, content: dict[str, Any]) -> None:
+        """`error`"""
+
+    def hear_told(self, msg_id: str, content: dict[str, Any]) -> None:
+        """`nbpulse_event`, from our extension inside the kernel"""
+
+    def hear_end(self, msg_id: str, at: datetime, output_bytes: int) -> None:
+        """`status: idle` after a request to run something"""
+
+
+class KernelListener:
+    """The subscription to one kernel. Outlives restarts; reopened where the kernel got other ports."""
+
+    def __init__(self, manager: Any, voice: KernelVoice, on_fault: Callable[[BaseException], None]) -> None:
+        self._manager = manager
+        self._voice = voice
+        self._on_fault = on_fault
+        self._ports: list[int] = []
+        self._stream: Any = None
+        self._running_id: str | None = None
+        self._output_bytes: dict[str, int] = {}
+
+    def open(self) -> None:
+        """Listen from now on, as to a kernel that has just started; raises where it has no such socket (gateways)."""
+        self._output_bytes.clear()
+        if self._stream is not None and self._ports == list(self._manager.ports):
+            return
+        self.close()
+        self._ports = list(self._manager.ports)
+        self._stream = self._manager.connect_iopub()
+        self._stream.on_recv(self._receive)
+
+    def close(self) -> None:
+        """Listen no more."""
+        if self._stream is not None and not self._stream.closed():
+            self._stream.close(linger=0)
+        self._stream = None
+
+    def _receive(self, first: list[bytes]) -> None:
+        """One message, and at once all that wait behind it."""
+        try:
+            self._take(first)
+            for _ in range(AT_ONCE):
+                self._take(self._stream.socket.recv_multipart(zmq.NOBLOCK))
+        except zmq.Again:
+            return
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not reach Jupyter's event loop
+            self._on_fault(error)
+
+    def _take(self, parts: list[bytes]) -> None:
+        topic = parts[0]
+        if topic.startswith((b"stream.", b"display_data", b"comm-")):
+            if not topic.startswith(b"comm-"):
+                self._measure(parts)
+            return
+        at = parts.index(DELIMITER)
+        header = json.loads(parts[at + 2])
+        msg_type = header["msg_type"]
+        if msg_type in OUTPUT_TYPES:
+            self._measure(parts)
+            return
+        if (msg_type == "status" and b'"idle"' not in parts[at + 5]) or b'"execute_request"' not in parts[at + 3]:
+            return
+        parent = json.loads(parts[at + 3])
+        self._tell(msg_type, str(parent["msg_id"]), header, parts[at + 5])
+
+    def _tell(self, msg_type: str, msg_id: str, header: dict[str, Any], raw: bytes) -> None:
+        if msg_type == "execute_input":
+            self._running_id, self._output_bytes[msg_id] = msg_id, 0
+            self._voice.hear_start(msg_id, read_time(header.get("date")), json.loads(raw))
+        elif msg_type == "error":
+            self._voice.hear_error(msg_id, json.loads(raw))
+        elif msg_type == "nbpulse_event":
+            self._voice.hear_told(msg_id, json.loads(raw))
+        elif msg_type == "status":
+            shown_bytes = self._output_bytes.pop(msg_id, 0)
+            if self._running_id == msg_id:
+                self._running_id = None
+            self._voice.hear_end(msg_id, read_time(header.get("date")), shown_bytes)
+
+    def _measure(self, parts: list[bytes]) -> None:
+        """Add to the run that shows it; the parent is only parsed where it is not the run that began last."""
+        at = parts.index(DELIMITER)
+        msg_id = self._running_id
+        if msg_id is None or msg_id.encode() not in parts[at + 3]:
+            msg_id = json.loads(parts[at + 3]).get("msg_id")
+        if msg_id in self._output_bytes:
+            self._output_bytes[msg_id] += sum(map(len, parts[at + 5 :]))
+
+
+def read_time(text: object) -> datetime:
+    """A message's own time; now, where it bears none that can be read."""
+    try:
+        found = datetime.fromisoformat(text) if isinstance(text, str) else None
+    except ValueError:
+        found = None
+    return found.astimezone(UTC) if found is not None and found.tzinfo is not None else datetime.now(UTC)
