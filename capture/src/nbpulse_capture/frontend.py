@@ -39,7 +39,8 @@ class FrontEnd:
     def put(self, event_type: str, common: Event, data: Event) -> str:
         """Store an event; what the front end does not know of its place, the kernel there does."""
         work = self._watcher.describe_work(str(common.get("notebook_path")))
-        event = describe_event(event_type, work | common, data)
+        known = {name: value for name, value in common.items() if value is not None}
+        event = describe_event(event_type, work | known, data)
         self._watcher.put(event, None)
         return str(event["event_id"])
 

@@ -11,6 +11,7 @@ kernel.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from functools import partial, wraps
 from typing import Any
@@ -59,7 +60,7 @@ class CaptureExtension(ExtensionApp):  # type: ignore[misc, unused-ignore]
         """The server ends in good order."""
         try:
             if self.desk is not None:
-                self.desk.close()
+                await asyncio.get_running_loop().run_in_executor(None, self.desk.close)
             if self.observer is not None:
                 await self.observer.stop()
         except Exception as error:  # noqa: BLE001 - as above
