@@ -15,7 +15,7 @@ import nbpulse_capture
 from student_jupyter import install_capture
 
 SOURCES = sorted(Path(nbpulse_capture.__file__).parent.glob("*.py"))
-JUPYTERS = {"IPython", "ipykernel", "jupyter_core", "jupyter_server", "nbpulse_capture", "traitlets", "zmq"}
+JUPYTERS = {"IPython", "ipykernel", "jupyter_core", "jupyter_server", "tornado", "nbpulse_capture", "traitlets", "zmq"}
 POSIX_ONLY = {"fcntl", "grp", "posix", "pwd", "resource", "termios", "tty"}
 
 
