@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_client import BlockingKernelClient, KernelManager
-from jupyter_servers import measure_servers
+from jupyter_servers import measure_servers, write_profile
 
 RESULTS = Path(__file__).parent / "results" / "capture_cost.json"
 AIMS = {"run_p99_ms": 1.0, "run_p99_under_load_ms": 5.0, "kernel_start_ms": 30.0, "print_flood_percent": 5.0}
@@ -73,11 +73,10 @@ class Kernel:
         env |= {"NBPULSE_CAPTURE_URL": url, "NBPULSE_CAPTURE_TOKEN": "bench"}
         env.pop("PYTHONDONTWRITEBYTECODE", None)  # pip compiles what it installs; so do the kernels here, once
         env |= {"PYTHONPYCACHEPREFIX": str(directory / "pycache")}
-        env |= {"NBPULSE_CAPTURE_DIR": str(directory / "data"), "IPYTHONDIR": str(directory / "ipython")}
-        arguments = ["--IPKernelApp.extra_extensions=nbpulse_capture.kernel"] if captured else []
+        env |= {"NBPULSE_CAPTURE_DIR": str(directory / "data")}
+        env |= {"IPYTHONDIR": str(write_profile(directory / f"ipython-{captured}", captured=captured))}
         began_s = time.perf_counter()
         self._manager.start_kernel(
-            extra_arguments=arguments,
             env=env,
             cwd=str(directory),
             stdout=subprocess.DEVNULL,
@@ -219,6 +218,7 @@ def main() -> int:
         directory = Path(place)
         kernel, bare = Kernel(directory, url, captured=True), Kernel(directory, url, captured=False)
         kernel.run(PROBE)
+        bare.run("import sys; assert 'nbpulse_capture.kernel' not in sys.modules")
         runs = measure_runs(kernel, bare, arguments.runs)
         flood = measure_flood(kernel, bare)
         with load_both_cores():

@@ -41,6 +41,15 @@ def _load_jupyter_server_extension(app):
 """
 
 
+def write_profile(place: Path, *, captured: bool) -> Path:
+    """An IPython directory that says whether to load the extension; this Python's own configuration always does."""
+    profile = place / "profile_default"
+    profile.mkdir(parents=True, exist_ok=True)
+    config = {"IPKernelApp": {"extra_extensions": ["nbpulse_capture.kernel"] if captured else []}}
+    (profile / "ipython_kernel_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return place
+
+
 class Server:
     """A plain Jupyter server with one notebook open in it."""
 
@@ -49,11 +58,7 @@ class Server:
         (directory / "root").mkdir(parents=True)
         (directory / "root" / "week1.ipynb").write_text('{"cells": [], "metadata": {}, "nbformat": 4}')
         (directory / "lag_probe.py").write_text(LAG_PROBE, encoding="utf-8")
-        profile = directory / "ipython" / "profile_default"
-        profile.mkdir(parents=True)
-        extensions = ["nbpulse_capture.kernel"] if captured else []
-        config = {"IPKernelApp": {"extra_extensions": extensions}}
-        (profile / "ipython_kernel_config.json").write_text(json.dumps(config), encoding="utf-8")
+        write_profile(directory / "ipython", captured=captured)
         env = os.environ | {"NBPULSE_CAPTURE_URL": url, "NBPULSE_CAPTURE_TOKEN": "bench"}
         env |= {"NBPULSE_CAPTURE_DIR": str(directory / "data"), "IPYTHONDIR": str(directory / "ipython")}
         env |= {f"JUPYTER_{n}_DIR": str(directory / n.lower()) for n in ("CONFIG", "DATA", "RUNTIME")}
@@ -139,6 +144,11 @@ def measure_servers(directory: Path, url: str, run_count: int, probe: str) -> di
     """The cost of a run to the server, of a flood of prints to both, of the callbacks to an observed kernel."""
     captured, bare = (Server(directory / name, url, captured=name == "captured") for name in ("captured", "bare"))
     captured.run(probe)
+    for name, server in (("captured", captured), ("bare", bare)):
+        loaded = "'nbpulse_capture.kernel' in __import__('sys').modules"
+        announced = "bool(__import__('os').environ.get('NBPULSE_CAPTURE_SERVER'))"
+        if server.evaluate(f"[{loaded}, {announced}]", directory / "is.json") != [name == "captured"] * 2:
+            raise RuntimeError(f"the {name} server is not what it should be")
     for _ in range(20):
         captured.run("1")
         bare.run("1")

@@ -114,8 +114,8 @@ def test_another_server_is_not_taken_for_ours(student: Path, api: FakeApi, monke
 
 def test_extensions_that_are_not_enabled_are_wrong(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "prefix", str(student / "another-prefix"))
-    for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_CONFIG_PATH", "IPYTHONDIR"):
-        monkeypatch.setenv(name, str(student / "nothing"))
+    monkeypatch.setenv("IPYTHONDIR", str(student / "nothing"))
+    monkeypatch.setattr("jupyter_core.paths.jupyter_config_path", lambda: [str(student / "nothing")])
     assert check_kernel_extension().fix == "NB-7021"
     assert check_server_extension().fix == "NB-7020"
 
