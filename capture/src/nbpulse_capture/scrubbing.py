@@ -33,7 +33,8 @@ _KNOWN_FORMS = re.compile(
     r"\b(?:"
     r"sk-[\w-]{16,}|(?:sk|pk|rk)_(?:live|test)_\w{10,}"  # OpenAI and its like, Stripe
     r"|gh[oprsu]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"  # GitHub, GitLab
-    r"|xox[abeoprs]-[\w-]{10,}|hf_\w{20,}|npm_\w{20,}|pypi-[\w-]{20,}"  # Slack, Hugging Face, registries
+    r"|xox[abeoprs]-[\w-]{10,}|hf_\w{20,}"  # Slack, Hugging Face
+    r"|[a-z]{3}_[A-Za-z0-9]{36}|[a-z]{4}-AgE[\w-]{20,}"  # package hosts
     r"|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[\w-]{30,}|ya29\.[\w-]{20,}"  # AWS, Google
     r"|eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?"  # JSON Web Token
     r")"

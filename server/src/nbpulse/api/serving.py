@@ -58,7 +58,7 @@ def serve(
         log_config=None,
         access_log=False,
         server_header=False,
-        date_header=False,
+        date_header=True,  # a student's computer compares its clock
         ws_max_size=_FRAME_BYTES_MAX,
         # Frames are small and encoded once for all; compressing would be done for each viewer again.
         ws_per_message_deflate=False,
