@@ -35,6 +35,10 @@ class Auditor:
         self._missing_rows = 0
         self._recount_at = 0.0
 
+    async def begin(self) -> None:
+        """Before this process takes anything in hand: a stream server nobody knows is noted. Raises Unavailable."""
+        await self._compare()
+
     async def audit(self) -> int | None:
         """
         Look once; the figure, None where there was none yet. It stays as it was where no moment is quiet and nothing is

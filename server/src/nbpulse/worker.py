@@ -59,7 +59,7 @@ class Worker:
         self._claim_idle_s = claim_idle_s
         self._to_measure: asyncio.Queue[Recorded] = asyncio.Queue(_MEASURE_QUEUE_MAX)
         self._accounts = Accounts(resources.pool)
-        self._auditor = Auditor(resources.stream, self._accounts)
+        self.auditor = Auditor(resources.stream, self._accounts)
         self.breaker = Breaker()
         self.lag_ms = 0
 
@@ -69,7 +69,7 @@ class Worker:
             asyncio.create_task(self._measure_stored()),
             asyncio.create_task(self._repeat("trim", 1.0, self._resources.stream.trim)),
             asyncio.create_task(self._repeat("backlog", 1.0, self._watch_stream)),
-            asyncio.create_task(self._repeat("audit", 1.0, self._auditor.audit)),
+            asyncio.create_task(self._repeat("audit", 1.0, self.auditor.audit)),
             asyncio.create_task(self._repeat("spent_entries", 3600.0, self._accounts.forget_spent)),
             asyncio.create_task(self._repeat("debts", 5.0, self._pay_debts)),
             asyncio.create_task(self._repeat("connections", SWEEP_S, self._resources.cache.sweep_connections)),
@@ -347,6 +347,7 @@ async def run(
         while not stop.is_set():
             try:
                 await resources.stream.ensure_groups()
+                await worker.auditor.begin()
                 break
             except Unavailable as error:
                 await backoff.wait(error, stop)

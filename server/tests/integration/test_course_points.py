@@ -44,6 +44,11 @@ def last_day() -> Window:
 
 
 async def test_a_student_of_two_courses_is_told_to_each_with_that_courses_runs_alone(stage: Stage) -> None:
+    async def count_seen() -> int:
+        with asking_as(stage.teacher_id):
+            return sum(one.total_executions for one in await stage.parts.series.query_error_rate(last_day()))
+
+    before = await count_seen()  # of other tests' courses, which are the same teacher's
     joined = await stage.join()
     student = UUID(joined["user_id"])
     other = await stage.courses.ensure_course("Another", f"o{stage.course.short_name}")
@@ -63,11 +68,9 @@ async def test_a_student_of_two_courses_is_told_to_each_with_that_courses_runs_a
     (performance,) = (await ask(stage, "series", metric="performance_metrics"))["buckets"]
     assert performance["error_rate"] == pytest.approx(1 / 3)
     # The database itself keeps it so, whatever a query forgets.
-    with asking_as(stage.teacher_id):
-        for _ in range(2):
-            rates = await stage.parts.series.query_error_rate(last_day())
-            assert sum(one.total_executions for one in rates if one.error_count) == 3
-            await PostgresTimeSeries(stage._ledger._pool).refresh_rollups(settle_s=-60)
+    for _ in range(2):
+        assert await count_seen() == before + 3
+        await PostgresTimeSeries(stage._ledger._pool).refresh_rollups(settle_s=-60)
     with asking_as(student):
         assert sum(one.total_executions for one in await stage.parts.series.query_error_rate(last_day())) == 8
 

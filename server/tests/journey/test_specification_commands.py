@@ -118,7 +118,7 @@ async def test_a_class_of_200_is_rehearsed_and_its_figures_told(data_dir: Path) 
     async with hold_class(data_dir, goes_on=False) as environment:
         code, said, complained = await type_in(command, environment)
     assert [shows for _, shows in shown if not is_shown(shows, said)] == [], f"{said}\n{complained}"
-    assert code == int("×" in said), f"{said}\n{complained}"
+    assert code == int("\n×" in f"\n{said}"), f"{said}\n{complained}"
 
 
 async def find_unshown(command: str, shown: list[tuple[int, str]], environment: Mapping[str, str]) -> list[str]:

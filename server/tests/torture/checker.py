@@ -166,7 +166,7 @@ async def _check_accounts(connection: Any, redis_url: str) -> list[str]:
     )
     row = await connection.fetchrow(query, generation)
     problems = [] if row["rows"] == row["found"] else [f"{row['rows']} ledger rows counted, {row['found']} there"]
-    if row["base"] is None or row["counted"] - row["base"] != added:
+    if row["counted"] - (row["base"] or 0) != added:  # none: no worker had a quiet moment yet
         problems.append(f"{added} entries given, {row['counted']} counted (from {row['base']} on)")
     return problems
 
