@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 from pathlib import Path
@@ -49,6 +50,12 @@ UNSEEN = {
 }  # the log has them
 
 
+# Each is a Jupyter server of its own; `make prove` breaks them all.
+BROKEN = list(SABOTAGES)
+if os.environ.get("NBPULSE_TEST_SCALE") != "full":
+    BROKEN = ["websocket requests", "IOPub messages", "the tick", "storing", "hooking in"]
+
+
 async def use_jupyter(http: httpx2.AsyncClient, notebook: Notebook) -> None:
     """What a student does must look as it always does."""
     for code, status, shown_count in (("40 + 2", "ok", 1), ("1 / 0", "error", 1), ("print(1)", "ok", 1)):
@@ -64,7 +71,7 @@ async def use_jupyter(http: httpx2.AsyncClient, notebook: Notebook) -> None:
         assert (await again.run("c2", "1")).status == "ok"
 
 
-@pytest.mark.parametrize("what", SABOTAGES)
+@pytest.mark.parametrize("what", BROKEN)
 async def test_a_fault_anywhere_in_the_server_extension_is_not_felt_but_counted(
     what: str, jupyter_of: Open, student: Path, recorded: Recorded
 ) -> None:
