@@ -181,6 +181,7 @@ class ServerObserver:
         """The contents service has saved or renamed something."""
         if action == "rename":
             self._places.renames.note(source_path, path)
+            self._looked_at_s = float("-inf")  # where kernels were a moment ago is no longer so
         elif action in {"create", "upload", "copy", "save"}:
             self._places.renames.forget(path)
         if action == "save" and path.endswith(".ipynb"):
