@@ -24,9 +24,10 @@ from nbpulse.timeseries import (
     Progress,
     TimeSeriesStore,
     Window,
+    statements,
 )
 from nbpulse.timeseries.influx import InfluxTimeSeries, open_influx
-from stores import create_database, open_stores
+from stores import connect, create_database, open_stores
 
 HOUR_BY_TEN_MINUTES = (timedelta(hours=1), timedelta(minutes=10))
 DAY_BY_HOUR = (timedelta(hours=24), timedelta(hours=1))
@@ -314,3 +315,21 @@ async def test_writers_and_refreshes_side_by_side_lose_no_point(series: TimeSeri
     await asyncio.gather(*refreshing)
     await series.refresh_rollups()
     await check(series, points, end)
+
+
+async def test_a_slot_is_made_by_index_however_many_minutes_its_course_has(embedded_postgres: str) -> None:
+    """Also in a table nobody has analysed yet: after an upgrade or a restore all slots are made at once."""
+    course_id = uuid4()
+    async with connect(await create_database(embedded_postgres)) as owner:
+        await owner.execute(
+            "INSERT INTO timeseries.cell_executions_1m SELECT n * 60000000000, gen_random_uuid(), 'week1.ipynb', 1, 1,"
+            " 1.0, 0, $1, '{1}' FROM generate_series(1, 50000) n",
+            course_id,
+        )
+        for statement in (statements.FILL_SLOTS, statements.FILL_DURATIONS):
+            slots = [number * statements.SLOT_NS for number in range(1, 200)]
+            rows = await owner.fetch(f"EXPLAIN (ANALYZE, TIMING OFF) {statement}", slots, [course_id] * len(slots))
+            plan = "\n".join(row[0] for row in rows)
+            assert "Index Cond: ((minute_ns >= k.slot_ns)" in plan, plan
+            assert "Seq Scan on cell_executions_1m" not in plan, plan
+        assert await owner.fetchval("SELECT count(*) FROM timeseries.cell_executions_10m") == 199 * 10

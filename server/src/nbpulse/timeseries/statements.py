@@ -87,8 +87,11 @@ WHERE (s.minute_ns, s.user_id, s.course_id) = (k.minute_ns, k.user_id, k.course_
 # Slots of ten minutes, made of the minutes rolled up so far: while one of a slot's minutes is stale, nobody reads it.
 LOCK_SLOT = "SELECT pg_advisory_xact_lock(6622005, hashtext($1::bigint || $2::uuid::text))"
 _SLOTS = "unnest($1::bigint[], $2::uuid[]) AS k(slot_ns, course_id)"
-_MINUTES_OF_SLOTS = f"""{_SLOTS} JOIN timeseries.cell_executions_1m r
-        ON r.course_id = k.course_id AND r.minute_ns >= k.slot_ns AND r.minute_ns < k.slot_ns + {SLOT_NS}"""
+# OFFSET 0: slot by slot, by index. Joined freely, every minute the course ever had would be compared with every slot.
+_MINUTES_OF_SLOTS = f"""{_SLOTS} CROSS JOIN LATERAL (
+        SELECT * FROM timeseries.cell_executions_1m m WHERE m.course_id = k.course_id
+            AND m.minute_ns >= k.slot_ns AND m.minute_ns < k.slot_ns + {SLOT_NS} OFFSET 0
+    ) r"""  # noqa: S608
 CLEAR_SLOTS = f"""
 DELETE FROM timeseries.cell_executions_10m d USING {_SLOTS} WHERE (d.slot_ns, d.course_id) = (k.slot_ns, k.course_id)
 """  # noqa: S608
@@ -104,7 +107,8 @@ DELETE FROM timeseries.durations_10m d USING {_SLOTS} WHERE (d.slot_ns, d.course
 """  # noqa: S608
 FILL_DURATIONS = f"""
 WITH minute AS MATERIALIZED (
-    SELECT k.slot_ns, k.course_id, r.user_id, r.duration_bins FROM {_MINUTES_OF_SLOTS} WHERE r.timed_count > 0
+    SELECT k.slot_ns, k.course_id, r.user_id, r.duration_bins FROM {_MINUTES_OF_SLOTS}
+    WHERE r.timed_count > 0
 ), filled AS (
     SELECT slot_ns, course_id, bin, count(*)::int AS runs FROM minute, unnest(duration_bins) AS bin
     GROUP BY slot_ns, course_id, bin
