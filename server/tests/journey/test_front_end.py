@@ -116,6 +116,8 @@ async def test_a_student_joins_works_and_is_heard_from_the_toolbar(
         assert not await page.is_visible(HAND)
         await join(page, system.url, system.facts["join_code"])
 
+        # JupyterLab runs nothing, and does not say so, before the kernel is there.
+        await page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
         await page.click(".jp-CodeCell .cm-content")
         await page.keyboard.type("#")
         await page.keyboard.press("Shift+Enter")
