@@ -127,14 +127,21 @@ def embedded_valkey() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="session")
-def postgres_15() -> Iterator[str]:
-    """The superuser's URL of Debian's PostgreSQL 15."""
+@contextmanager
+def run_postgres_15() -> Iterator[str]:
+    """The superuser's URL of a new Debian PostgreSQL 15."""
     with make_data_dir() as directory:
         server = DebianPostgres(directory)
         server.programs = get_debian_programs("postgresql", "usr/lib/postgresql/15/bin", ["postgresql-15", "libpq5"])
         with run_server(server) as url:
             yield url
+
+
+@pytest.fixture(scope="session")
+def postgres_15() -> Iterator[str]:
+    """The superuser's URL of Debian's PostgreSQL 15."""
+    with run_postgres_15() as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pytest
 from redis.asyncio import Redis
 
 from nbpulse.embedded import EmbeddedPostgres, EmbeddedValkey
-from servers import DebianPostgres, get_debian_programs, make_data_dir, run_server
+from servers import make_data_dir, run_postgres_15, run_server
 from stage import Stage, open_stage
 from stores import create_database
 
@@ -37,11 +37,8 @@ def server_18() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def server_15() -> Iterator[str]:
     """The same, Debian's."""
-    with make_data_dir() as directory:
-        server = DebianPostgres(directory)
-        server.programs = get_debian_programs("postgresql", "usr/lib/postgresql/15/bin", ["postgresql-15", "libpq5"])
-        with run_server(server) as url:
-            yield url
+    with run_postgres_15() as url:
+        yield url
 
 
 @pytest.fixture

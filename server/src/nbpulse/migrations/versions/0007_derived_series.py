@@ -2,6 +2,7 @@
 
 Points are shown to staff by course from here on. A point of an earlier version gets its course from the ledger; one
 whose event is not found there keeps the nil UUID, which is nobody's course. Rollups are computed anew.
+The removal of a course with its points is 0008's.
 """
 
 from alembic import op
@@ -141,39 +142,6 @@ BEGIN
     RETURN made;
 END $$
 """
-# As in 0002; the points of a person who stays in another course go by their course.
-REMOVE_COURSE = """
-CREATE OR REPLACE FUNCTION remove_course(course uuid) RETURNS integer
-LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
-DECLARE
-    only_here uuid[];
-BEGIN
-    SELECT coalesce(array_agg(e.user_id), '{}') INTO only_here FROM enrolments e
-    WHERE e.course_id = course AND e.role = 'student'
-        AND NOT EXISTS (SELECT FROM enrolments o WHERE o.user_id = e.user_id AND o.course_id <> course);
-    DELETE FROM event_contents c USING events e
-        WHERE e.course_id = course AND (c.user_id, c.event_id) = (e.user_id, e.event_id);
-    DELETE FROM event_ids i USING events e
-        WHERE e.course_id = course AND (i.user_id, i.event_id) = (e.user_id, e.event_id);
-    DELETE FROM events WHERE course_id = course;
-    DELETE FROM learning_sessions WHERE course_id = course;
-    DELETE FROM learner_states WHERE course_id = course;
-    DELETE FROM learner_cells WHERE course_id = course;
-    DELETE FROM help_requests WHERE course_id = course;
-    DELETE FROM series_marks m USING notebooks n WHERE n.course_id = course AND m.notebook_id = n.id;
-    DELETE FROM courses WHERE id = course;
-    DELETE FROM timeseries.cell_executions WHERE course_id = course OR user_id = ANY(only_here);
-    DELETE FROM timeseries.cell_executions_1m WHERE course_id = course OR user_id = ANY(only_here);
-    DELETE FROM timeseries.stale_minutes WHERE course_id = course OR user_id = ANY(only_here);
-    DELETE FROM timeseries.cell_executions_10m WHERE course_id = course;
-    DELETE FROM timeseries.durations_10m WHERE course_id = course;
-    DELETE FROM timeseries.learning_progress WHERE course_id = course OR user_id = ANY(only_here);
-    DELETE FROM timeseries.performance_metrics WHERE course_id = course OR user_id = ANY(only_here);
-    DELETE FROM dead_letters WHERE user_id = ANY(only_here);
-    DELETE FROM users WHERE id = ANY(only_here);
-    RETURN cardinality(only_here);
-END $$
-"""
 COUNT_OWED = """
 CREATE FUNCTION count_owed() RETURNS TABLE (debt_batches bigint, debt_oldest_s numeric, dead_letters bigint,
     series_marks bigint, mark_oldest_s numeric)
@@ -191,7 +159,6 @@ def upgrade() -> None:
     for statement in TABLES.split(";\n"):
         op.execute(statement)
     _protect()
-    op.execute(REMOVE_COURSE)
     op.execute("SET LOCAL ROLE app_maintenance")  # the owner sees no row
     for function in ("count_owed()", "my_students()"):  # nobody is shown points by student any more
         op.execute(f"DROP FUNCTION {function}")

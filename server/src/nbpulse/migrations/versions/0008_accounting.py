@@ -35,7 +35,8 @@ CREATE TABLE stream_bases (
 )
 """
 NEW = ("event_counts", "spent_entries", "stream_bases")
-# As in 0007; the ledger's rows that go are counted as removed, and users go with those that were merged into them.
+# As in 0002; points and marks go by the course, also of people who stay in another one. The ledger's rows that go are
+# counted as removed, and users go with those that were merged into them.
 REMOVE = """
 CREATE OR REPLACE FUNCTION remove_course(course uuid) RETURNS integer
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
