@@ -121,6 +121,18 @@ async def test_nobody_gets_what_was_made_for_somebody_else(stage: Stage) -> None
     assert len((await ask(stage, "sessions", teacher)).json()["sessions"]) == 1
 
 
+async def test_two_who_teach_the_same_courses_share_an_answer_and_one_by_a_course_s_token_does_not(stage: Stage) -> None:
+    await post_run(stage)
+    one, other = await hire(stage, stage.course.id), await hire(stage, stage.course.id)
+    bound = bear(await stage.people.create_staff_token(stage.teacher_id, stage.course.id))
+    before = count_reads("sessions")
+    answers = await asyncio.gather(*(ask(stage, "sessions", who) for who in (one, other)))
+    assert [len(answer.json()["sessions"]) for answer in answers] == [1, 1]
+    assert count_reads("sessions") == before + 1
+    assert len((await ask(stage, "sessions", bound)).json()["sessions"]) == 1
+    assert count_reads("sessions") == before + 2
+
+
 async def test_two_people_get_two_answers_even_to_one_question(stage: Stage) -> None:
     """What each sees of a course depends on whom else they teach: one who left it is known to one of them only."""
     other = await stage.courses.ensure_course("Other", f"o{stage.course.id.hex[:8]}")

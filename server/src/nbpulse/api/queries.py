@@ -138,7 +138,7 @@ async def list_progress(
     *,
     notebook: str | None = None,
     cursor: Cursor = None,
-    limit: Limit = 5_000,
+    limit: Limit = 1_000,
 ) -> Response:
     """
     Per student and notebook: cells whose last run was ok, of the course notebook's, and `progress_percentage`; where
