@@ -121,7 +121,7 @@ async def test_nobody_gets_what_was_made_for_somebody_else(stage: Stage) -> None
     assert len((await ask(stage, "sessions", teacher)).json()["sessions"]) == 1
 
 
-async def test_two_who_teach_the_same_courses_share_an_answer_and_one_by_a_course_s_token_does_not(stage: Stage) -> None:
+async def test_two_who_teach_the_same_courses_share_an_answer_a_course_s_token_does_not(stage: Stage) -> None:
     await post_run(stage)
     one, other = await hire(stage, stage.course.id), await hire(stage, stage.course.id)
     bound = bear(await stage.people.create_staff_token(stage.teacher_id, stage.course.id))
