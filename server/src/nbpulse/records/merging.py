@@ -76,6 +76,7 @@ _CLEAR = (
     "DELETE FROM timeseries.learning_progress WHERE user_id = $1",
     "DELETE FROM timeseries.performance_metrics WHERE user_id = $1",
     "DELETE FROM series_marks WHERE user_id = $1",
+    "DELETE FROM series_standings WHERE user_id = $1",
 )
 # Sessions and cells are counted anew from the ledger: a number added up twice could not be told apart afterwards.
 _DROP_EMPTY_SESSIONS = """
