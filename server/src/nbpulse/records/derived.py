@@ -39,11 +39,15 @@ mark AS (
     JOIN notebooks n ON n.id = k.notebook_id
 )"""
 # By the student's sessions in the notebook: they lead to their events by index, and to the months to look in.
+# OFFSET 0: as bounds of one relation they are conditions of the index, of two they would be a filter behind it.
 _EVENTS = """
-FROM {mark} k JOIN learning_sessions s ON s.user_id = k.user_id AND s.notebook_id = k.notebook_id
+FROM (
+    SELECT k.*, s.id AS session_id, greatest(s.started_at, {start}) AS first_at, s.last_activity_at AS last_at
+    FROM {mark} k JOIN learning_sessions s ON s.user_id = k.user_id AND s.notebook_id = k.notebook_id
         AND s.last_activity_at >= {start}
-    JOIN events e ON e.user_id = s.user_id AND e.learning_session_id = s.id
-        AND e.occurred_at >= greatest(s.started_at, {start}) AND e.occurred_at <= s.last_activity_at"""
+    OFFSET 0
+) k JOIN events e ON e.user_id = k.user_id AND e.learning_session_id = k.session_id
+    AND e.occurred_at >= k.first_at AND e.occurred_at <= k.last_at"""
 _IS_RUN = "event_type = 'cell_execution' AND data->>'status' IS DISTINCT FROM 'aborted'"
 # What lies before a mark's slot is only added up: who has completed what (of two runs at one moment sequence, then the
 # status' name decides, as in learners.py; 1 is ok), and each session's active time (as in sessions.py). From there on a
@@ -65,8 +69,8 @@ event AS MATERIALIZED (
     SELECT *, date_part('epoch', occurred_at - coalesce(lag(occurred_at)
         OVER (PARTITION BY place, session_id ORDER BY occurred_at), held_at)) AS gap_s
     FROM (
-        SELECT k.place, (k.sessions -> s.id::text ->> 1)::timestamptz AS held_at,
-            e.learning_session_id AS session_id, e.event_id, e.occurred_at, e.sequence,
+        SELECT k.place, (k.sessions -> k.session_id::text ->> 1)::timestamptz AS held_at,
+            k.session_id, e.event_id, e.occurred_at, e.sequence,
             m.items ->> e.cell_id::text AS item, {_IS_RUN} AS is_run,
             CASE data->>'status' WHEN 'ok' THEN 1 WHEN 'unknown' THEN 2 ELSE 0 END AS status,
             e.occurred_at >= date_bin('10 seconds', k.since, TIMESTAMPTZ 'epoch') AS is_new
