@@ -8,8 +8,7 @@ import os
 import statistics
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
-from websockets.asyncio.client import connect
 
 from nbpulse_capture.membership import Membership, MembershipFile, get_outbox_file, write_membership
 from nbpulse_capture.outbox import Outbox
@@ -25,6 +23,7 @@ from nbpulse_capture.sender import Sender
 from torture.connections import Connection
 from torture.proxies import Proxy
 from torture.systems import System
+from torture.viewers import Viewer
 from working import until
 
 IS_FULL = os.environ.get("NBPULSE_TEST_SCALE") == "full"
@@ -95,40 +94,6 @@ async def fetch(system: System, query: str, *values: object) -> list[Any]:
         await connection.close()
 
 
-class Watcher:
-    """A board that looks on: frames and what was said in them."""
-
-    def __init__(self) -> None:
-        self.frame_count = 0
-        self.largest_bytes = 0
-        self.alert_kinds: set[str] = set()
-
-    def note(self, raw: str | bytes) -> None:
-        self.frame_count += 1
-        self.largest_bytes = max(self.largest_bytes, len(raw))
-        said = json.loads(raw)
-        self.alert_kinds |= {alert["kind"] for name in ("alerts", "a+", "a~") for alert in said.get(name, [])}
-
-
-@asynccontextmanager
-async def watch(system: System) -> AsyncIterator[Watcher]:
-    facts, watcher = system.facts, Watcher()
-    url = f"{system.url.replace('http', 'ws')}/api/v1/courses/{facts['course_id']}/ws"
-    async with connect(url, max_size=None) as socket:
-        await socket.send(json.dumps({"t": "hello", "token": facts["teacher_token"]}))
-
-        async def look() -> None:
-            async for raw in socket:
-                watcher.note(raw)
-
-        looking = asyncio.create_task(look())
-        try:
-            yield watcher
-        finally:
-            looking.cancel()
-            await asyncio.gather(looking, return_exceptions=True)
-
-
 async def work_along(member: Membership, until_s: asyncio.Event) -> list[float]:
     """A student at work meanwhile, four runs a second: how long each had to wait for its answer, in ms."""
     connection, took_ms, number = Connection(member.url), list[float](), 0
@@ -146,14 +111,19 @@ async def work_along(member: Membership, until_s: asyncio.Event) -> list[float]:
 
 @pytest.mark.timeout(400)
 async def test_three_days_of_spool_arrive_once_in_the_right_days_and_harm_nobody(data_dir: Path) -> None:
-    async with System(data_dir / "data", worker_count=1) as system, watch(system) as watcher:
+    async with AsyncExitStack() as stack:
+        system = await stack.enter_async_context(System(data_dir / "data", worker_count=1))
+        facts = system.facts
+        board = await stack.enter_async_context(
+            Viewer(lambda: system.url, str(facts["course_id"]), str(facts["teacher_token"]))
+        )
         away, other = await join(system, "三日 不在"), await join(system, "毎日 出席")
         write_membership(away)
         calm = asyncio.Event()
         asyncio.get_running_loop().call_later(5, calm.set)
         before_ms = await work_along(other, calm)
         days = await asyncio.to_thread(fill_outbox, away.account, SPOOLED)
-        frames_before, is_over, began_s = watcher.frame_count, asyncio.Event(), time.monotonic()
+        is_over, began_s = asyncio.Event(), time.monotonic()
         sender = Sender(get_outbox_file(), MembershipFile())
         sender.start()
         along = asyncio.create_task(work_along(other, is_over))
@@ -183,14 +153,19 @@ async def test_three_days_of_spool_arrive_once_in_the_right_days_and_harm_nobody
             away.user_id,
         )
         assert (runs, errors) == (SPOOLED, SPOOLED // 2)
-        assert "stuck" not in watcher.alert_kinds, "last week's errors raise no hand"
-        assert (watcher.frame_count - frames_before) / took_s <= FRAMES_PER_S + 0.5
-        assert watcher.largest_bytes < 64_000
+        board.assert_running()
+        assert board.gaps == []
+        said = [board.snapshot, *(frame for _, frame in board.frames)]
+        kinds = {alert["kind"] for one in said for name in ("alerts", "a+", "a~") for alert in one.get(name, [])}
+        assert "stuck" not in kinds, "last week's errors raise no hand"
+        frames = [json.dumps(frame) for at_s, frame in board.frames if began_s <= at_s <= began_s + took_s]
+        assert frames
+        assert len(frames) / took_s <= FRAMES_PER_S + 0.5
+        assert max(map(len, frames)) < 64_000
         print(  # noqa: T201 - figures to be read, not judged: the machine is shared
             f"{SPOOLED} in {took_s:.1f} s; answers before/meanwhile, median and worst:"
             f" {statistics.median(before_ms):.1f}/{statistics.median(during_ms):.1f} ms,"
-            f" {max(before_ms):.0f}/{max(during_ms):.0f} ms; frames {watcher.frame_count - frames_before},"
-            f" largest {watcher.largest_bytes} bytes"
+            f" {max(before_ms):.0f}/{max(during_ms):.0f} ms; frames {len(frames)}, up to {max(map(len, frames))} bytes"
         )
 
 
