@@ -44,7 +44,8 @@ def prepare_notebook(settings: Settings, file: Path, *, course: str, url: str | 
     prepared = copy.deepcopy(content)
     notebook_id, found, cells = asyncio.run(_register(settings, file, prepared, course))
     handout = {"notebook_id": str(notebook_id), "course_id": str(found.id), "join_code": found.join_code}
-    mark_notebook(prepared, handout | ({"url": url} if url else {}))
+    handout |= {"url": url} if url else {}
+    mark_notebook(prepared, handout)
     if has_changed := prepared != content:
         write_notebook(file, prepared)
     exercises = {cell.exercise_id for cell in cells if cell.exercise_id}
