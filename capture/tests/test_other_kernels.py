@@ -69,7 +69,7 @@ def test_an_unprepared_notebook_of_vs_code_tells_its_cells_prints(kernel: Kernel
     kernel.run("x = 1", name_cell(folder / "own.ipynb", "W0sZmlsZQ%3D%3D"))
     [end] = api.wait_for(1, *ENDS)
     assert end["notebook_id"] is None
-    assert len(get_data(end)["cell_prints"]) == 3 * 6
+    assert len(end["cell_prints"]) == 3 * 6
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ class NotebookShelf:
         if notebook.notebook_id is not None:
             placed["notebook_id"] = notebook.notebook_id
         elif notebook.cell_prints:  # the file decides, not a prepared cell that was pasted into it
-            placed |= {"notebook_id": None, "data": event["data"] | {"cell_prints": notebook.cell_prints}}
+            placed |= {"notebook_id": None, "cell_prints": notebook.cell_prints}
         cell_id = event.get("cell_id")
         if cell_id is not None:
             placed["cell_index"] = notebook.cell_index.get(cell_id, event.get("cell_index"))

@@ -73,6 +73,7 @@ class _Envelope(msgspec.Struct):
     cell_index: Annotated[int, msgspec.Meta(ge=0, le=100_000)] | None = None
     cell_type: _Text256 | None = None
     exercise_id: _Text200 | None = None
+    cell_prints: Annotated[str, msgspec.Meta(max_length=384)] | None = None
     data: dict[str, Any] | None = None
     user_id: UUID | None = None
     # The specification's flat form.
@@ -128,6 +129,7 @@ class ReceivedEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     cell_index: int | None = None
     cell_type: str | None = None
     exercise_id: str | None = None
+    cell_prints: str | None = None
     sequence: int = 0
     data: dict[str, Any] = {}
     entry: tuple[str, str] | None = None
@@ -177,6 +179,7 @@ def receive(raw: bytes, *, user_id: UUID, course_id: UUID, received_at: datetime
         cell_index=envelope.cell_index,
         cell_type=envelope.cell_type,
         exercise_id=envelope.exercise_id,
+        cell_prints=envelope.cell_prints,
         sequence=envelope.sequence or 0,
         data=_check_data(envelope) | _note_ahead(occurred_at, received_at),
     )

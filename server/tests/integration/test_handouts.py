@@ -83,11 +83,9 @@ async def find_notebook(database_url: str, event: Any) -> tuple[str, str]:
     """The path and cell that an event was stored under."""
     async with connect(database_url) as connection:
         row = await connection.fetchrow(
-            "SELECT n.path, e.cell_id, e.data FROM events e JOIN notebooks n ON n.id = e.notebook_id"
-            " WHERE e.event_id = $1",
+            "SELECT n.path, e.cell_id FROM events e JOIN notebooks n ON n.id = e.notebook_id WHERE e.event_id = $1",
             event.event_id,
         )
-    assert "cell_prints" not in row["data"]
     return row["path"], row["cell_id"]
 
 

@@ -72,9 +72,9 @@ def test_a_notebook_of_one_cell_is_known_by_it_and_no_cells_at_all_are_nobodys()
     assert recognise([], tell(["f00dcafe"])) is None
 
 
-@given(st.one_of(st.none(), st.text(), st.integers(), st.lists(st.text()), st.text("0123456789abcdef", max_size=2_000)))
-def test_whatever_a_client_calls_prints_is_read_or_is_none(value: object) -> None:
-    prints = read_prints(value)
+@given(st.one_of(st.none(), st.text(), st.text("0123456789abcdef", max_size=2_000)))
+def test_whatever_a_client_calls_prints_is_read_within_bounds(told: str | None) -> None:
+    prints = read_prints(told)
     assert len(prints) <= 64
     assert all(len(one) == 6 for one in prints)
 

@@ -42,12 +42,10 @@ def print_cell(cell_id: str) -> str:
     return hashlib.sha1(cell_id.encode("utf-8", "replace"), usedforsecurity=False).hexdigest()[:PRINT_CHARS]
 
 
-def read_prints(value: object) -> frozenset[str]:
-    """`data.cell_prints` of an event: prints in a row, at most 64; whatever else it may be is none."""
-    if not isinstance(value, str) or not value.isascii():
-        return frozenset()
-    ends = range(PRINT_CHARS, min(len(value), PRINT_CHARS * PRINTS_MAX) + 1, PRINT_CHARS)
-    return frozenset(value[end - PRINT_CHARS : end] for end in ends)
+def read_prints(told: str | None) -> frozenset[str]:
+    """An event's `cell_prints`: prints in a row, at most 64."""
+    ends = range(PRINT_CHARS, min(len(told or ""), PRINT_CHARS * PRINTS_MAX) + 1, PRINT_CHARS)
+    return frozenset((told or "")[end - PRINT_CHARS : end] for end in ends)
 
 
 def recognise(originals: Sequence[Original], prints: frozenset[str]) -> Original | None:

@@ -25,12 +25,11 @@ from nbpulse.pipeline import CellExecutionPoint, Recorded, RejectedPoint
 from nbpulse.records import accounting, debts, learners, marks, sessions
 from nbpulse.records.failures import UNAVAILABLE
 from nbpulse.records.learners import StateKey
-from nbpulse.records.notebooks import CELL_PRINTS, CourseNotebook, NotebookDirectory
+from nbpulse.records.notebooks import CourseNotebook, NotebookDirectory
 from nbpulse.records.points import make_point, set_aside
 from nbpulse.shards import get_shard_number
 
-# What is sealed elsewhere, and what has served once the notebook is known.
-_NOT_IN_DATA = frozenset({"error_message", "traceback", "source", "output", "message", CELL_PRINTS})
+_SEALED_DATA = frozenset({"error_message", "traceback", "source", "output", "message"})
 # The dedup row and the ledger row in one statement: what ON CONFLICT lets through is new, and only that is stored.
 _INSERT_EVENTS = """
 WITH batch AS (
@@ -276,8 +275,8 @@ class PostgresLedger:
         event, notebook_id = item.event, item.notebook_id
         has_error = event.event_type == "cell_execution" and event.data.get("status") == "error"
         data = event.data
-        if not _NOT_IN_DATA.isdisjoint(data):
-            data = {name: value for name, value in data.items() if name not in _NOT_IN_DATA}
+        if not _SEALED_DATA.isdisjoint(data):
+            data = {name: value for name, value in data.items() if name not in _SEALED_DATA}
         return _LedgerRow(
             user_id=event.user_id,
             shard=get_shard_number(event.user_id),

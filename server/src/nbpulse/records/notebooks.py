@@ -20,7 +20,6 @@ import msgspec
 from nbpulse.classroom import Original, make_original, read_prints, recognise
 from nbpulse.events import ReceivedEvent
 
-CELL_PRINTS = "cell_prints"
 UNKNOWN_FOLDER = "unknown/"
 ORIGINALS_LIFE_S = 10.0
 _CACHE_MAX = 20_000
@@ -87,7 +86,7 @@ class NotebookDirectory:
             found = await self._find_id(connection, event.course_id, event.notebook_id, originals)
             if found is not None:
                 return found
-        prints = read_prints(event.data.get(CELL_PRINTS))
+        prints = read_prints(event.cell_prints)
         if (original := recognise(originals.known, prints)) is not None:
             return CourseNotebook(original.notebook_id, original.path)
         path = event.notebook_path
