@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sqlite3
 import sys
@@ -37,6 +38,7 @@ class RefusedError(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it did what it says, 1 with one line on stderr when not."""
     try:
+        _soften_console()
         arguments = _build_parser().parse_args(argv)
         return int(arguments.action(arguments))
     except RefusedError as refusal:
@@ -262,7 +264,7 @@ def _get_recorder_facts() -> tuple[list[str], int]:
     if recorder is None:
         return [], 0
     faults = [*recorder.faults, *([recorder.sender.fault] if recorder.sender.fault else [])]
-    return faults, recorder.dropped_count
+    return faults, recorder.sender.lost_count
 
 
 def _ask(given: str | None, question: str, *, asks: bool) -> str:
@@ -284,9 +286,12 @@ def clean_url(text: str) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
+def _soften_console() -> None:
+    """A console that lacks a letter (cp932, cp1252) shows a question mark instead; a notebook's output lacks none."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def _say(text: str) -> None:
-    try:
-        sys.stdout.write(text + "\n")
-    except UnicodeEncodeError:  # a console that has no Japanese
-        encoding = sys.stdout.encoding or "ascii"
-        sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+    sys.stdout.write(text + "\n")

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import ssl
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nbpulse_capture import __version__
-from nbpulse_capture.membership import Membership, MembershipFile, get_data_dir
+from nbpulse_capture.membership import Membership, MembershipFile, get_config_dir, get_data_dir
 from nbpulse_capture.messages import get_text
 
 TIMEOUT_S = 5.0
@@ -53,6 +54,7 @@ def examine() -> list[Finding]:
     """Every check, in the order in which an event takes its way."""
     membership = MembershipFile().read()
     found = [check_installation(), check_server_extension(), check_kernel_extension(), check_folder()]
+    found += check_privacy()
     found.append(check_membership(membership))
     if membership is not None:
         found += check_way(membership)
@@ -100,6 +102,13 @@ def check_folder() -> Finding:
     facts: dict[str, object] = {"folder": folder}
     is_usable = nearest.is_dir() and os.access(nearest, os.W_OK)
     return Finding("folder", "ok", facts) if is_usable else Finding("folder", "wrong", facts, "NB-7022")
+
+
+def check_privacy() -> Iterator[Finding]:
+    """Where a file system keeps no modes (Windows, FAT, some shares), only the folder keeps the token from others."""
+    file = get_config_dir() / "membership.json"
+    if file.exists() and stat.S_IMODE(file.stat().st_mode) & 0o077:
+        yield Finding("privacy", "unknown", {"file": file})
 
 
 def check_membership(membership: Membership | None) -> Finding:

@@ -47,7 +47,7 @@ from nbpulse_capture.execution import (
 )
 from nbpulse_capture.faults import FaultLog
 from nbpulse_capture.membership import MembershipFile, get_outbox_file
-from nbpulse_capture.notebook import NotebookPlace, locate_notebook
+from nbpulse_capture.notebook import VSCODE_SCHEME, NotebookPlace, locate_notebook, locate_vscode
 from nbpulse_capture.outbox import Outbox
 from nbpulse_capture.sender import Sender, Spilled
 from nbpulse_capture.sitting import Sitting
@@ -83,7 +83,6 @@ class Recorder:
         self._has_told_start = self._has_started_sender = False
         self.last_cell: dict[str, Any] = {}
         self._is_a_notebook = place is not None and place.path.endswith(".ipynb") and not is_nested
-        self.dropped_count = 0
         self.faults = FaultLog()
         self._told_fault_count = 0
         self.sender = Sender(
@@ -150,6 +149,8 @@ class Recorder:
                 return
             run = Run(self._kernel_id, msg_id, {}, began_at=format_time())
             self._open_runs[msg_id] = run
+        if isinstance(cell_id, str) and cell_id.startswith(VSCODE_SCHEME):
+            self._place = locate_vscode(cell_id) or self._place
         run.common = self.describe_place() | describe_cell(cell_id, metadata)
         run.marks = describe_marks(metadata)
         self.last_cell = run.common
@@ -244,7 +245,7 @@ class Recorder:
             self.faults.note(error, "outbox")
             if len(self._spill) >= SPILL_LIMIT:
                 self._spill.popleft()
-                self.dropped_count += 1
+                self.sender.lost_count += 1
             self._spill.append((event, membership.account, file))
 
     def _keep_session(self, common: dict[str, Any]) -> str:

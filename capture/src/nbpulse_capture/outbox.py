@@ -312,6 +312,11 @@ class Outbox:
                 (name, str(by), by),
             )
 
+    def count_untold_losses(self) -> int:
+        """How many dropped events no event tells of yet."""
+        found = dict(self.execute("SELECT name, CAST(value AS INTEGER) FROM notes WHERE name LIKE 'dropped%'"))
+        return int(found.get("dropped", 0) - found.get("dropped_told", 0))
+
     def _get_size_bytes(self) -> int:
         pages, free, page_bytes = (
             self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nbpulse_capture.execution import format_time
+from nbpulse_capture.execution import describe_event, format_time
 from nbpulse_capture.membership import Membership, MembershipFile
 from nbpulse_capture.notebook import NotebookShelf
 from nbpulse_capture.outbox import Outbox, Row, Verdict
@@ -64,6 +64,7 @@ class Sender(threading.Thread):
         self._tokens, self._tokens_at = SENDS_AT_ONCE, time.monotonic()
         self._presence_at = float("-inf")
         self._refused_account: str | None = None
+        self.lost_count = 0
         self.fault = ""
 
     def wake(self) -> None:
@@ -118,6 +119,7 @@ class Sender(threading.Thread):
             self._outbox = Outbox(self._outbox_file)
         self._outbox.trim()
         self._store_spill(self._outbox)
+        self._tell_losses(self._outbox, membership.account)
         self._outbox.checkpoint()
         return self.send_batch(self._outbox, membership)
 
@@ -201,6 +203,17 @@ class Sender(threading.Thread):
             event, account, notebook_file = self._spill[0]
             outbox.put(event, account, notebook_file)
             self._spill.popleft()
+
+    def _tell_losses(self, outbox: Outbox, account: str) -> None:
+        """What a full disk or a full memory has cost is told as an event of its own, once there is room for it."""
+        if lost_count := self.lost_count:
+            outbox.add_to_count("dropped", lost_count)
+            self.lost_count -= lost_count
+        if untold_count := outbox.count_untold_losses():
+            lost = {"status": "events_lost", "event_count": untold_count}
+            with outbox.together():
+                outbox.put(describe_event("kernel_status", {}, lost), account)
+                outbox.add_to_count("dropped_told", untold_count)
 
     def _take_presence(self) -> Event | None:
         now = time.monotonic()

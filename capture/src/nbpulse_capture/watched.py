@@ -171,6 +171,8 @@ class WatchedKernel:
             data["execution_count"] = run.execution_count
         if run.output_bytes:
             data["output_bytes"] = run.output_bytes
+        if ended.status in {"ok", "error"}:  # the others end without the kernel's word
+            data["told_by"] = "server+kernel" if run.told_by_kernel else "server"
         ids = {"event_id": self._make_id(run, "end"), "occurred_at": format_time(ended.at)}
         self._put(describe_event("cell_execution", self.describe_place() | run.cell | ids, data | run.marks))
 

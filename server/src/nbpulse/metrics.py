@@ -56,6 +56,7 @@ PostgresQuery = Literal[
     "join",
     "ensure_course",
     "ensure_teacher",
+    "register_original",
     "delete_course",
     "open_rehearsal",
     "remove_demo_course",
@@ -73,6 +74,7 @@ PostgresQuery = Literal[
     "check_notebook",
     "find_session",
     "list_members",
+    "list_signs",
     # a course's history
     "find_course",
     "sessions",

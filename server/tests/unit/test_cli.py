@@ -25,6 +25,7 @@ COMMANDS = [
     "token",
     "dead-letters",
     "merge-users",
+    "prepare",
     "rotate-keys",
     "backup",
     "restore",

@@ -76,6 +76,7 @@ RULES: Final[dict[str, Rule]] = {
     "GET /api/v1/courses/{course_id}/recovery-times": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/activity": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/error-rate": Rule.STAFF,
+    "GET /api/v1/courses/{course_id}/integrity": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/meetings": Rule.STAFF,
     "POST /api/v1/courses/{course_id}/meetings": Rule.STAFF,
     "POST /api/v1/courses/{course_id}/meetings/end": Rule.STAFF,

@@ -20,7 +20,7 @@ import structlog
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from nbpulse import events, metrics
+from nbpulse import deliveries, events, metrics
 from nbpulse.api.access import Gate
 from nbpulse.api.bodies import read_body
 from nbpulse.api.problems import make_problem
@@ -131,7 +131,7 @@ class Ingest:
         Raises InvalidInput for a body that is none, InvalidEvent for one event alone, Unavailable (nothing promised).
         """
         assert learner.course_id is not None  # noqa: S101 - the gate saw to it
-        parts, is_batch = events.split_batch(body)
+        parts, is_batch = deliveries.split_batch(body)
         received_at = datetime.now(UTC)
         if not is_batch:
             event = events.receive(
@@ -213,7 +213,7 @@ def describe() -> dict[str, Any]:
                     "schema": {
                         "anyOf": [
                             event,
-                            {"type": "array", "items": event, "minItems": 1, "maxItems": events.BATCH_EVENTS_MAX},
+                            {"type": "array", "items": event, "minItems": 1, "maxItems": deliveries.BATCH_EVENTS_MAX},
                         ]
                     }
                 }

@@ -6,6 +6,7 @@ states shows the same class. Folding events into a state does not depend on thei
 
 from nbpulse.classroom.board import Alert, Classroom, Column, Learner
 from nbpulse.classroom.errorgroups import fingerprint_error, label_error, normalise_message
+from nbpulse.classroom.integrity import Sign, Trace, find_signs
 from nbpulse.classroom.learners import (
     RUN_EVENT_TYPES,
     CellFold,
@@ -18,6 +19,7 @@ from nbpulse.classroom.learners import (
     merge_states,
     to_ms,
 )
+from nbpulse.classroom.originals import Original, make_original, read_prints, recognise
 from nbpulse.classroom.rules import AlertRules, find_streak
 
 __all__ = [
@@ -31,13 +33,20 @@ __all__ = [
     "HelpRequest",
     "Learner",
     "LearnerState",
+    "Original",
     "Run",
+    "Sign",
+    "Trace",
+    "find_signs",
     "find_streak",
     "fingerprint_error",
     "fold_cells",
     "fold_events",
     "label_error",
+    "make_original",
     "merge_states",
     "normalise_message",
+    "read_prints",
+    "recognise",
     "to_ms",
 ]
