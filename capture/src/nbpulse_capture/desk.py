@@ -167,7 +167,7 @@ class Desk:
 
     def _ask_inbox(self, membership: Membership) -> float:
         """One question; seconds to wait before the next."""
-        wire = Wire(membership.url, timeout_s=INBOX_WAIT_S + 10)
+        wire = Wire(membership.url, course=membership.course_id, timeout_s=INBOX_WAIT_S + 10)
         question = f"/api/v1/me/inbox?after={self._after}&wait_s={INBOX_WAIT_S:.0f}"
         try:
             answer = wire.get(question, token=membership.token)

@@ -1,7 +1,8 @@
 """Which class this computer's student has joined, and where the files of capture lie.
 
 Nothing is recorded before somebody has joined. The token is kept in a file that only its owner may read,
-and never leaves it except in the Authorization header of a request to the class's own server.
+and never leaves it except in the Authorization header of a request to the class's own server. Under a JupyterHub that
+names a class's server, nobody need join: who it is stands in the environment, and the hub's token is written nowhere.
 """
 
 from __future__ import annotations
@@ -11,17 +12,21 @@ import json
 import os
 import sys
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Membership:
-    """One student's place in one course, and the token that speaks for the student."""
+    """
+    One student's place in one course, and the token that speaks for the student.
+
+    `hub_user`: whom a JupyterHub says it is; then `course_id` is NBPULSE_COURSE, and empty where there is one course.
+    """
 
     url: str
-    token: str
+    token: str = field(repr=False)
     user_id: str = ""
     course_id: str = ""
     course_title: str = ""
@@ -29,6 +34,7 @@ class Membership:
     username: str = ""
     resume_code: str = ""
     joined_at: str = ""
+    hub_user: str = ""
 
     @cached_property
     def account(self) -> str:
@@ -88,6 +94,21 @@ def write_membership(membership: Membership) -> Path:
     return path
 
 
+def read_hub_membership() -> Membership | None:
+    """
+    The place a JupyterHub gives its user; None where there is no hub, or it knows no class's server.
+
+    Its token is another at each start of the user's server; `account` does not depend on it, so what waits goes out
+    with the next one.
+    """
+    names = ("NBPULSE_URL", "JUPYTERHUB_API_TOKEN", "JUPYTERHUB_USER")
+    url, token, user = (os.environ.get(name, "") for name in names)
+    if not (url and token and user):
+        return None
+    who = {"user_id": f"jupyterhub {user}", "display_name": user, "username": user, "hub_user": user}
+    return Membership(url=url.rstrip("/"), token=token, course_id=os.environ.get("NBPULSE_COURSE", ""), **who)
+
+
 def forget_membership() -> None:
     """Remove the token from this computer."""
     (get_config_dir() / "membership.json").unlink(missing_ok=True)
@@ -101,7 +122,7 @@ class MembershipFile:
         self._stamp: tuple[int, int] | None = None
         self._membership: Membership | None = None
         url, token = os.environ.get("NBPULSE_CAPTURE_URL"), os.environ.get("NBPULSE_CAPTURE_TOKEN")
-        self._given = Membership(url=url.rstrip("/"), token=token) if url and token else None
+        self._given = Membership(url=url.rstrip("/"), token=token) if url and token else read_hub_membership()
 
     def read(self) -> Membership | None:
         """The current membership, or None. Costs one `stat` while nothing changes (about 2 us)."""

@@ -2,7 +2,8 @@
 
 Promises: an event leaves the outbox only on the server's word; the same ids are sent until then. No answer,
 429, 503 and any answer that is not our server's: keep, back off with full jitter and honour Retry-After.
-401 and 403: stop until the student joins again. Other refusals: set aside with the reason, without harming
+401 and 403: stop until the student joins again (under a JupyterHub, where nobody joins, ask again every minute: groups
+and scopes are given there). Other refusals: set aside with the reason, without harming
 the neighbours.
 
 Pace: the first event of a quiet time goes at once, and so do the next few; a storm of runs is sent in at
@@ -31,6 +32,7 @@ BATCH_LIMIT = 100
 BATCH_CAP_BYTES = 800_000
 PRESENCE_EVERY_S = 20.0
 SENDS_AT_ONCE, SENDS_PER_S = 8.0, 4.0
+HUB_RETRY_S = 45.0
 BACKOFF_FIRST_S, BACKOFF_CAP_S, BACKOFF_CAP_EARLY_S, EARLY_S = 0.5, 300.0, 5.0, 120.0
 
 Event = dict[str, Any]
@@ -132,7 +134,7 @@ class Sender(threading.Thread):
         self._wait_for_token()
         events = [row.event for row in rows] + ([presence] if presence else [])
         try:
-            answer = self._get_wire(membership.url).post("/api/v1/events", events, token=membership.token)
+            answer = self._get_wire(membership).post("/api/v1/events", events, token=membership.token)
         except UnreachableError as error:
             self._keep(outbox, rows, f"NB-7010 {error}", None)
             return False
@@ -147,6 +149,9 @@ class Sender(threading.Thread):
             self._backoff.succeed()
             return True
         told = f"HTTP {answer.status} {describe_problem(answer.content)}"
+        if answer.status in {401, 403} and membership.hub_user:
+            self._keep(outbox, rows, f"NB-7061 {told}", HUB_RETRY_S, refused=f"NB-7061 {told}")
+            return False
         if answer.status in {401, 403}:
             self._refused_account = membership.token
             self._keep(outbox, rows, f"NB-7011 {told}", None, refused=f"NB-7011 {told}")
@@ -167,7 +172,7 @@ class Sender(threading.Thread):
             self._wait_for_token()
             try:
                 events = [row.event for row in half]
-                answer = self._get_wire(membership.url).post("/api/v1/events", events, token=membership.token)
+                answer = self._get_wire(membership).post("/api/v1/events", events, token=membership.token)
             except UnreachableError as error:
                 self._keep(outbox, half, f"NB-7010 {error}", None)
                 continue
@@ -216,11 +221,12 @@ class Sender(threading.Thread):
         if self._tokens < 0 and self._stop_at is None:
             time.sleep(-self._tokens / SENDS_PER_S)
 
-    def _get_wire(self, url: str) -> Wire:
-        if self._wire is None or self._wire.url != url:
+    def _get_wire(self, membership: Membership) -> Wire:
+        place = (membership.url, membership.course_id)
+        if self._wire is None or (self._wire.url, self._wire.course) != place:
             if self._wire:
                 self._wire.close()
-            self._wire = Wire(url)
+            self._wire = Wire(membership.url, course=membership.course_id)
         return self._wire
 
 

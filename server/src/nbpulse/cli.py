@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nbpulse.errors import InvalidInput, NbpulseError, StartupError
+from nbpulse.hubconfig import print_hub_config
 from nbpulse.terminal import answer, describe_error, get_text, say
 
 if TYPE_CHECKING:
@@ -265,6 +266,9 @@ def restore(
     from nbpulse import backup
 
     backup.restore(_connect(data, is_needed=False), file, keep_stream=keep_stream, as_json=as_json)
+
+
+app.command("hub-config", **_describe("hub_config", "hub-config plain >> jupyterhub_config.py"))(print_hub_config)
 
 
 @app.command("merge-users", **_describe("merge_users", "merge-users class-12 class-31"))
