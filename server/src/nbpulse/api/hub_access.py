@@ -83,7 +83,7 @@ def read_scopes(user: HubUser) -> frozenset[str]:
 
 
 def read_groups(groups: Iterable[str]) -> list[tuple[str, str]]:
-    """(course's short name, role) by the hub's groups `course-…`, `assistant-…`, `instructor-…`; highest roles first."""
+    """(course's short name, role) by the hub's groups `course-…`, `assistant-…`, `instructor-…`; high roles first."""
     names = sorted(groups)
     return [
         (name.removeprefix(prefix), role)
