@@ -83,7 +83,8 @@ class Hub:
         """As an administrator's own service would."""
         ports = [self.url.rsplit(":", 1)[1], self._proxy_api_url.rsplit(":", 1)[1]]
         target = self.api_url.removesuffix("/hub/api")
-        command = [sys.executable, "-m", "configurable_http_proxy.cli", "--ip", "127.0.0.1", "--port", ports[0]]
+        program = Path(sys.executable).with_name("configurable-http-proxy")
+        command = [str(program), "--ip", "127.0.0.1", "--port", ports[0]]
         command += ["--api-ip", "127.0.0.1", "--api-port", ports[1]]
         command += ["--default-target", target, "--error-target", f"{target}/hub/error"]
         self._start("proxy", command, {"CONFIGPROXY_AUTH_TOKEN": self._proxy_token})
