@@ -268,7 +268,7 @@ def restore(
     backup.restore(_connect(data, is_needed=False), file, keep_stream=keep_stream, as_json=as_json)
 
 
-app.command("hub-config", **_describe("hub_config", "hub-config plain >> jupyterhub_config.py"))(print_hub_config)
+app.command("hub-config", **_describe("hub_config", "hub-config --public-url https://nb.example"))(print_hub_config)
 
 
 @app.command("merge-users", **_describe("merge_users", "merge-users class-12 class-31"))
