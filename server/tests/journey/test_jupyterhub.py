@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -150,9 +151,17 @@ async def test_two_users_of_a_hub_work_and_each_is_who_the_hub_says(tmp_path: Pa
         states = {one["check"]: (one["state"], one["found"]) for one in found["findings"]}
         assert states["token"][0] == "ok", found
         assert "as bob" in states["joined"][1]
+        await assert_the_doctor_has_asked_the_hub(data_dir)
         for place in (tmp_path, data_dir):
             assert find_files_with(place, *tokens.values()) == []
         await assert_a_token_taken_away_stops(school, "alice")
+
+
+async def assert_the_doctor_has_asked_the_hub(data_dir: Path) -> None:
+    command = [sys.executable, "-m", "nbpulse", "doctor", "--json", "--data", str(data_dir)]
+    done = await asyncio.to_thread(subprocess.run, command, env=make_environment({}), capture_output=True, timeout=60)
+    looked = {check["name"]: check for check in json.loads(done.stdout)["checks"]}["jupyterhub"]
+    assert (looked["result"], looked["found"].split(" (")[0]) == ("ok", f"JupyterHub {version('jupyterhub')}")
 
 
 async def assert_nobody_is_somebody_else(school: School, tokens: dict[str, str]) -> None:
