@@ -180,7 +180,7 @@ async def make_old_month(machine: Machine) -> None:
 
 
 async def fingerprint(database_url: str) -> dict[str, tuple[int, str]]:
-    """Of every table: rows, and a hash over all they hold; an empty column counts as none, since a later schema may have it."""
+    """Of every table: rows, and a hash over all they hold; an empty column, maybe a later schema's, counts for nothing."""
     async with connect(database_url) as connection:
         await connection.execute("SET timezone = 'UTC'")
         found = {}
