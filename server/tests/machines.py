@@ -180,7 +180,7 @@ async def make_old_month(machine: Machine) -> None:
 
 
 async def fingerprint(database_url: str) -> dict[str, tuple[int, str]]:
-    """Of every table: rows, and a hash over all they hold; an empty column, maybe a later schema's, counts for nothing."""
+    """Of every table: rows, and a hash over what they hold (a later schema's empty column changes nothing)."""
     async with connect(database_url) as connection:
         await connection.execute("SET timezone = 'UTC'")
         found = {}
