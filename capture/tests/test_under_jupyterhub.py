@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 import uuid
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -37,6 +39,13 @@ def read_account() -> str:
     membership = MembershipFile().read()
     assert membership is not None
     return membership.account
+
+
+def put_event(outbox: Outbox) -> str:
+    event_id = str(uuid.uuid4())
+    event = {"event_id": event_id, "event_type": "cell_execution", "notebook_path": "a.ipynb", "cell_id": "c"}
+    outbox.put(event | {"data": {}}, read_account())
+    return event_id
 
 
 def test_the_environment_is_the_membership(alice: Path, api: FakeApi) -> None:
@@ -115,22 +124,20 @@ def test_what_is_refused_is_sent_once_the_hub_has_been_set_right(
 
     def refuse(request: BaseHTTPRequestHandler, _: list[dict[str, Any]]) -> bool:
         named.append(request.headers["Nbpulse-Course"])
-        reply(request, 403, {"code": "NB-1112", "title": "a student of no course here", "status": 403})
+        reply(request, 403, {"code": "NB-1111", "title": "lacks the scope x", "status": 403})
         return True
 
     api.plays = [refuse, refuse]
     outbox = Outbox(get_outbox_file())
     sender = Sender(get_outbox_file(), MembershipFile())
     sender.start()
-    event_id = str(uuid.uuid4())
-    event = {"event_id": event_id, "event_type": "cell_execution", "notebook_path": "a.ipynb", "cell_id": "c"}
-    outbox.put(event | {"data": {}}, read_account())
+    event_id = put_event(outbox)
     sender.wake()
     wait_until(lambda: bool(outbox.read_notes().get("refused")))
     assert main(["status"]) == 1
     shown = capsys.readouterr().out
     assert "NB-7061: " in shown
-    assert "NB-1112 a student of no course here" in shown
+    assert "NB-1111 lacks the scope x" in shown
     wait_until(lambda: event_id in api.stored, 15)
     wait_until(lambda: outbox.read_notes().get("refused") is None)
     sender.stop(1.0)
@@ -139,3 +146,35 @@ def test_what_is_refused_is_sent_once_the_hub_has_been_set_right(
     assert set(api.tokens) == {f"Bearer {TOKEN}"}
     for file in alice.rglob("*"):
         assert file.is_dir() or TOKEN.encode() not in file.read_bytes()
+
+
+def test_of_who_is_no_student_by_the_hubs_groups_nothing_is_kept_until_it_is_asked_again(
+    alice: Path, api: FakeApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(request: BaseHTTPRequestHandler, _: list[dict[str, Any]]) -> bool:
+        reply(request, 403, {"code": "NB-1112", "title": "a student of no course here", "status": 403})
+        return True
+
+    api.plays = [refuse]
+    outbox, running = Outbox(get_outbox_file()), MembershipFile()
+    account = read_account()
+    put_event(outbox)
+    sender = Sender(get_outbox_file(), MembershipFile())
+    sender.start()
+    wait_until(lambda: running.read() is None)
+    wait_until(lambda: outbox.read_last_events(10) == [])
+    assert main(["status"]) == 1
+    assert "NB-7062: Nothing is recorded here: by JupyterHub's groups alice" in capsys.readouterr().out
+    joined = next(finding for finding in examine() if finding.check == "joined")
+    assert (joined.state, joined.fix) == ("wrong", "NB-7062")
+    # Joining by a code is open to them: it may be another class.
+    assert main(["join", api.url, "ABCD", "--name", "花子"]) == 0
+    assert main(["leave"]) == 0
+    marker = alice / "data" / f"turned-away-{account}"
+    os.utime(marker, (time.time() - 301, time.time() - 301))
+    assert read_account() == account
+    event_id = put_event(outbox)
+    sender.wake()
+    wait_until(lambda: event_id in api.stored)
+    sender.stop(1.0)
+    outbox.close()

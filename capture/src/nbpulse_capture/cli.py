@@ -108,8 +108,8 @@ def join_class(arguments: argparse.Namespace) -> int:
 
 def request_membership(url: str, asked: dict[str, str]) -> Membership:
     """Join at the class's server; nothing is kept yet. Raises RefusedError with what the student can do."""
-    if (hub := read_hub_membership()) is not None:
-        raise RefusedError("NB-7060", name=hub.hub_user)
+    if (membership := MembershipFile().read()) is not None and membership.hub_user:
+        raise RefusedError("NB-7060", name=membership.hub_user)
     wire = Wire(url)
     try:
         answer = wire.post("/api/v1/join", asked)
@@ -141,10 +141,16 @@ def show_status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _say(json.dumps(status, ensure_ascii=False))
     elif not status["joined"]:
-        _say(get_text("NB-7001"))
+        _say(describe_absence())
     else:
         _say(format_status(status))
     return 0 if status["joined"] and not status["refused"] else 1
+
+
+def describe_absence() -> str:
+    """Why nothing is recorded: nobody has joined, or the hub's user is no student."""
+    hub = read_hub_membership()
+    return get_text("NB-7001") if hub is None else get_text("NB-7062", name=hub.hub_user)
 
 
 def describe_status() -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from nbpulse_capture import __version__
-from nbpulse_capture.membership import Membership, MembershipFile, get_data_dir
+from nbpulse_capture.membership import Membership, MembershipFile, get_data_dir, read_hub_membership
 from nbpulse_capture.messages import get_text
 
 TIMEOUT_S = 5.0
@@ -105,9 +105,11 @@ def check_folder() -> Finding:
 def check_membership(membership: Membership | None) -> Finding:
     """Whether somebody has joined."""
     if membership is None:
-        return Finding("joined", "wrong", {"course": "-", "url": "-"}, "NB-7001")
+        hub = read_hub_membership()
+        facts: dict[str, object] = {"course": "-", "url": "-", "name": hub.hub_user if hub else "-"}
+        return Finding("joined", "wrong", facts, "NB-7062" if hub else "NB-7001")
     course = membership.course_title or membership.course_id or "-"
-    facts: dict[str, object] = {"course": course, "url": membership.url, "name": membership.display_name}
+    facts = {"course": course, "url": membership.url, "name": membership.display_name}
     return Finding("joined", "ok", facts, text="doctor_through_hub" if membership.hub_user else "")
 
 

@@ -11,10 +11,13 @@ import hashlib
 import json
 import os
 import sys
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
+
+TURNED_AWAY_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,19 @@ def read_hub_membership() -> Membership | None:
     return Membership(url=url.rstrip("/"), token=token, course_id=os.environ.get("NBPULSE_COURSE", ""), **who)
 
 
+def turn_away(account: str) -> None:
+    """
+    The class's server says that the hub's user is none of its students (their teacher, or in other courses only):
+    nothing is recorded of them, in any process, until it is time to ask again.
+    """
+    make_private_dir(get_data_dir())
+    _get_turned_away_file(account).touch(mode=0o600)
+
+
+def _get_turned_away_file(account: str) -> Path:
+    return get_data_dir() / f"turned-away-{account}"
+
+
 def forget_membership() -> None:
     """Remove the token from this computer."""
     (get_config_dir() / "membership.json").unlink(missing_ok=True)
@@ -126,7 +142,7 @@ class MembershipFile:
 
     def read(self) -> Membership | None:
         """The current membership, or None. Costs one `stat` while nothing changes (about 2 us)."""
-        if self._given is not None:
+        if self._given is not None and not (self._given.hub_user and self._is_turned_away(self._given.account)):
             return self._given
         try:
             found = self._path.stat()
@@ -138,6 +154,13 @@ class MembershipFile:
             self._membership = _load(self._path)
             self._stamp = stamp
         return self._membership
+
+    def _is_turned_away(self, account: str) -> bool:
+        try:
+            turned_away_at_s = _get_turned_away_file(account).stat().st_mtime
+        except OSError:
+            return False
+        return 0 <= time.time() - turned_away_at_s < TURNED_AWAY_S
 
 
 def _load(path: Path) -> Membership | None:

@@ -2,9 +2,9 @@
 
 Promises: an event leaves the outbox only on the server's word; the same ids are sent until then. No answer,
 429, 503 and any answer that is not our server's: keep, back off with full jitter and honour Retry-After.
-401 and 403: stop until the student joins again (under a JupyterHub, where nobody joins, ask again every minute: groups
-and scopes are given there). Other refusals: set aside with the reason, without harming
-the neighbours.
+401 and 403: stop until the student joins again. Under a JupyterHub nobody joins: ask again every minute, since rights
+are given there; who is no student by its groups is forgotten here, and asked about again after five minutes. Other
+refusals: set aside with the reason, without harming the neighbours.
 
 Pace: the first event of a quiet time goes at once, and so do the next few; a storm of runs is sent in at
 most four batches a second, which is as fast as the teacher's board moves. `presence` is sent every 20 s and
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from nbpulse_capture.execution import format_time
-from nbpulse_capture.membership import Membership, MembershipFile
+from nbpulse_capture.membership import Membership, MembershipFile, turn_away
 from nbpulse_capture.notebook import NotebookShelf
 from nbpulse_capture.outbox import Outbox, Row, Verdict
 from nbpulse_capture.wire import Answer, UnreachableError, Wire
@@ -149,6 +149,10 @@ class Sender(threading.Thread):
             self._backoff.succeed()
             return True
         told = f"HTTP {answer.status} {describe_problem(answer.content)}"
+        if membership.hub_user and isinstance(answer.content, dict) and answer.content.get("code") == "NB-1112":
+            turn_away(membership.account)
+            outbox.erase_account(membership.account)
+            return False
         if answer.status in {401, 403} and membership.hub_user:
             self._keep(outbox, rows, f"NB-7061 {told}", HUB_RETRY_S, refused=f"NB-7061 {told}")
             return False

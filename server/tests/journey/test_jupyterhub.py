@@ -26,6 +26,7 @@ from student_jupyter import Notebook, install_capture, open_notebook
 from torture.systems import System, find_free_port, make_environment
 
 ARRIVES_WITHIN_S = 30.0
+GROUPS = {"course-class": ["alice"], "course-stat-2": ["bob"], "instructor-class": ["carol"]}
 CELLS = [("c1", "1 + 1", "ok"), ("c2", "1 / 0", "error"), ("c3", "'done'", "ok")]
 
 
@@ -84,8 +85,8 @@ class School:
 
 
 @asynccontextmanager
-async def open_school(tmp_path: Path, data_dir: Path) -> AsyncIterator[School]:
-    """nbpulse, its first course and another; a hub with alice in the one and bob in the other."""
+async def open_school(tmp_path: Path, data_dir: Path, *users: str) -> AsyncIterator[School]:
+    """nbpulse with its first course and another; a hub with the servers of these users."""
     python = await asyncio.to_thread(install_capture, tmp_path)
     hub_port = find_free_port()
     settings = {"NBPULSE_HUB_API_URL": f"http://127.0.0.1:{hub_port}/hub/api"}
@@ -104,10 +105,10 @@ async def open_school(tmp_path: Path, data_dir: Path) -> AsyncIterator[School]:
             timeout=60,
             check=True,
         )
-        hub.write_config(printed.stdout.decode(), {"course-class": ["alice"], "course-stat-2": ["bob"]})
+        hub.write_config(printed.stdout.decode(), GROUPS)
         await hub.start_proxy()
         await hub.start()
-        for user in ("alice", "bob"):
+        for user in users:
             await hub.start_server(user)
         yield School(system, hub, python)
 
@@ -136,8 +137,8 @@ def find_files_with(place: Path, *secrets: str) -> list[str]:
 
 
 async def test_two_users_of_a_hub_work_and_each_is_who_the_hub_says(tmp_path: Path, data_dir: Path) -> None:
-    async with open_school(tmp_path, data_dir) as school:
-        tokens = {user: school.read_token(user) for user in ("alice", "bob")}
+    async with open_school(tmp_path, data_dir, "alice", "bob", "carol") as school:
+        tokens = {user: school.read_token(user) for user in ("alice", "bob", "carol")}
         for user in tokens:
             async with open_week1(school, user) as notebook:
                 for cell_id, code, _ in CELLS:
@@ -145,6 +146,7 @@ async def test_two_users_of_a_hub_work_and_each_is_who_the_hub_says(tmp_path: Pa
         for user, course in (("alice", "class"), ("bob", "stat-2")):
             expected = [(user, course, cell_id, status) for cell_id, _, status in CELLS]
             assert await school.wait_for_runs(user, len(CELLS)) == expected
+        await assert_nothing_is_kept_of_a_teacher(school, "carol")
         await assert_nobody_is_somebody_else(school, tokens)
         assert "Connected through JupyterHub as alice" in await school.run_capture("alice", "status")
         found = json.loads(await school.run_capture("bob", "doctor", "--json"))
@@ -162,6 +164,13 @@ async def assert_the_doctor_has_asked_the_hub(data_dir: Path) -> None:
     done = await asyncio.to_thread(subprocess.run, command, env=make_environment({}), capture_output=True, timeout=60)
     looked = {check["name"]: check for check in json.loads(done.stdout)["checks"]}["jupyterhub"]
     assert (looked["result"], looked["found"].split(" (")[0]) == ("ok", f"JupyterHub {version('jupyterhub')}")
+
+
+async def assert_nothing_is_kept_of_a_teacher(school: School, user: str) -> None:
+    """She has run the same cells."""
+    assert "NB-7062: Nothing is recorded here" in await school.run_capture(user, "status")
+    assert "c1" not in await school.run_capture(user, "what-is-recorded")
+    assert user not in {run[0] for run in await school.fetch_runs()}
 
 
 async def assert_nobody_is_somebody_else(school: School, tokens: dict[str, str]) -> None:
@@ -195,7 +204,7 @@ async def assert_a_token_taken_away_stops(school: School, user: str) -> None:
 
 
 async def test_what_is_run_while_the_hub_is_away_arrives_when_it_is_back(tmp_path: Path, data_dir: Path) -> None:
-    async with open_school(tmp_path, data_dir) as school, open_week1(school, "alice") as notebook:
+    async with open_school(tmp_path, data_dir, "alice") as school, open_week1(school, "alice") as notebook:
         await notebook.run("before", "1")
         assert [run[2] for run in await school.wait_for_runs("alice", 1)] == ["before"]
         environment = school.hub.read_environment("alice")
