@@ -137,6 +137,8 @@ def test_what_is_refused_is_sent_once_the_hub_has_been_set_right(
     assert main(["status"]) == 1
     shown = capsys.readouterr().out
     assert "NB-7061: " in shown
+    # The front end must not ask to join again.
+    assert describe_membership(MembershipFile().read())["server"] == "waiting"
     assert "NB-1111 lacks the scope x" in shown
     wait_until(lambda: event_id in api.stored, 15)
     wait_until(lambda: outbox.read_notes().get("refused") is None)

@@ -211,7 +211,9 @@ def describe_membership(membership: Membership | None) -> dict[str, Any]:
         finally:
             outbox.close()
     failed_at, success_at = (notes.get("last_error") or {}).get("at") or "", notes.get("last_success_at") or ""
-    server = "refused" if notes.get("refused") else "waiting" if failed_at > success_at else "connected"
+    # Under a JupyterHub there is nothing a student could do about it: what is refused is asked again.
+    is_refused = notes.get("refused") and not membership.hub_user
+    server = "refused" if is_refused else "waiting" if failed_at > success_at else "connected"
     return {
         "joined": True,
         "server": server,
