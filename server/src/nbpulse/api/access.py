@@ -158,7 +158,8 @@ class Gate:
         except (Unavailable, TimeoutError) as error:
             if person is not None and age_s < YES_LIFE_S + grace_s:
                 return person
-            raise Unavailable("NB-2010" if self._is_hubs(token) else "NB-2003") from error
+            who_is_away = "NB-2010" if self._is_hubs(token) else "NB-2003"
+            raise Unavailable(error.code if isinstance(error, Unavailable) else who_is_away) from error
         if fresh is None:
             raise AccessDenied("NB-1101")
         return fresh
