@@ -49,13 +49,7 @@ class FakeApi:
                 api.handle(self)
 
             def do_GET(self) -> None:
-                if self.path.startswith("/api/v1/me/inbox"):
-                    api.inbox_asked.append(self.path)
-                    reply(self, 200, api.inbox)
-                    return
-                known = api.tells_who and self.headers.get("Authorization") == "Bearer tok-1"
-                content = {"user_id": "u-1"} if known else {"code": "NB-1101", "title": "no such token"}
-                reply(self, 200 if known else 401, content)
+                api.tell(self)
 
             def date_time_string(self, timestamp: float | None = None) -> str:
                 return super().date_time_string(time.time() + api.clock_off_s if timestamp is None else timestamp)
@@ -80,6 +74,15 @@ class FakeApi:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(5)
+
+    def tell(self, request: BaseHTTPRequestHandler) -> None:
+        if request.path.startswith("/api/v1/me/inbox"):
+            self.inbox_asked.append(request.path)
+            reply(request, 200, self.inbox)
+            return
+        known = self.tells_who and request.headers.get("Authorization") == "Bearer tok-1"
+        content = {"user_id": "u-1"} if known else {"code": "NB-1101", "title": "no such token"}
+        reply(request, 200 if known else 401, content)
 
     def handle(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers["Content-Length"]))

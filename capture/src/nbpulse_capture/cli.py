@@ -18,6 +18,7 @@ from nbpulse_capture.membership import (
     MembershipFile,
     forget_membership,
     get_outbox_file,
+    read_hub_membership,
     write_membership,
 )
 from nbpulse_capture.messages import get_text
@@ -109,6 +110,8 @@ def join_class(arguments: argparse.Namespace) -> int:
 
 def request_membership(url: str, asked: dict[str, str]) -> Membership:
     """Join at the class's server; nothing is kept yet. Raises RefusedError with what the student can do."""
+    if (membership := MembershipFile().read()) is not None and membership.hub_user:
+        raise RefusedError("NB-7060", name=membership.hub_user)
     wire = Wire(url)
     try:
         answer = wire.post("/api/v1/join", asked)
@@ -140,10 +143,16 @@ def show_status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _say(json.dumps(status, ensure_ascii=False))
     elif not status["joined"]:
-        _say(get_text("NB-7001"))
+        _say(describe_absence())
     else:
         _say(format_status(status))
     return 0 if status["joined"] and not status["refused"] else 1
+
+
+def describe_absence() -> str:
+    """Why nothing is recorded: nobody has joined, or the hub's user is no student."""
+    hub = read_hub_membership()
+    return get_text("NB-7001") if hub is None else get_text("NB-7062", name=hub.hub_user)
 
 
 def describe_status() -> dict[str, Any]:
@@ -170,6 +179,7 @@ def describe_status() -> dict[str, Any]:
         "course_id": membership.course_id if membership else None,
         "course_title": membership.course_title if membership else None,
         "display_name": membership.display_name if membership else None,
+        "hub_user": (membership.hub_user or None) if membership else None,
         **counts,
         "dropped": notes.get("dropped", 0) + _get_recorder_facts()[1],
         "last_success_at": notes.get("last_success_at"),
@@ -185,8 +195,9 @@ def format_status(status: dict[str, Any]) -> str:
     """The same for people."""
     course = status["course_title"] or status["course_id"] or "-"
     error = status["last_error"]
+    through = "status_through_hub" if status["hub_user"] else "status_joined"
     lines = [
-        get_text("status_joined", course=course, name=status["display_name"] or "-", url=status["url"]),
+        get_text(through, course=course, name=status["display_name"] or "-", url=status["url"]),
         get_text(
             "status_counts",
             waiting=status["waiting"],
@@ -200,7 +211,7 @@ def format_status(status: dict[str, Any]) -> str:
         ),
     ]
     if status["refused"]:
-        lines.append(get_text("NB-7011"))
+        lines.append(get_text("NB-7061") if status["hub_user"] else get_text("NB-7011"))
     if status["set_aside"]:
         lines.append(get_text("NB-7013"))
         lines += [f"  {e['event_type']} {e['event_id']}: {e['reason']}" for e in status["refused_events"]]
@@ -228,6 +239,8 @@ def leave_class(_arguments: argparse.Namespace) -> int:
     membership = MembershipFile().read()
     if membership is None:
         raise RefusedError("NB-7001")
+    if membership.hub_user:
+        raise RefusedError("NB-7060", name=membership.hub_user)
     forget_membership()
     waiting_count = 0
     if get_outbox_file().exists():

@@ -167,7 +167,7 @@ class Desk:
 
     def _ask_inbox(self, membership: Membership) -> float:
         """One question; seconds to wait before the next."""
-        wire = Wire(membership.url, timeout_s=INBOX_WAIT_S + 10)
+        wire = Wire(membership.url, course=membership.course_id, timeout_s=INBOX_WAIT_S + 10)
         question = f"/api/v1/me/inbox?after={self._after}&wait_s={INBOX_WAIT_S:.0f}"
         try:
             answer = wire.get(question, token=membership.token)
@@ -211,7 +211,9 @@ def describe_membership(membership: Membership | None) -> dict[str, Any]:
         finally:
             outbox.close()
     failed_at, success_at = (notes.get("last_error") or {}).get("at") or "", notes.get("last_success_at") or ""
-    server = "refused" if notes.get("refused") else "waiting" if failed_at > success_at else "connected"
+    # Under a JupyterHub there is nothing a student could do about it: what is refused is asked again.
+    is_refused = notes.get("refused") and not membership.hub_user
+    server = "refused" if is_refused else "waiting" if failed_at > success_at else "connected"
     return {
         "joined": True,
         "server": server,

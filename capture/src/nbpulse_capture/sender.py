@@ -2,8 +2,9 @@
 
 Promises: an event leaves the outbox only on the server's word; the same ids are sent until then. No answer,
 429, 503 and any answer that is not our server's: keep, back off with full jitter and honour Retry-After.
-401 and 403: stop until the student joins again. Other refusals: set aside with the reason, without harming
-the neighbours.
+401 and 403: stop until the student joins again. Under a JupyterHub nobody joins: ask again every minute, since rights
+are given there; who is no student by its groups is forgotten here, and asked about again after five minutes. Other
+refusals: set aside with the reason, without harming the neighbours.
 
 Pace: the first event of a quiet time goes at once, and so do the next few; a storm of runs is sent in at
 most four batches a second, which is as fast as the teacher's board moves. `presence` is sent every 20 s and
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from nbpulse_capture.execution import describe_event, format_time
-from nbpulse_capture.membership import Membership, MembershipFile
+from nbpulse_capture.membership import Membership, MembershipFile, turn_away
 from nbpulse_capture.notebook import NotebookShelf
 from nbpulse_capture.outbox import Outbox, Row, Verdict
 from nbpulse_capture.wire import Answer, UnreachableError, Wire
@@ -31,6 +32,7 @@ BATCH_LIMIT = 100
 BATCH_CAP_BYTES = 800_000
 PRESENCE_EVERY_S = 20.0
 SENDS_AT_ONCE, SENDS_PER_S = 8.0, 4.0
+HUB_RETRY_S = 45.0
 BACKOFF_FIRST_S, BACKOFF_CAP_S, BACKOFF_CAP_EARLY_S, EARLY_S = 0.5, 300.0, 5.0, 120.0
 
 Event = dict[str, Any]
@@ -134,7 +136,7 @@ class Sender(threading.Thread):
         self._wait_for_token()
         events = [row.event for row in rows] + ([presence] if presence else [])
         try:
-            answer = self._get_wire(membership.url).post("/api/v1/events", events, token=membership.token)
+            answer = self._get_wire(membership).post("/api/v1/events", events, token=membership.token)
         except UnreachableError as error:
             self._keep(outbox, rows, f"NB-7010 {error}", None)
             return False
@@ -149,6 +151,13 @@ class Sender(threading.Thread):
             self._backoff.succeed()
             return True
         told = f"HTTP {answer.status} {describe_problem(answer.content)}"
+        if membership.hub_user and isinstance(answer.content, dict) and answer.content.get("code") == "NB-1112":
+            turn_away(membership.account)
+            outbox.erase_account(membership.account)
+            return False
+        if answer.status in {401, 403} and membership.hub_user:
+            self._keep(outbox, rows, f"NB-7061 {told}", HUB_RETRY_S, refused=f"NB-7061 {told}")
+            return False
         if answer.status in {401, 403}:
             self._refused_account = membership.token
             self._keep(outbox, rows, f"NB-7011 {told}", None, refused=f"NB-7011 {told}")
@@ -169,7 +178,7 @@ class Sender(threading.Thread):
             self._wait_for_token()
             try:
                 events = [row.event for row in half]
-                answer = self._get_wire(membership.url).post("/api/v1/events", events, token=membership.token)
+                answer = self._get_wire(membership).post("/api/v1/events", events, token=membership.token)
             except UnreachableError as error:
                 self._keep(outbox, half, f"NB-7010 {error}", None)
                 continue
@@ -229,11 +238,12 @@ class Sender(threading.Thread):
         if self._tokens < 0 and self._stop_at is None:
             time.sleep(-self._tokens / SENDS_PER_S)
 
-    def _get_wire(self, url: str) -> Wire:
-        if self._wire is None or self._wire.url != url:
+    def _get_wire(self, membership: Membership) -> Wire:
+        place = (membership.url, membership.course_id)
+        if self._wire is None or (self._wire.url, self._wire.course) != place:
             if self._wire:
                 self._wire.close()
-            self._wire = Wire(url)
+            self._wire = Wire(membership.url, course=membership.course_id)
         return self._wire
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 if TYPE_CHECKING:
     from http.client import HTTPConnection
@@ -31,10 +31,15 @@ class Answer:
 
 
 class Wire:
-    """One server. A request that finds the kept connection closed is made once more on a new one."""
+    """
+    One server. A request that finds the kept connection closed is made once more on a new one.
 
-    def __init__(self, url: str, *, timeout_s: float = 10.0) -> None:
+    `course` is named in each request: a JupyterHub's token does not say which of its user's courses is meant.
+    """
+
+    def __init__(self, url: str, *, course: str = "", timeout_s: float = 10.0) -> None:
         self.url = url
+        self.course = course
         self._timeout_s = timeout_s
         self._kept: HTTPConnection | None = None
 
@@ -58,6 +63,8 @@ class Wire:
 
         if token:
             headers["Authorization"] = f"Bearer {token}"
+        if self.course:
+            headers["Nbpulse-Course"] = quote(self.course)
         try:
             if self._kept is not None:
                 try:

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from nbpulse.errors import InvalidInput, NbpulseError, StartupError
+from nbpulse.hubconfig import print_hub_config
 from nbpulse.terminal import answer, describe_error, get_text, say
 from nbpulse.whereabouts import connect as _connect
 from nbpulse.whereabouts import find_data_dir as _find_data_dir
@@ -280,6 +281,9 @@ def restore(
     from nbpulse import backup
 
     backup.restore(_connect(data, is_needed=False), file, keep_stream=keep_stream, as_json=as_json)
+
+
+app.command("hub-config", **_describe("hub_config", "hub-config --public-url https://nb.example"))(print_hub_config)
 
 
 @app.command("merge-users", **_describe("merge_users", "merge-users class-12 class-31"))

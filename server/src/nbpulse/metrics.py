@@ -48,6 +48,7 @@ PostgresQuery = Literal[
     "mark_changed_notebooks",
     # people, tokens, courses
     "find_person",
+    "enter_by_identity",
     "create_token",
     "use_link",
     "revoke_token",

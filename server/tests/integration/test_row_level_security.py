@@ -85,6 +85,7 @@ class School:
             "courses": {"id": uuid4(), "title": "x", "short_name": f"c{number}"},
             "enrolments": {"user_id": user_id, "course_id": course_id, "role": "student"},
             "tokens": {"user_id": user_id, "kind": "student", "secret_hash": b"x"},
+            "external_identities": {"provider": "jupyterhub", "subject": str(number), "user_id": user_id},
             "notebooks": {"course_id": course_id, "path": f"{number}.ipynb"},
             "notebook_cells": {"notebook_id": notebook_id, "cell_id": str(number)},
             "class_meetings": {"course_id": course_id, "ended_at": when},

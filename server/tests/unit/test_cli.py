@@ -29,6 +29,7 @@ COMMANDS = [
     "rotate-keys",
     "backup",
     "restore",
+    "hub-config",
 ]
 SUBCOMMANDS = ["token list", "token revoke", "dead-letters list", "dead-letters show", "dead-letters replay"]
 

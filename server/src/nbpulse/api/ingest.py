@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 from nbpulse import deliveries, events, metrics
 from nbpulse.api.access import Gate
 from nbpulse.api.bodies import read_body
+from nbpulse.api.hub_access import COURSE_HEADER
 from nbpulse.api.problems import make_problem
 from nbpulse.cache import Cache, Heard
 from nbpulse.errors import InvalidEvent, NbpulseError, NotFound, Unavailable
@@ -32,6 +33,7 @@ from nbpulse.stream import get_stream_key
 
 PATH: Final = "/api/v1/events"
 _REMEMBERED_EVENTS: Final = 10_000
+_COURSE_HEADER: Final = COURSE_HEADER.encode()
 _HEARD_EVERY_S: Final = 10.0
 _NOTE_AFTER_S: Final = 0.25
 _HEADERS: Final = [
@@ -96,7 +98,7 @@ class Ingest:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         started = time.perf_counter()
-        authorization = content_type = content_encoding = language = ""
+        authorization = content_type = content_encoding = language = course = ""
         for name, value in scope["headers"]:
             if name == b"authorization":
                 authorization = value.decode("latin-1")
@@ -106,10 +108,12 @@ class Ingest:
                 content_encoding = value.decode("latin-1")
             elif name == b"accept-language":
                 language = value.decode("latin-1")
+            elif name == _COURSE_HEADER:
+                course = value.decode("latin-1")
         try:
             if scope["method"] != "POST":
                 raise NotFound("NB-1203")
-            learner = await self._gate.find_learner(authorization)
+            learner = await self._gate.find_learner(authorization, course)
             body = await read_body(receive, content_type=content_type, content_encoding=content_encoding)
             status, answer = await self.receive_events(body, learner)
         except NbpulseError as error:

@@ -27,6 +27,7 @@ from nbpulse.records.failures import UNAVAILABLE
 from nbpulse.shards import get_shard_number
 
 STUDENT_SCOPES: Final = ("events:write", "inbox:read")
+COURSE_READ: Final = "course:read"
 STAFF_ROLES: Final = frozenset({"assistant", "instructor"})
 LINK_LIFE: Final = timedelta(minutes=10)
 SESSION_LIFE: Final = timedelta(days=7)
@@ -36,7 +37,11 @@ _CODE_LETTERS: Final = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
 class Person(msgspec.Struct, frozen=True):
-    """Whom a token stands for, and what it may do. A token of one course bears only that course's role."""
+    """
+    Whom a token stands for, and what it may do. A token of one course bears only that course's role.
+
+    `courses`, by short name: of who comes through another system, whose token names none.
+    """
 
     token_id: UUID
     kind: str
@@ -44,10 +49,12 @@ class Person(msgspec.Struct, frozen=True):
     course_id: UUID | None
     scopes: frozenset[str]
     roles: dict[UUID, str]
+    courses: dict[str, UUID] = {}
 
     def is_staff(self, course_id: UUID) -> bool:
         """True for an instructor or assistant of the course, by a token meant for staff."""
-        return self.kind in ("staff", "session") and self.roles.get(course_id) in STAFF_ROLES
+        is_meant = self.kind in ("staff", "session") or COURSE_READ in self.scopes
+        return is_meant and self.roles.get(course_id) in STAFF_ROLES
 
 
 class Joined(msgspec.Struct, frozen=True):
