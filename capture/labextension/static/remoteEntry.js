@@ -48,7 +48,7 @@
       const request = { method, ...(body === undefined ? {} : { body: JSON.stringify(body) }) };
       const answer = await this._connection.makeRequest(url, request, this._settings);
       const content = answer.status === 204 ? null : await answer.json().catch(() => null);
-      if (!answer.ok) throw { status: answer.status, text: (content && content.text) || "" };
+      if (!answer.ok) throw { status: answer.status, text: (content && content.text) || "", version: content && content.notice_version };
       return content;
     }
   }
@@ -208,6 +208,8 @@
     if (state.server === "unreachable") return ["⚠", texts.away];
     if (!state.joined) return ["○", texts.join];
     if (state.server === "refused") return ["⚠", texts.refused];
+    if (state.paused) return ["‖", texts.paused];
+    if (state.notice && state.notice.due) return ["!", texts.notice_due];
     if (state.waiting > 0 && state.server !== "connected") return ["…", fill(texts.waiting, { n: state.waiting })];
     return ["●", texts.connected];
   }
@@ -225,7 +227,7 @@
       const inputs = fields.map((field) =>
         make("input", { type: "text", className: "jp-mod-styled", style: "width:100%", name: field.name, value: field.value || "",
           maxLength: field.max || 500, autocomplete: "off", required: Boolean(field.required) }));
-      const problem = make("p", { role: "alert", className: "nbpulse-problem", style: "max-width:40em" });
+      const problem = make("p", { role: "alert", className: "nbpulse-problem", style: "max-width:40em;white-space:pre-line" });
       const notice = make("p", { textContent: note, style: "max-width:40em" });
       const labels = inputs.map((input, n) => make("label", { style: "display:block;margin-bottom:8px" },
         make("span", { textContent: fields[n].label, style: "display:block;margin-bottom:4px" }), input));
@@ -252,7 +254,11 @@
         { name: "name", label: texts.your_name, max: 200, required: true },
         { name: "student_number", label: texts.number, max: 64 },
       ];
-      const send = (values) => this._desk.ask("POST", "join", values);
+      let version; // of a notice that says more than the one below: the form then shows it and is sent once more
+      const send = (values) => this._desk.ask("POST", "join", { ...values, notice_version: version }).catch((error) => {
+        version = error.version || version;
+        throw error;
+      });
       const done = await this.ask(texts.join_title, fields, texts.join, send, texts.notice);
       if (done === null) return;
       const { course, name, resume_code: code } = done.answer;
@@ -279,8 +285,39 @@
     }
   }
 
+  /** What is recorded, and the student's own say in it: read, pause, resume, withdraw. */
+  async function showRecording(now, { Dialog }, widgets, desk) {
+    const { version, text, due } = now.notice || {};
+    const waiting = now.waiting > 0 ? [fill(texts.details_waiting, { n: now.waiting })] : [];
+    const words = [(text && text[language]) || texts.notice, ...waiting];
+    const open = (title, paragraphs, buttons) => {
+      const nodes = paragraphs.map((one) => make("p", { textContent: one, style: "max-width:40em;white-space:pre-line" }));
+      return new Dialog({ title, body: new widgets.Widget({ node: make("div", {}, ...nodes) }), buttons }).launch();
+    };
+    const button = (label, action) => Dialog.okButton({ label, className: "nbpulse-" + action, actions: [action] });
+    const choices = [now.paused ? button(texts.resume, "resume") : button(texts.pause, "pause")];
+    if (due) choices.unshift(button(texts.accept, "consent"));
+    choices.unshift(Dialog.warnButton({ label: texts.withdraw_consent, actions: ["withdraw"] }));
+    const title = fill(texts.details, { course: now.course, name: now.name });
+    const { button: chosen } = await open(title, words, [Dialog.cancelButton({ label: texts.close }), ...choices]);
+    const action = chosen.actions[0];
+    if (!action) return;
+    const close = [Dialog.okButton({ label: texts.close })];
+    if (action === "withdraw") {
+      const sure = [Dialog.cancelButton({ label: texts.cancel }), Dialog.warnButton({ label: texts.withdraw_consent })];
+      const answer = await open(fill(texts.withdraw_ask, { course: now.course }), [], sure);
+      if (!answer.button.accept) return;
+    }
+    try {
+      const told = await desk.ask("POST", action, action === "consent" ? { version } : {});
+      if (told && told.text) await open(texts.withdraw_consent, [told.text], close);
+    } catch (error) {
+      await open(title, [error.text || texts.unreachable], close);
+    }
+  }
+
   /** The toolbar's item of one notebook. */
-  function makeItem(panel, status, dialogs, widgets) {
+  function makeItem(panel, status, dialogs, widgets, showMore) {
     const state = make("button", { type: "button", className: "jp-ToolbarButtonComponent nbpulse-state" });
     const hand = make("button", { type: "button", className: "jp-ToolbarButtonComponent nbpulse-hand" });
     const node = make("div", { className: "nbpulse-item", style: "display:flex;gap:2px;align-items:center" }, state, hand);
@@ -313,8 +350,7 @@
         const prepared = panel.context.model.sharedModel.getMetadata("nbpulse") || {};
         return dialogs.join(prepared.url || now.address || "");
       }
-      const more = now.waiting > 0 ? [fill(texts.details_waiting, { n: now.waiting })] : [];
-      return dialogs.say(fill(texts.details, { course: now.course, name: now.name }), [texts.notice, ...more]);
+      return showMore(now);
     };
     hand.onclick = () => {
       const isUp = Boolean(status.now && status.now.help && status.now.help.open);
@@ -361,7 +397,8 @@
         app.docRegistry.addWidgetExtension("Notebook", {
           createNew: (panel) => {
             follow(panel, observer);
-            const item = makeItem(panel, status, dialogs, widgets);
+            const showMore = (now) => showRecording(now, apputils, widgets, desk);
+            const item = makeItem(panel, status, dialogs, widgets, showMore);
             panel.toolbar.insertAfter("spacer", "nbpulse", item) || panel.toolbar.addItem("nbpulse", item);
             return item;
           },

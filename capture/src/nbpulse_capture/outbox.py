@@ -244,6 +244,14 @@ class Outbox:
             with self._lock:
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
+    def erase(self, rows: Iterable[Row]) -> None:
+        """These were never to be kept: nothing of them stays."""
+        with self._lock:
+            self._db.execute(
+                "DELETE FROM events WHERE sequence IN (SELECT value FROM json_each(?))",
+                (_to_json([row.sequence for row in rows]),),
+            )
+
     def erase_account(self, account: str) -> int:
         """Erase all events of an account that has left; says how many were still waiting."""
         with self._lock, self._transaction():
