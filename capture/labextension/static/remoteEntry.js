@@ -1,4 +1,4 @@
-// The front end of nbpulse-capture, written by hand: no build step, no dependency, one file.
+// The front end of nbpulse-capture, written by hand: no build step, no dependency, two files.
 //
 // What it tells (to our own server extension only, which knows the class's address and token): that the student is
 // there, which cell is active, that something is being typed (never what), cells added, removed, moved, markdown cells
@@ -11,6 +11,7 @@
   "use strict";
 
   const NAME = "nbpulse-capture";
+  const HERE = document.currentScript.src;
   const PRESENCE_EVERY_MS = 20_000;
   const TYPING_FOR_MS = 5_000;
   const ACTIVE_FOR_MS = 60_000;
@@ -208,8 +209,7 @@
     if (state.server === "unreachable") return ["⚠", texts.away];
     if (!state.joined) return ["○", texts.join];
     if (state.server === "refused") return ["⚠", texts.refused];
-    if (state.paused) return ["‖", texts.paused];
-    if (state.notice && state.notice.due) return ["!", texts.notice_due];
+    if (state.paused || state.notice?.due) return state.paused ? ["‖", texts.paused] : ["!", texts.notice_due];
     if (state.waiting > 0 && state.server !== "connected") return ["…", fill(texts.waiting, { n: state.waiting })];
     return ["●", texts.connected];
   }
@@ -255,10 +255,8 @@
         { name: "student_number", label: texts.number, max: 64 },
       ];
       let version; // of a notice that says more than the one below: the form then shows it and is sent once more
-      const send = (values) => this._desk.ask("POST", "join", { ...values, notice_version: version }).catch((error) => {
-        version = error.version || version;
-        throw error;
-      });
+      const send = (values) => this._desk.ask("POST", "join", { ...values, notice_version: version })
+        .catch((error) => { version = error.version || version; throw error; });
       const done = await this.ask(texts.join_title, fields, texts.join, send, texts.notice);
       if (done === null) return;
       const { course, name, resume_code: code } = done.answer;
@@ -282,37 +280,6 @@
       const result = await showDialog({ title: texts.help_withdraw, buttons: [
         Dialog.cancelButton({ label: texts.cancel }), Dialog.okButton({ label: texts.withdraw })] });
       if (result.button.accept) await this._desk.ask("DELETE", `help?path=${encodeURIComponent(path)}`);
-    }
-  }
-
-  /** What is recorded, and the student's own say in it: read, pause, resume, withdraw. */
-  async function showRecording(now, { Dialog }, widgets, desk) {
-    const { version, text, due } = now.notice || {};
-    const waiting = now.waiting > 0 ? [fill(texts.details_waiting, { n: now.waiting })] : [];
-    const words = [(text && text[language]) || texts.notice, ...waiting];
-    const open = (title, paragraphs, buttons) => {
-      const nodes = paragraphs.map((one) => make("p", { textContent: one, style: "max-width:40em;white-space:pre-line" }));
-      return new Dialog({ title, body: new widgets.Widget({ node: make("div", {}, ...nodes) }), buttons }).launch();
-    };
-    const button = (label, action) => Dialog.okButton({ label, className: "nbpulse-" + action, actions: [action] });
-    const choices = [now.paused ? button(texts.resume, "resume") : button(texts.pause, "pause")];
-    if (due) choices.unshift(button(texts.accept, "consent"));
-    choices.unshift(Dialog.warnButton({ label: texts.withdraw_consent, actions: ["withdraw"] }));
-    const title = fill(texts.details, { course: now.course, name: now.name });
-    const { button: chosen } = await open(title, words, [Dialog.cancelButton({ label: texts.close }), ...choices]);
-    const action = chosen.actions[0];
-    if (!action) return;
-    const close = [Dialog.okButton({ label: texts.close })];
-    if (action === "withdraw") {
-      const sure = [Dialog.cancelButton({ label: texts.cancel }), Dialog.warnButton({ label: texts.withdraw_consent })];
-      const answer = await open(fill(texts.withdraw_ask, { course: now.course }), [], sure);
-      if (!answer.button.accept) return;
-    }
-    try {
-      const told = await desk.ask("POST", action, action === "consent" ? { version } : {});
-      if (told && told.text) await open(texts.withdraw_consent, [told.text], close);
-    } catch (error) {
-      await open(title, [error.text || texts.unreachable], close);
     }
   }
 
@@ -397,7 +364,8 @@
         app.docRegistry.addWidgetExtension("Notebook", {
           createNew: (panel) => {
             follow(panel, observer);
-            const showMore = (now) => showRecording(now, apputils, widgets, desk);
+            const showMore = async (now) => (await import(new URL("recording.js", HERE)))
+              .showRecording(now, { ...apputils, ...widgets, desk, texts, language, fill, make });
             const item = makeItem(panel, status, dialogs, widgets, showMore);
             panel.toolbar.insertAfter("spacer", "nbpulse", item) || panel.toolbar.addItem("nbpulse", item);
             return item;
