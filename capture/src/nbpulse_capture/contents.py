@@ -30,7 +30,7 @@ def fit_contents(event: Event) -> Event:
         return event
     data = {name: value for name, value in event["data"].items() if name not in ("source", "output")}
     for name, text in texts.items():
-        left_bytes = EVENT_CAP_BYTES - measure(event | {"data": data})
+        left_bytes = EVENT_CAP_BYTES - measure(event | {"data": data | {name: ""}})
         if left_bytes > SMALLEST_BYTES:
             # Masked before it is cut: a cut leaves no half of a secret.
             masked = scrub_text(_CONTROLS.sub("", str(text)), TEXT_CAP_CHARS * 2)
