@@ -163,6 +163,7 @@ def add_routes(web_app: web.Application, desk: Desk) -> None:
         "observed": ObservedHandler,
         "help": HelpHandler,
     }
+    own: list[tuple[str, type[DeskHandler], dict[str, Any]]]
     own = [(url_path_join(base, "nbpulse-capture", name), kind, {"desk": desk}) for name, kind in routes.items()]
     own += [
         (url_path_join(base, "nbpulse-capture", action), RecordingHandler, {"desk": desk, "action": action})

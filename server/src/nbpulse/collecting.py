@@ -38,28 +38,31 @@ def add_command(app: typer.Typer, connect: Callable[[Path | None], Settings]) ->
         data: Annotated[_File, typer.Option("--data", envvar="NBPULSE_DATA_DIR", help=get_text("opt_data"))] = None,
         as_json: Annotated[bool, typer.Option("--json", help=get_text("opt_json"))] = False,
     ) -> None:
-        _check_level(level)
         texts = [path.read_text(encoding="utf-8").strip() if path else None for path in (notice_ja, notice_en)]
         is_asked = any(one is not None for one in (level, without, back, *texts))
         notice, is_new, counts = asyncio.run(
-            _set_collection(connect(data), course, level, (without or [], back or []), (texts[0], texts[1]))
+            _set_collection(
+                connect(data), course, _read_level(level), (without or [], back or []), (texts[0], texts[1])
+            )
         )
         _show(course, notice, counts, as_json=as_json)
         if is_asked:
             say(get_text("collection_changed" if is_new else "collection_same", version=notice.version))
 
 
-def _check_level(level: str | None) -> None:
+def _read_level(text: str | None) -> Level | None:
     from nbpulse.collection import LEVELS
 
-    if level is not None and level not in LEVELS:
-        raise typer.BadParameter(f"{level}: {', '.join(LEVELS)}", param_hint="--level")
+    level = next((one for one in LEVELS if one == text), None)
+    if text is not None and level is None:
+        raise typer.BadParameter(f"{text}: {', '.join(LEVELS)}", param_hint="--level")
+    return level
 
 
 async def _set_collection(
     settings: Settings,
     short_name: str,
-    level: str | None,
+    level: Level | None,
     switches: tuple[list[str], list[str]],
     texts: tuple[str | None, str | None],
 ) -> tuple[Notice, bool, Counts]:
@@ -80,11 +83,8 @@ async def _set_collection(
         consents = Consents(People(pool, seal))
         current, _, _ = await consents.show(course.id)
         off, on = switches
-        wanted_level: Level | None = level  # type: ignore[assignment] - checked before
         without = sorted({*current.without, *off} - set(on)) if off or on else None
-        notice, is_new = await consents.change(
-            course.id, None, level=wanted_level, without=without, ja=texts[0], en=texts[1]
-        )
+        notice, is_new = await consents.change(course.id, None, level=level, without=without, ja=texts[0], en=texts[1])
         _, _, counts = await consents.show(course.id)
         return notice, is_new, counts
 

@@ -56,7 +56,7 @@ class Policy(msgspec.Struct, frozen=True):
 
     def keeps(self, field: str) -> bool:
         """Whether this field of `data` is."""
-        needed = LEVELS.index(_FIELD_LEVELS.get(field, "nothing"))  # type: ignore[arg-type]
+        needed = LEVELS.index(_FIELD_LEVELS.get(field, "nothing"))
         return field not in self.without and LEVELS.index(self.level) >= needed
 
 
@@ -124,8 +124,8 @@ def make_notice(version: int, level: Level, without: Iterable[str], added: Words
     if max(len(added.ja), len(added.en)) > ADDED_CHARS_MAX:
         raise InvalidInput("NB-1344", limit=ADDED_CHARS_MAX)
     policy = Policy(version, level, left_out)
-    ja, en = (_compose(policy, language, text) for language, text in (("ja", added.ja), ("en", added.en)))
-    return Notice(version, level, left_out, added, Words(ja, en))
+    words = Words(_compose(policy, "ja", added.ja), _compose(policy, "en", added.en))
+    return Notice(version, level, left_out, added, words)
 
 
 def _compose(policy: Policy, language: Literal["ja", "en"], added: str) -> str:
