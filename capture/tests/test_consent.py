@@ -49,6 +49,11 @@ def put(*events: Event) -> None:
     outbox.close()
 
 
+def find_in_files(student: Path, text: str) -> list[str]:
+    """The files of the outbox that hold the text, also where SQLite no longer looks."""
+    return [path.name for path in (student / "data").iterdir() if text.encode() in path.read_bytes()]
+
+
 def read_kept() -> list[tuple[str, Event, str | None]]:
     outbox = Outbox(get_outbox_file())
     try:
@@ -143,6 +148,7 @@ def test_what_was_recorded_and_is_not_collected_any_more_is_not_sent_and_not_kep
     wait_until(lambda: all(state == "sent" for state, _, _ in read_kept()))
     assert list(api.stored) == [run["event_id"]]
     assert "SOURCE-CANARY" not in json.dumps([api.batches, read_kept()])
+    assert find_in_files(student, "SOURCE-CANARY") == []
 
 
 def test_nothing_is_sent_before_the_server_has_said_what_it_collects(
@@ -270,8 +276,12 @@ def test_withdrawing_tells_the_server_erases_what_waits_and_says_what_stays(
 ) -> None:
     api.set_collection(3, "metadata")
     join(api)
-    put(make_run(error_message="CANARY"))
+    other = Outbox(get_outbox_file())  # a Jupyter server that goes on
+    put(*(make_run(error_message="CANARY") for _ in range(50)))
+    assert find_in_files(student, "CANARY") != []
     assert main(["withdraw", "--yes"]) == 0
+    assert find_in_files(student, "CANARY") == []
+    other.close()
     assert api.consents == [{"version": 3, "action": "withdraw"}]
     assert "what was recorded stays" in capsys.readouterr().out
     assert MembershipFile().read() is None

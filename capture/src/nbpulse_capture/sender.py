@@ -313,9 +313,11 @@ class Backoff:
 def hold_to_policy(outbox: Outbox, rows: list[Row], policy: Policy) -> list[Row]:
     """The rows as they may be sent; what was recorded and is not collected any more is erased."""
     held = [(row, apply_policy(row.event, policy)) for row in rows]
-    if gone := [row for row, event in held if event is None]:
-        outbox.erase(gone)
-    return [row if event is row.event else replace(row, event=event) for row, event in held if event is not None]
+    gone = [row for row, event in held if event is None]
+    cut = [replace(row, event=event) for row, event in held if event is not None and event is not row.event]
+    if gone or cut:
+        outbox.erase(gone, cut)
+    return [replace(row, event=event) for row, event in held if event is not None]
 
 
 def erase_uncollected(outbox: Outbox, rows: list[Row], verdicts: list[Verdict]) -> list[Row]:
