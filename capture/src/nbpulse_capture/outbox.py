@@ -245,7 +245,7 @@ class Outbox:
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def erase(self, gone: Iterable[Row], cut: Iterable[Row] = ()) -> None:
-        """`gone` may not be kept, of `cut` only what these rows hold: nothing else stays, nor where the file is free."""
+        """`gone` may not be kept, of `cut` only what these rows hold: nothing else stays, not even in free pages."""
         with self._lock:
             self._db.execute("PRAGMA secure_delete = ON")
             self._db.execute(
