@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from typer.testing import CliRunner
 
-from nbpulse import metrics
+from nbpulse import cli, metrics
 from nbpulse.crypto import EncryptedField
+from nbpulse.errors import NbpulseError
 from stage import KEY, Stage, make_run
 from stores import connect
 
@@ -123,8 +127,6 @@ async def test_each_change_is_a_version_that_is_kept_with_what_it_said(stage: St
 
 
 async def test_many_changes_at_once_come_one_after_the_other(stage: Stage) -> None:
-    import asyncio
-
     wanted = [{"level": level, "without": [field]} for level in ("source", "output") for field in ("tags", "traceback")]
     told = await asyncio.gather(*(set_collection(stage, **one) for one in wanted))
     assert sorted(one["version"] for one in told) == [2, 3, 4, 5]
@@ -263,8 +265,6 @@ async def test_a_course_that_collects_nothing_hears_raised_hands_alone(stage: St
 
 
 async def test_the_board_shows_who_has_paused(stage: Stage) -> None:
-    import asyncio
-
     joined = await stage.join(notice_version=1)
     presence = {"event_type": "presence", "occurred_at": make_run()["occurred_at"], "data": {"state": "paused"}}
     await stage.snapshot()  # a board is open
@@ -313,3 +313,47 @@ async def test_a_course_that_is_removed_takes_its_notices_and_consents_with_it(s
         for table in ("collection_versions", "consents"):
             count = await owner.fetchval(f"SELECT count(*) FROM {table} WHERE course_id = $1", stage.course.id)
             assert count == 0, table
+
+
+# --- the operator's command -------------------------------------------------------------------------------------------
+
+
+async def run_command(stage: Stage, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
+    monkeypatch.setenv("NBPULSE_DATABASE_URL", stage.database_url)
+    monkeypatch.setenv("NBPULSE_REDIS_URL", stage.redis_url)
+    monkeypatch.setenv("NBPULSE_ENCRYPTION_KEYS", KEY.decode())
+    monkeypatch.setenv("NBPULSE_LANGUAGE", "en")
+    return await asyncio.to_thread(CliRunner().invoke, cli.app, ["collection", *arguments])
+
+
+async def test_the_operator_sets_level_switches_and_text_and_sees_whom_it_reached(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    await stage.join(notice_version=1)
+    name, text = stage.course.short_name, tmp_path / "notice.txt"
+    text.write_text("目的: 授業改善\n連絡先: 山田\n", encoding="utf-8")
+    asked = ("--level", "source", "--without", "cell_focus", "--without", "typing", "--notice-ja", str(text))
+    first = await run_command(stage, monkeypatch, name, *asked)
+    assert (first.exit_code, "Version 2 now holds" in first.stderr) == (0, True)
+    assert f"{name}: level source, without: cell_focus, typing; version 2" in first.stdout
+    assert "0 were shown this version, 1 an older one" in first.stdout
+    assert "連絡先: 山田" in first.stdout
+    again = await run_command(stage, monkeypatch, name, "--with", "typing", "--json")
+    told = json.loads(again.stdout)
+    assert (told["version"], told["level"], told["without"]) == (3, "source", ["cell_focus"])
+    same = await run_command(stage, monkeypatch, name, "--level", "source")
+    assert "version 3 still holds" in same.stderr
+    shown = await run_command(stage, monkeypatch, name)
+    assert (shown.stderr, "version 3" in shown.stdout) == ("", True)
+
+
+async def test_what_the_operator_mistypes_is_refused_with_the_way_out(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = await run_command(stage, monkeypatch, stage.course.short_name, "--level", "everything")
+    assert (wrong.exit_code, "nothing, metadata, source, output" in wrong.output) == (2, True)
+    for arguments, code in ((("nowhere",), "NB-3023"), ((stage.course.short_name, "--without", "status"), "NB-1343")):
+        refused = await run_command(stage, monkeypatch, *arguments)
+        assert isinstance(refused.exception, NbpulseError)
+        assert refused.exception.code == code
+    assert (await show_collection(stage))["version"] == 1
