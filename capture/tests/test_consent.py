@@ -212,6 +212,33 @@ def test_the_front_end_is_shown_a_notice_that_says_more_before_it_joins(student:
     desk.close()
 
 
+@pytest.mark.parametrize(("theirs", "ours"), [("NB-1342", "NB-7082"), ("NB-1340", "NB-7084"), ("NB-1101", "NB-7084")])
+def test_an_answer_that_the_server_does_not_take_is_told_and_changes_nothing(
+    student: Path, api: FakeApi, capsys: pytest.CaptureFixture[str], theirs: str, ours: str
+) -> None:
+    api.set_collection(1, "metadata")
+    membership = join(api)
+    api.shown = api.collection
+    api.set_collection(2, "output")
+    api.consent_refusal = {"code": theirs, "title": "no"}
+    assert main(["notice", "--accept"]) == 1
+    assert capsys.readouterr().err.startswith(f"{ours}: ")
+    standing = ConsentFile().read(membership)
+    assert (standing.is_notice_due, standing.policy.level) == (True, "metadata")
+
+
+def test_presence_of_a_course_whose_terms_are_not_known_yet_waits_for_them(
+    student: Path, api: FakeApi, monkeypatch: pytest.MonkeyPatch, start_sender: Callable[..., Sender]
+) -> None:
+    monkeypatch.setenv("NBPULSE_CAPTURE_URL", api.url)
+    monkeypatch.setenv("NBPULSE_CAPTURE_TOKEN", "t")
+    api.set_collection(1, "metadata", "presence")
+    start_sender(lambda: {"event_id": "1", "event_type": "presence", "data": {"state": "active"}})
+    wait_until(lambda: api.collection_asked > 0)
+    time.sleep(0.3)
+    assert api.request_count == 0
+
+
 # --- pause ------------------------------------------------------------------------------------------------------------
 
 

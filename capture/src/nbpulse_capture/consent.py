@@ -50,7 +50,7 @@ class Standing:
 
 
 class ConsentFile:
-    """The two files as they are now: a running kernel notices a change at its next run, for two `stat`s (4 us)."""
+    """The two files as they are now: a running kernel notices a change at its next run, for two `stat`s."""
 
     def __init__(self) -> None:
         self._collection = _Watched(get_config_dir() / "collection.json")

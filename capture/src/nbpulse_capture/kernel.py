@@ -6,7 +6,8 @@ thread then. Whether it is so is asked at each run anew, so a server that dies o
 
 Promises to the student: nothing of ours is ever raised or printed into the notebook (faults are counted and
 shown by `%nbpulse status`), no run gets slower by more than a millisecond, and nothing is recorded before
-joining.
+joining. Where the course collects source or output, these are masked before they are written, which takes longer the
+longer they are.
 
 Why the callbacks write to SQLite themselves instead of handing over to a thread: measured by `bench/capture_cost.py`,
 both callbacks of a run together take 0.5 ms of CPU in the median and 0.9 ms at the 99th percentile on two cores that

@@ -55,6 +55,17 @@ def keep_collection(wire: Wire, membership: Membership) -> Answer | None:
     return answer
 
 
+def refresh(membership: Membership) -> None:
+    """Ask the class's server again, if it can be reached; what is known here holds otherwise."""
+    wire = Wire(membership.url)
+    try:
+        keep_collection(wire, membership)
+    except UnreachableError:
+        return
+    finally:
+        wire.close()
+
+
 def note_joined(membership: Membership, joined: dict[str, Any], shown_version: int | None) -> None:
     """Keep what the answer to joining says of the collection; the version that was shown is the newest, or none."""
     current = joined.get("collection")

@@ -45,6 +45,7 @@ def resume_recording(_arguments: argparse.Namespace) -> int:
 def show_notice(arguments: argparse.Namespace) -> int:
     """The course's notice as it is now; in a terminal, or with --accept, the student says that they have seen it."""
     membership = need_membership()
+    notices.refresh(membership)
     standing = consent.ConsentFile().read(membership)
     say(word_notice(standing.notice, get_language()))
     if not standing.is_notice_due or standing.current is None:

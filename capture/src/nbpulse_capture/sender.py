@@ -137,12 +137,14 @@ class Sender(threading.Thread):
         """Send one batch if anything waits; True when it went well and there may be more."""
         rows = outbox.take_batch(membership.account, BATCH_LIMIT)
         rows = self._keep_to_size(outbox, rows)
-        presence = self._take_presence(membership)
+        presence = self._take_presence()
         if not rows and presence is None:
             return False
         if not self._learn_collection(outbox, membership, rows):
             return False
-        rows = hold_to_policy(outbox, rows, self._consent.read(membership).policy)
+        policy = self._consent.read(membership).policy
+        rows = hold_to_policy(outbox, rows, policy)
+        presence = apply_policy(presence, policy) if presence else None
         rows = [self._look_up_place(row) for row in rows]
         if not rows and presence is None:
             return True
@@ -249,7 +251,7 @@ class Sender(threading.Thread):
             outbox.put(event, account, notebook_file)
             self._spill.popleft()
 
-    def _take_presence(self, membership: Membership) -> Event | None:
+    def _take_presence(self) -> Event | None:
         """Who has paused is there, and that is all that is said."""
         now = time.monotonic()
         if now - self._presence_at < PRESENCE_EVERY_S - 0.5 or self._stop_at is not None:
@@ -257,8 +259,8 @@ class Sender(threading.Thread):
         self._presence_at = now
         presence = self._describe_presence()
         if presence is not None and self._consent.is_paused():
-            presence = describe_event("presence", {}, {"state": "paused"})
-        return apply_policy(presence, self._consent.read(membership).policy) if presence is not None else None
+            return describe_event("presence", {}, {"state": "paused"})
+        return presence
 
     def _wait_for_token(self) -> None:
         now = time.monotonic()

@@ -13,6 +13,7 @@ from typing import Any
 from nbpulse_capture.contents import OutputText
 from nbpulse_capture.faults import FaultLog
 
+RUNS_LIMIT = 32
 OUTPUT_TYPES = frozenset({"stream", "display_data", "execute_result"})
 
 
@@ -31,13 +32,18 @@ class ShownOutput:
             self._session, self._send = session, session.send
             session.send = self._look
         self._wanted[msg_id] = OutputText()
+        while len(self._wanted) > RUNS_LIMIT:  # runs whose end IPython never told
+            del self._wanted[next(iter(self._wanted))]
 
     def end(self, msg_id: str) -> str:
         """What it has shown; nothing where nobody wanted to know."""
         if msg_id not in self._wanted:
             return ""
-        sys.stdout.flush()  # waits until the thread that sends has sent
-        sys.stderr.flush()
+        try:
+            sys.stdout.flush()  # waits until the thread that sends has sent
+            sys.stderr.flush()
+        except Exception as error:  # noqa: BLE001 - a student may have put anything there
+            self._faults.note(error, "output")
         text = self._wanted.pop(msg_id).text
         if not self._wanted:
             self.detach()
