@@ -341,6 +341,8 @@ class ServerObserver:
         held_until = time.time() + held_s if held_s else 0.0
 
         def store(outbox: Outbox) -> None:  # the file is read now, in the writer's thread: it may be renamed later
+            if self._membership_file.read() != membership:
+                return  # the student has left or withdrawn meanwhile, and what waited was erased
             placed = fit_contents(self._shelf.place(allowed, file) if file else allowed)
             outbox.put(placed, account, file, held_until=held_until)
             if end is not None:

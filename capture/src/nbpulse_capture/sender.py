@@ -129,7 +129,7 @@ class Sender(threading.Thread):
         if self._outbox is None:
             self._outbox = Outbox(self._outbox_file)
         self._outbox.trim()
-        self._store_spill(self._outbox)
+        self._store_spill(self._outbox, membership.account)
         self._outbox.checkpoint()
         return self.send_batch(self._outbox, membership)
 
@@ -245,10 +245,12 @@ class Sender(threading.Thread):
             outbox.release(rows[kept:])
         return rows[:kept]
 
-    def _store_spill(self, outbox: Outbox) -> None:
+    def _store_spill(self, outbox: Outbox, current_account: str) -> None:
+        """What the disk would not have before; not of somebody who has left or withdrawn meanwhile."""
         while self._spill:
             event, account, notebook_file = self._spill[0]
-            outbox.put(event, account, notebook_file)
+            if account == current_account:
+                outbox.put(event, account, notebook_file)
             self._spill.popleft()
 
     def _take_presence(self) -> Event | None:
