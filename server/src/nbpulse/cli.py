@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nbpulse import collecting
 from nbpulse.errors import InvalidInput, NbpulseError, StartupError
 from nbpulse.hubconfig import print_hub_config
 from nbpulse.terminal import answer, describe_error, get_text, say
@@ -354,6 +355,9 @@ def drop_letters(letter_id: Annotated[str, typer.Argument(metavar="ID|all")], da
     from nbpulse import administration
 
     say(get_text("letters_dropped", count=administration.drop_letters(_connect(data), letter_id)))
+
+
+collecting.add_command(app, _connect)
 
 
 def main() -> None:

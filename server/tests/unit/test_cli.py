@@ -30,6 +30,7 @@ COMMANDS = [
     "backup",
     "restore",
     "hub-config",
+    "collection",
 ]
 SUBCOMMANDS = ["token list", "token revoke", "dead-letters list", "dead-letters show", "dead-letters replay"]
 

@@ -59,12 +59,15 @@ RULES: Final[dict[str, Rule]] = {
     "GET /api/v1/openapi.json": Rule.ANYONE,
     "GET /api/v1/errors": Rule.ANYONE,
     "POST /api/v1/join": Rule.ANYONE,
+    "GET /api/v1/join/notice": Rule.ANYONE,
     "POST /api/v1/sign-in": Rule.ANYONE,
     "POST /api/v1/sign-out": Rule.SIGNED_IN,
     "POST /api/v1/events": Rule.DELIVERER,
     "GET /api/v1/me": Rule.SIGNED_IN,
     "GET /api/v1/me/inbox": Rule.STUDENT,
     "GET /api/v1/me/session": Rule.STUDENT,
+    "GET /api/v1/me/collection": Rule.STUDENT,
+    "POST /api/v1/me/consent": Rule.STUDENT,
     "GET /api/v1/courses/{course_id}/live": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/series": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/notebooks/{notebook_id}/summary": Rule.STAFF,
@@ -83,6 +86,8 @@ RULES: Final[dict[str, Rule]] = {
     "POST /api/v1/courses/{course_id}/meetings/end": Rule.STAFF,
     "POST /api/v1/courses/{course_id}/tickets": Rule.STAFF,
     "POST /api/v1/courses/{course_id}/rehearsals": Rule.STAFF,
+    "GET /api/v1/courses/{course_id}/collection": Rule.STAFF,
+    "PUT /api/v1/courses/{course_id}/collection": Rule.STAFF,
     "DELETE /api/v1/courses/{course_id}": Rule.STAFF,
     "WS /api/v1/courses/{course_id}/ws": Rule.FIRST_MESSAGE,
 }
@@ -140,7 +145,7 @@ class Gate:
         return _as_student(person, "events:write", course)
 
     async def find_person(self, token: str | None, *, grace_s: float = 0.0) -> Person:
-        """Whom the token stands for. Raises AccessDenied (NB-1101, NB-111x), Unavailable."""
+        """Whom the token stands for. Raises AccessDenied (NB-1101, NB-111x, NB-1340), Unavailable."""
         if not token:
             raise AccessDenied("NB-1101")
         person, found_at = self._known.get(token, (None, 0.0))
@@ -169,6 +174,13 @@ class Gate:
         """Somebody signed out: no cached yes of theirs is left in this process."""
         for token in [token for token, (known, _) in self._known.items() if known.token_id == person.token_id]:
             del self._known[token]
+
+    def forget_students(self, course_id: UUID, user_id: UUID | None = None) -> None:
+        """What may be collected of the course's students (or of this one) is another now: look them up anew."""
+        for token, (known, _) in list(self._known.items()):
+            is_meant = known.course_id == course_id or course_id in known.policies
+            if is_meant and user_id in (None, known.user_id):
+                del self._known[token]
 
     async def find_staff(self, token_id: UUID, course_id: UUID) -> Person:
         """Whom a token proved earlier stands for now, as staff of the course. Raises as `admit`."""
@@ -235,7 +247,7 @@ def _as_student(person: Person, scope: str, course: str | None) -> Person:
     if scope not in person.scopes:
         raise AccessDenied("NB-1103")
     if person.kind == KIND:
-        return choose_course(person, course)
+        return choose_course(person, course, delivers=scope == "events:write")
     if person.course_id is None:  # there is nowhere to put an event
         raise AccessDenied("NB-1103")
     return person

@@ -18,6 +18,7 @@ from nbpulse.errors import NotFound
 from nbpulse.hub import LiveHub
 from nbpulse.identity import ask_as
 from nbpulse.records.analysis import CourseHistory
+from nbpulse.records.consents import Consents
 from nbpulse.records.meetings import Meetings
 from nbpulse.records.people import People, Person
 from nbpulse.records.views import ClassReader
@@ -69,6 +70,7 @@ class Context:
     series: TimeSeriesStore
     history: CourseHistory
     meetings: Meetings
+    consents: Consents
     promise: str
     gate: Gate
     ingest: Ingest
@@ -94,6 +96,7 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         series=parts.series,
         history=CourseHistory(parts.people),
         meetings=Meetings(parts.people),
+        consents=Consents(parts.people),
         promise=parts.promise,
         gate=gate,
         ingest=Ingest(gate, parts.stream, parts.cache),

@@ -15,6 +15,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 
 import msgspec
 
+from nbpulse.collection import DEFAULT
 from nbpulse.errors import AccessDenied
 from nbpulse.records.identities import Entered, enter_by_identity
 from nbpulse.records.people import COURSE_READ, STUDENT_SCOPES, People, Person
@@ -93,11 +94,12 @@ def read_groups(groups: Iterable[str]) -> list[tuple[str, str]]:
     ]
 
 
-def choose_course(person: Person, named: str | None) -> Person:
+def choose_course(person: Person, named: str | None, *, delivers: bool) -> Person:
     """
     The student in one course: the one `named`, else the only one.
 
-    Raises AccessDenied: a student of no course, or not of that one (NB-1112); of several, and none is named (NB-1113).
+    Raises AccessDenied: a student of no course, or not of that one (NB-1112); of several, and none is named (NB-1113);
+    one who has withdrawn there delivers nothing (NB-1340).
     """
     attended = {name: course for name, course in person.courses.items() if person.roles.get(course) == "student"}
     if named:
@@ -109,7 +111,12 @@ def choose_course(person: Person, named: str | None) -> Person:
         raise AccessDenied("NB-1112")
     if len(chosen) > 1:
         raise AccessDenied("NB-1113", courses=", ".join(sorted(attended)))
-    return msgspec.structs.replace(person, course_id=chosen[0])
+    policy = person.policies.get(chosen[0])
+    if policy is None:
+        if delivers:
+            raise AccessDenied("NB-1340")
+        policy = DEFAULT
+    return msgspec.structs.replace(person, course_id=chosen[0], collection=policy)
 
 
 def _describe(token: str, scopes: frozenset[str], entered: Entered) -> Person:
@@ -121,6 +128,7 @@ def _describe(token: str, scopes: frozenset[str], entered: Entered) -> Person:
         scopes=scopes,
         roles=entered.roles,
         courses=entered.courses,
+        policies=entered.policies,
     )
 
 

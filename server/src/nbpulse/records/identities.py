@@ -7,15 +7,21 @@ from uuid import UUID
 
 import msgspec
 
+from nbpulse.collection import Policy
+from nbpulse.records.consents import read_policy
 from nbpulse.records.people import People
 
 
 class Entered(msgspec.Struct, frozen=True):
-    """Who came in, with the role in each of their courses, and the courses by short name."""
+    """
+    Who came in, with the role in each of their courses and what may be collected of them there (None: they have
+    withdrawn), and the courses by short name.
+    """
 
     user_id: UUID
     roles: dict[UUID, str]
     courses: dict[str, UUID]
+    policies: dict[UUID, Policy | None]
 
 
 async def enter_by_identity(
@@ -29,7 +35,8 @@ async def enter_by_identity(
     """
     async with people.connect("enter_by_identity") as connection:
         rows = await connection.fetch(
-            "SELECT * FROM enter_by_identity($1, $2, $3, $4)",
+            "SELECT e.*, c.* FROM enter_by_identity($1, $2, $3, $4) e"
+            " LEFT JOIN LATERAL find_collection(e.found_user, e.course) c ON true",
             provider,
             subject,
             [course for course, _ in wanted],
@@ -41,4 +48,5 @@ async def enter_by_identity(
         rows[0]["found_user"],
         {row["course"]: row["given_role"] for row in rows},
         {row["short"]: row["course"] for row in rows},
+        {row["course"]: None if row["has_withdrawn"] else read_policy(row) for row in rows},
     )
