@@ -135,6 +135,33 @@ async def test_a_user_of_the_hub_is_a_student_without_a_step_and_stays_the_same_
     assert len((await stage.http.get("/api/v1/me", headers={"Authorization": f"token {first}"})).json()["courses"]) == 1
 
 
+async def test_what_a_course_collects_and_who_has_withdrawn_hold_for_the_hub_s_students_too(
+    hub_stage: Stage, hub: PlayedHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = hub_stage
+    token = hub.give(draw_name(), f"course-{stage.course.short_name}")
+    mine = {"Authorization": f"token {token}"}
+    collection = f"/api/v1/courses/{stage.course.id}/collection"
+    assert (await stage.post(token, make_run())).headers["nbpulse-collection-version"] == "1"
+    wanted = {"level": "nothing", "without": [], "added": {"ja": "", "en": ""}}
+    changed = await stage.http.put(collection, json=wanted, headers=stage.staff)
+    assert changed.status_code == 200, changed.text
+    refused = await stage.post(token, make_run())
+    assert refused.json()["code"] == "NB-1341", "without waiting for what was known to grow old"
+    version = (await stage.http.get("/api/v1/me/collection", headers=mine)).json()["current"]["version"]
+    answer = {"version": version, "action": "withdraw"}
+    told = await stage.http.post("/api/v1/me/consent", json=answer, headers=mine)
+    assert told.status_code < 300, told.text
+    async with no_cache(monkeypatch):
+        late = await stage.post(token, make_run())
+        assert (late.status_code, late.json()["code"]) == (403, "NB-1340")
+        assert (await stage.http.get("/api/v1/me/collection", headers=mine)).status_code == 200
+        again = await stage.http.post("/api/v1/me/consent", json=answer | {"action": "accept"}, headers=mine)
+        assert again.status_code < 300, again.text
+        back = await stage.post(token, make_run())
+        assert back.json()["code"] == "NB-1341", "back in the course, which collects nothing"
+
+
 async def test_bobs_name_with_alices_token_is_refused(hub_stage: Stage, hub: PlayedHub) -> None:
     stage = hub_stage
     alice, bob = (hub.give(draw_name(), f"course-{stage.course.short_name}") for _ in range(2))
