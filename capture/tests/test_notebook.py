@@ -44,6 +44,21 @@ def test_a_foreign_notebook_id_is_not_passed_on(tmp_path: Path) -> None:
     assert NotebookShelf().read(str(path)).notebook_id is None
 
 
+def test_a_file_without_our_id_tells_its_cells_and_not_what_a_pasted_cell_claims(tmp_path: Path) -> None:
+    claim = "5d0f7b8e-6d2c-4c59-9a35-3f4f2d8a1b10"
+    event = {"cell_id": "x", "notebook_id": claim, "data": {"status": "ok"}}
+    path, missing = tmp_path / "a.ipynb", str(tmp_path / "missing.ipynb")
+    write(path, ["x", "y", "x"])
+    placed = NotebookShelf().place(event, str(path))
+    assert (placed["notebook_id"], len(placed["cell_prints"])) == (None, 2 * 6)
+    assert placed["data"] == event["data"]
+    assert NotebookShelf().place(event, missing)["notebook_id"] == claim, "where the file is unknown the claim is all"
+    path.write_text(json.dumps({"cells": [{"id": "x"}], "metadata": {"nbpulse": {"notebook_id": claim}}}))
+    placed = NotebookShelf().place(event | {"notebook_id": None}, str(path))
+    assert placed["notebook_id"] == claim
+    assert "cell_prints" not in placed
+
+
 def test_the_path_is_relative_to_the_servers_root_and_otherwise_only_a_name(tmp_path: Path) -> None:
     session = str(tmp_path / "home" / "taro" / "第1回" / "week1.ipynb")
     connection_file = str(tmp_path / "kernel-1.json")

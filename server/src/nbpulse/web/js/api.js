@@ -55,9 +55,9 @@ export function fetchLive(courseId, notebookId) {
 }
 
 /** @typedef {{user_id: string, sign: string, count: number, off_s: ?number}} Sign */
-/** @param {string} courseId @returns {Promise<{integrity: Sign[]}>} of the last day */
-export const fetchIntegrity = (courseId) =>
-  request("GET", `/api/v1/courses/${encodeURIComponent(courseId)}/integrity`);
+/** @param {string} courseId @param {number} startMs @returns {Promise<{integrity: Sign[]}>} */
+export const fetchIntegrity = (courseId, startMs) =>
+  request("GET", `/api/v1/courses/${encodeURIComponent(courseId)}/integrity?start=${new Date(startMs).toISOString()}`);
 
 /** @param {string} courseId */
 export const startMeeting = (courseId) =>

@@ -5,7 +5,7 @@ import { effect, html, useEffect, useState } from "../preact.js";
 import { Connection } from "../connection.js";
 import { t } from "../i18n.js";
 import {
-  alerts, classroom, clockOffsetMs, course, counts, gaps, hasShortcuts, isHelpOpen, labelOf, layout, link, rows,
+  alerts, classroom, clockOffsetMs, course, counts, gaps, hasShortcuts, isHelpOpen, labelOf, layout, link, minute, rows,
   searchText, selected, setShortcuts, tab, toggleNames,
 } from "../store.js";
 import { Attention, explain } from "./attention.js";
@@ -15,7 +15,8 @@ import { Header, Help } from "./header.js";
 import { Refused, Waiting, Connecting } from "./pages.js";
 
 const POLITE_EVERY_MS = 10_000;
-const GAPS_EVERY_MS = 60_000;
+const GAPS_EVERY_MS = 120_000;
+const GAPS_WITHIN_MS = 3 * 3_600_000;
 
 /** @param {{courseId: string}} props */
 export function Board({ courseId }) {
@@ -96,13 +97,14 @@ function Announcer() {
   return html`<div class="unseen" role="alert">${urgent}</div><div class="unseen" role="status">${polite}</div>`;
 }
 
-/** Asks each minute whose data has gaps; nothing waits for that. @param {string} courseId */
+/** Asks now and then whose data of the last hours has gaps; nothing waits for that. @param {string} courseId */
 function keepGaps(courseId) {
   const ask = async () => {
     try {
       /** @type {Record<string, import("../api.js").Sign[]>} */
       const found = {};
-      for (const sign of (await fetchIntegrity(courseId)).integrity) (found[sign.user_id] ??= []).push(sign);
+      const { integrity } = await fetchIntegrity(courseId, minute.peek() - GAPS_WITHIN_MS);
+      for (const sign of integrity) (found[sign.user_id] ??= []).push(sign);
       gaps.value = found;
     } catch (error) {
       if (!(error instanceof ApiError)) throw error; // what is known stays; the line to the class says what is wrong
