@@ -64,6 +64,8 @@ def run_server(server: EmbeddedServer) -> Iterator[str]:
     try:
         yield server.url
     finally:
+        if isinstance(server, EmbeddedPostgres):
+            os.kill(server.pid, signal.SIGQUIT)  # its directory goes too: no checkpoint over every test's database
         server.stop()
 
 
