@@ -16,7 +16,9 @@ from typing import Annotated, Any
 
 import typer
 
+from nbpulse import collecting
 from nbpulse.errors import InvalidInput, NbpulseError, StartupError
+from nbpulse.hubconfig import print_hub_config
 from nbpulse.terminal import answer, describe_error, get_text, say
 from nbpulse.whereabouts import connect as _connect
 from nbpulse.whereabouts import find_data_dir as _find_data_dir
@@ -282,6 +284,9 @@ def restore(
     backup.restore(_connect(data, is_needed=False), file, keep_stream=keep_stream, as_json=as_json)
 
 
+app.command("hub-config", **_describe("hub_config", "hub-config --public-url https://nb.example"))(print_hub_config)
+
+
 @app.command("merge-users", **_describe("merge_users", "merge-users class-12 class-31"))
 def merge_users(
     keep: Annotated[str, typer.Argument(help=get_text("arg_keep"))],
@@ -350,6 +355,9 @@ def drop_letters(letter_id: Annotated[str, typer.Argument(metavar="ID|all")], da
     from nbpulse import administration
 
     say(get_text("letters_dropped", count=administration.drop_letters(_connect(data), letter_id)))
+
+
+collecting.add_command(app, _connect)
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ def connect(data: Path | None, *, is_needed: bool = True) -> Settings:
     if not (os.environ.get("NBPULSE_DATABASE_URL") and os.environ.get("NBPULSE_REDIS_URL")):
         running = find_running(data)
         names = {"NBPULSE_DATABASE_URL": "admin_database_url", "NBPULSE_REDIS_URL": "redis_url"}
-        names["NBPULSE_INFLUX_URL"] = "influx_url"
+        names |= {"NBPULSE_INFLUX_URL": "influx_url", "NBPULSE_HUB_API_URL": "hub_api_url"}
         for variable, name in names.items():
             if running.get(name):
                 os.environ.setdefault(variable, running[name])

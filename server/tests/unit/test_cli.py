@@ -29,6 +29,8 @@ COMMANDS = [
     "rotate-keys",
     "backup",
     "restore",
+    "hub-config",
+    "collection",
 ]
 SUBCOMMANDS = ["token list", "token revoke", "dead-letters list", "dead-letters show", "dead-letters replay"]
 

@@ -13,7 +13,7 @@ import pytest
 from servers import ROOT
 
 TWINS = (
-    *("README.md", "docs/README.md", "docs/install.md"),
+    *("README.md", "docs/README.md", "docs/install.md", "docs/privacy.md"),
     *("docs/DATABASE_COMPARISON.md", "docs/PERFORMANCE.md", "docs/SECURITY.md"),
 )
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")

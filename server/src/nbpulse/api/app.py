@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from nbpulse import __version__
-from nbpulse.api import classrooms, health, ingest, joining, meetings, pages, queries, rehearsals, sockets
+from nbpulse.api import classrooms, collections, health, ingest, joining, meetings, pages, queries, rehearsals, sockets
 from nbpulse.api.access import check_rules
 from nbpulse.api.catalogue import describe_problems, show_errors
 from nbpulse.api.context import ApiOptions, Context, Parts, admit, make_context
@@ -103,6 +103,7 @@ def create_app(
         classrooms.shared,
         queries.router,
         meetings.router,
+        collections.router,
         rehearsals.router,
         health.router,
         pages.router,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 import msgspec
@@ -11,17 +11,22 @@ from starlette.requests import HTTPConnection, Request
 
 from nbpulse.api.access import RULES, Gate
 from nbpulse.api.answers import Answers
+from nbpulse.api.hub_access import HubGate
 from nbpulse.api.ingest import Ingest
 from nbpulse.cache import Cache
 from nbpulse.errors import NotFound
 from nbpulse.hub import LiveHub
 from nbpulse.identity import ask_as
 from nbpulse.records.analysis import CourseHistory
+from nbpulse.records.consents import Consents
 from nbpulse.records.meetings import Meetings
 from nbpulse.records.people import People, Person
 from nbpulse.records.views import ClassReader
 from nbpulse.stream import EventStream
 from nbpulse.timeseries import ClassScope, TimeSeriesStore
+
+if TYPE_CHECKING:
+    from nbpulse.jupyterhub import JupyterHub  # its HTTP client is 0.2 s of imports, for those who have a hub
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Parts(Protocol):
     @property
     def series(self) -> TimeSeriesStore: ...
     @property
+    def jupyterhub(self) -> JupyterHub | None: ...
+    @property
     def promise(self) -> str: ...
 
 
@@ -63,6 +70,7 @@ class Context:
     series: TimeSeriesStore
     history: CourseHistory
     meetings: Meetings
+    consents: Consents
     promise: str
     gate: Gate
     ingest: Ingest
@@ -76,7 +84,8 @@ class Context:
 
 def make_context(parts: Parts, options: ApiOptions) -> Context:
     """The context of an API on `parts`."""
-    gate = Gate(parts.people, options.public_url)
+    hub_gate = HubGate(parts.jupyterhub, parts.people) if parts.jupyterhub else None
+    gate = Gate(parts.people, options.public_url, hub_gate)
     return Context(
         options=options,
         stream=parts.stream,
@@ -87,6 +96,7 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         series=parts.series,
         history=CourseHistory(parts.people),
         meetings=Meetings(parts.people),
+        consents=Consents(parts.people),
         promise=parts.promise,
         gate=gate,
         ingest=Ingest(gate, parts.stream, parts.cache),
