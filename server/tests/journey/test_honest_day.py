@@ -22,7 +22,7 @@ async def settle(system: System, run_count: int) -> list[dict[str, Any]]:
     try:
 
         async def has_all() -> bool:
-            query = "SELECT count(*) >= $1 FROM events WHERE event_type = 'cell_execution'"
+            query = "SELECT count(*) = $1 FROM events WHERE event_type = 'cell_execution'"
             return bool(await owner.fetchval(query, run_count))
 
         await until(has_all, 30)
