@@ -150,8 +150,9 @@ class Recorder:
         cell_id = getattr(info, "cell_id", None) or metadata.get("cellId")
         if self._is_nested or (cell_id is None and not self._is_a_notebook) or is_our_magic(info.raw_cell):
             return
-        if self._consent.is_paused():
-            return  # a run that begins in a pause is not recorded, whenever it ends
+        if self._consent.is_paused():  # a run that begins in a pause is not recorded, whenever it ends
+            self._sitting.session_id = None  # nor missed: what the kernel counts meanwhile is in no sitting
+            return
         with self._lock:
             if (open_run := self._open_runs.get(msg_id)) is not None:
                 open_run.depth += 1  # the cell itself calls run_cell(): still one run

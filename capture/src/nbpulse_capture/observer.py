@@ -66,6 +66,8 @@ class Voice:
         """`execute_input`; a run that begins in a pause is nobody's, whenever it ends"""
         code, policy = str(content.get("code", "")), self._find_policy()
         is_students = is_students_code(code) and policy != OWN_ACTS_ONLY
+        if policy == OWN_ACTS_ONLY:  # what the kernel counts meanwhile must not be missed in the sitting
+            self._offer(self._kernel, self._kernel.begin_anew, tells=False)
         note = partial(self._kernel.note_start, msg_id, at, content, is_students=is_students)
         self._offer(self._kernel, partial(note, source=code if policy.wants("source") else ""))
         return policy.wants("output")

@@ -209,7 +209,7 @@ class WatchedKernel:
         self._is_dead = False
 
     def begin_anew(self) -> None:
-        """Another student, or another course: the next run begins a sitting of its own."""
+        """Another student, another course, or a pause: the next run begins a sitting of its own."""
         self._sitting.session_id = None
 
     def note_stop(self) -> None:

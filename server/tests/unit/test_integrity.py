@@ -30,6 +30,8 @@ def work(
         return Trace(event_type, occurred_at, occurred_at + timedelta(milliseconds=80), start + n, session, **fields)
 
     events = [tell(0, "session_start")]
+    if told_by:  # a server that watches says when it began
+        events.append(Trace("kernel_status", at, at, 0, None, status="started"))
     for n in range(run_count):
         events.append(tell(2 * n + 1, "cell_execution_start"))
         end = {"status": "ok", "execution_count": n + 1, "told_by": told_by}
@@ -72,7 +74,8 @@ def test_events_that_were_taken_out_are_missing() -> None:
 
 
 def test_runs_that_never_reached_the_outbox_are_missing_in_the_kernels_count() -> None:
-    events = work(10) + change(work(5, start=22, at=BEGIN + timedelta(minutes=9)), is_run, skip=40)
+    later = work(5, start=22, at=BEGIN + timedelta(minutes=9), told_by=None)
+    events = work(10, told_by=None) + change(later, is_run, skip=40)
     session = events[0].session_id
     assert kinds([replace(one, session_id=session) for one in events]) == {"runs_missing": 40 - 10}
 
@@ -154,6 +157,10 @@ HARMLESS: dict[str, Callable[[], list[Trace]]] = {
         work(), lambda one: one.execution_count in {7, 8}, told_by="server"
     ),
     "a clock a few seconds ahead": lambda: change(work(), lambda one: True, received_at=BEGIN),
+    "a course that does not collect restarts": lambda: [
+        replace(one, event_type="notebook_save") if one.event_type == "kernel_status" else one
+        for one in restart(work(), 12)
+    ],
     "a slow network": lambda: [
         replace(one, received_at=one.occurred_at + timedelta(seconds=n % 100)) for n, one in enumerate(work())
     ],
@@ -169,6 +176,12 @@ def test_what_is_still_on_its_way_is_not_missed_yet() -> None:
     events = [one for one in work() if one.sequence != 40]
     assert kinds(events) == {"events_missing": 1}
     assert find_signs(change(events, lambda one: one.sequence > 38, received_at=NOW), NOW) == []
+
+
+def test_what_was_thrown_away_for_a_courses_new_terms_is_not_missed() -> None:
+    events = [one for one in work() if not 20 <= one.sequence < 27]
+    assert find_signs(events, NOW, [BEGIN + timedelta(minutes=4)]) == []
+    assert len(find_signs(events, NOW, [BEGIN - timedelta(days=1), NOW])) == 1
 
 
 @given(seed=st.integers(), cut=st.integers(0, 60))

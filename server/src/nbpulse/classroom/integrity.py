@@ -54,14 +54,17 @@ class Sign(msgspec.Struct, frozen=True):
     off_s: int | None = None
 
 
-def find_signs(traces: Iterable[Trace], now: datetime) -> list[Sign]:
-    """The signs in one student's events of one course, in any order."""
+def find_signs(traces: Iterable[Trace], now: datetime, changes: Sequence[datetime] = ()) -> list[Sign]:
+    """The signs in one student's events of one course, in any order; `changes`: when what it collects was changed."""
     settled = sorted(
         (one for one in traces if one.received_at <= now - SETTLED_AFTER),
         key=lambda one: (one.occurred_at, one.sequence),
     )
-    found = [sign for session in _split_sessions(settled) for sign in _judge_kernel(session)]
-    found += _judge_sequence(settled)
+    found = list(_judge_sequence(settled, changes))
+    # A server that watches a kernel tells of its restarts, unless the course does not collect that: then who knows.
+    has_restarts = any(one.event_type == "kernel_status" for one in settled)
+    if has_restarts or not any(one.told_by for one in settled):
+        found += [sign for session in _split_sessions(settled) for sign in _judge_kernel(session)]
     found += _judge_clock(settled)
     return [_sum_up(list(signs)) for _, signs in groupby(sorted(found, key=lambda one: one.kind), lambda one: one.kind)]
 
@@ -80,8 +83,12 @@ def _split_sessions(traces: Sequence[Trace]) -> Iterator[list[Trace]]:
     yield from sessions.values()
 
 
-def _judge_sequence(traces: Sequence[Trace]) -> Iterator[Sign]:
-    """Numbers that are missing within a sitting; other kernels of the device, and another device, use numbers too."""
+def _judge_sequence(traces: Sequence[Trace], changes: Sequence[datetime]) -> Iterator[Sign]:
+    """
+    Numbers that are missing within a sitting; other kernels of the device, and another device, use numbers too.
+
+    Where the course's terms were changed before a sitting had arrived, clients threw away what it no longer collects.
+    """
     lost_count = sum(one.lost_count for one in traces)
     for session in _split_sessions(traces):
         numbers = [one.sequence for one in session if one.sequence > 0]
@@ -90,6 +97,8 @@ def _judge_sequence(traces: Sequence[Trace]) -> Iterator[Sign]:
         least, most = min(numbers), max(numbers)
         since, until = session[0].occurred_at, session[-1].occurred_at
         early, late = since - timedelta(minutes=1), until + timedelta(minutes=1)
+        if any(early <= change <= max(one.received_at for one in session) for change in changes):
+            continue
         present = {one.sequence for one in traces if least <= one.sequence <= most and early <= one.occurred_at <= late}
         missing_count = most - least + 1 - len(present)
         told_count = min(lost_count, missing_count)

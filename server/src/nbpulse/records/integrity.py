@@ -26,15 +26,20 @@ WHERE e.course_id = $1 AND e.occurred_at >= $2 AND e.occurred_at < $3 ORDER BY u
 """
 
 
+_CHANGES = "SELECT created_at FROM collection_versions WHERE course_id = $1 AND version > 1 AND created_at >= $2"
+
+
 async def list_signs(people: People, course_id: UUID, span: Span) -> Table:
     """Each student's signs in the window. Raises Unavailable (NB-2003)."""
     now = datetime.now(UTC)
     rows: list[tuple[Any, ...]] = []
+    async with people.connect("list_signs") as connection:
+        changes = [row["created_at"] for row in await connection.fetch(_CHANGES, course_id, span.start)]
     async with people.connect("list_signs", is_staff=True) as connection:
         async for username, user_id, traces in _read_students(connection, course_id, span):
             rows += [
                 (username, user_id, sign.kind, sign.count, sign.off_s, sign.since, sign.until)
-                for sign in find_signs(traces, now)
+                for sign in find_signs(traces, now, changes)
             ]
     columns = ("username", "user_id", "sign", "count", "off_s", "since", "until")
     return Table(columns, ("text", "uuid", "text", "integer", "integer", "time", "time"), rows)
