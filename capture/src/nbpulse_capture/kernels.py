@@ -1,13 +1,18 @@
 """What one kernel publishes on IOPub, read by a socket of our own: KernelListener.
 
 Subscribed is to everything, since how much a run shows is told by messages that carry their own topics
-(`stream.stdout`). A flood costs little all the same: output is not parsed but measured, and the socket is emptied
-in one go instead of one message per turn of the event loop. Signatures are not checked: who can speak on this
-socket is the student's own kernel, and what it says is only ever told of that student.
+(`stream.stdout`). It costs little all the same: the first message wakes the event loop, and what comes in the next
+moments is read with it in one go (so that the start and the end of a short run are also one write); output is not
+parsed but measured. Signatures are not checked: who can speak on this socket is the student's own kernel, and what it
+says is only ever told of that student.
+
+What our extension inside the kernel says of a run comes with that run's `idle`, in the message's metadata: no message
+more for anybody to send, carry and show.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -15,8 +20,12 @@ from typing import Any, Protocol
 
 import zmq
 
+from nbpulse_capture.execution import TOLD_PREFIX, name_told
+
 DELIMITER = b"<IDS|MSG>"
 AT_ONCE = 500
+LINGER_S = 0.015
+TOLD_MARK = f'"{TOLD_PREFIX}'.encode()
 OUTPUT_TYPES = ("stream", "display_data", "update_display_data", "execute_result")
 
 
@@ -30,7 +39,7 @@ class KernelVoice(Protocol):
         """`error`"""
 
     def hear_told(self, msg_id: str, content: dict[str, Any]) -> None:
-        """`nbpulse_event`, from our extension inside the kernel"""
+        """From our extension inside the kernel: `nbpulse_event`, or what came with a run's `idle`"""
 
     def hear_end(self, msg_id: str, at: datetime, output_bytes: int) -> None:
         """`status: idle` after a request to run something"""
@@ -45,6 +54,8 @@ class KernelListener:
         self._on_fault = on_fault
         self._ports: list[int] = []
         self._stream: Any = None
+        self._first: list[list[bytes]] = []
+        self._timer: asyncio.TimerHandle | None = None
         self._running_id: str | None = None
         self._output_bytes: dict[str, int] = {}
 
@@ -56,24 +67,47 @@ class KernelListener:
         self.close()
         self._ports = list(self._manager.ports)
         self._stream = self._manager.connect_iopub()
-        self._stream.on_recv(self._receive)
+        self._stream.on_recv(self._wait_for_more)
 
     def close(self) -> None:
         """Listen no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._first.clear()
         if self._stream is not None and not self._stream.closed():
             self._stream.close(linger=0)
         self._stream = None
 
-    def _receive(self, first: list[bytes]) -> None:
-        """One message, and at once all that wait behind it."""
+    def _wait_for_more(self, first: list[bytes]) -> None:
+        """The kernel begins to speak."""
+        self._first.append(first)
+        self._stream.stop_on_recv()
+        self._read_in(LINGER_S)
+
+    def _read_in(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._resume)
+
+    def _resume(self) -> None:
+        self._timer = None
+        if self.read() == AT_ONCE:  # a flood: others have their turn, and then it goes on
+            self._read_in(0)
+        elif self._stream is not None:
+            self._stream.on_recv(self._wait_for_more)
+
+    def read(self) -> int:
+        """Tell of all that has come, but at most of AT_ONCE messages; how many it were."""
+        count = 0
         try:
-            self._take(first)
-            for _ in range(AT_ONCE):
-                self._take(self._stream.socket.recv_multipart(zmq.NOBLOCK))
+            while count < AT_ONCE and self._stream is not None:
+                parts = self._first.pop() if self._first else self._stream.socket.recv_multipart(zmq.NOBLOCK)
+                count += 1
+                self._take(parts)
         except zmq.Again:
-            return
+            pass
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not reach Jupyter's event loop
             self._on_fault(error)
+        return count
 
     def _take(self, parts: list[bytes]) -> None:
         topic = parts[0]
@@ -90,7 +124,12 @@ class KernelListener:
         if (msg_type == "status" and b'"idle"' not in parts[at + 5]) or b'"execute_request"' not in parts[at + 3]:
             return
         parent = json.loads(parts[at + 3])
-        self._tell(msg_type, str(parent["msg_id"]), header, parts[at + 5])
+        msg_id = str(parent["msg_id"])
+        if msg_type == "status" and TOLD_MARK in parts[at + 4]:
+            told = json.loads(parts[at + 4]).get(name_told(msg_id))
+            if isinstance(told, dict):
+                self._voice.hear_told(msg_id, told)
+        self._tell(msg_type, msg_id, header, parts[at + 5])
 
     def _tell(self, msg_type: str, msg_id: str, header: dict[str, Any], raw: bytes) -> None:
         if msg_type == "execute_input":

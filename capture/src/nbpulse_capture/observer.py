@@ -62,7 +62,7 @@ class Voice:
         self._offer(self._kernel, partial(self._kernel.note_error, msg_id, content), tells=False)
 
     def hear_told(self, msg_id: str, content: dict[str, Any]) -> None:
-        """`nbpulse_event`"""
+        """From the extension inside the kernel"""
         for fault in content.get("faults") or []:
             self._faults.note(str(fault), "kernel")
         tells = "event" in content
@@ -116,6 +116,8 @@ class ServerObserver:
         """The server ends in good order: every run ends, what waits is written and sent."""
         for task in self._tasks:
             task.cancel()
+        for listener in self._listeners.values():
+            listener.read()
         while self._queue:
             self._do(*self._queue.popleft())
         for kernel in list(self._kernels.values()):
@@ -166,6 +168,7 @@ class ServerObserver:
         kernel = self._kernels.get(kernel_id)
         if kernel is None:
             return
+        self._listeners[kernel_id].read()  # what it said before
         if action == "restart":
             self._offer(kernel, kernel.note_restart)
             self._listeners[kernel_id].open()
@@ -195,6 +198,8 @@ class ServerObserver:
             if len(at) == 1:  # two kernels at one notebook: whose run it is cannot be known
                 (at[0].expect_cell if begins else at[0].forget_cell)(cell_id)
 
+        for listener in self._listeners.values():
+            listener.read()  # a run that has ended has begun
         self._offer(None, tell)
 
     def give_up(self, kernel_id: str, error: BaseException) -> None:
@@ -208,6 +213,8 @@ class ServerObserver:
             self._writer.hand_over(lambda _: None)  # it writes the faults down
 
     def _note_crash(self, kernel: WatchedKernel) -> None:
+        if kernel.kernel_id in self._listeners:
+            self._listeners[kernel.kernel_id].read()  # its last words
         self._offer(kernel, kernel.note_death)
 
     # -- the task --------------------------------------------------------------------------------------------
@@ -274,7 +281,7 @@ class ServerObserver:
             manager = self._kernel_manager.get_kernel(kernel.kernel_id)
             alive = manager.is_alive()
             if not (await alive if hasattr(alive, "__await__") else alive) and not manager.shutting_down:
-                self._offer(kernel, kernel.note_death)
+                self._note_crash(kernel)
 
     def _claim(self, kernel: WatchedKernel) -> None:
         if kernel.is_given_up or kernel.kernel_id in self._claims.kernel_ids or self._membership_file.read() is None:

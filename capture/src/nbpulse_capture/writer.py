@@ -10,7 +10,6 @@ from __future__ import annotations
 import queue
 import sqlite3
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 
@@ -19,7 +18,6 @@ from nbpulse_capture.membership import get_outbox_file
 from nbpulse_capture.outbox import Outbox
 
 RETRY_S = 1.0
-LINGER_S = 0.015  # start and end of a short run are then one write
 WAITING_LIMIT = 5_000
 
 Work = Callable[[Outbox], object]
@@ -62,8 +60,6 @@ class Writer(threading.Thread):
         """Wait for work and take all there is; False at the end."""
         try:
             work = self._handed_over.get(timeout=RETRY_S if self._waiting else None)
-            if work is not None:
-                time.sleep(LINGER_S)
             while work is not None:
                 self._waiting.append(work)
                 work = self._handed_over.get_nowait()
