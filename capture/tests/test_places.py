@@ -73,6 +73,9 @@ class Kernels(MappingKernelManager):  # type: ignore[misc, unused-ignore]
         self.asked_count += 1
         return {"id": kernel_id}
 
+    def update_env(self, **_: Any) -> None:
+        """There is no process that would want it."""
+
 
 async def test_jupyters_own_sessions_are_read_again_when_one_has_changed_or_a_file_was_renamed_and_not_else() -> None:
     kernels = Kernels()

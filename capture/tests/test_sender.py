@@ -5,6 +5,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler
 from itertools import pairwise
@@ -79,6 +80,36 @@ def test_the_first_event_of_a_quiet_time_goes_at_once_with_the_token(rig: Rig, a
         latencies_ms.append((api.arrived_at_s[event["event_id"]] - began_s) * 1000)
     assert sorted(latencies_ms)[2] < 50, latencies_ms
     assert set(api.tokens) == {"Bearer secret-token"}
+
+
+def test_what_is_offered_is_sent_once_and_done(rig: Rig, api: FakeApi) -> None:
+    events = [make_event() for _ in range(3)]
+    leased = [rig.outbox.put_leased(event, rig.account) for event in events]
+    rig.sender.offer(one for one in leased if one)
+    rig.wait_until_sent()
+    assert [e["event_id"] for batch in api.batches for e in batch] == [e["event_id"] for e in events]
+
+
+def test_what_is_offered_too_late_or_of_another_student_is_left_to_the_lease(rig: Rig, api: FakeApi) -> None:
+    mine, others = (rig.outbox.put_leased(make_event(), account) for account in (rig.account, "another"))
+    assert mine is not None
+    assert others is not None
+    rig.sender.offer([replace(mine, until=time.time() + 1.0), others])
+    rig.put(fresh := make_event())
+    wait_until(lambda: rig.count_waiting() == 1)
+    assert list(api.stored) == [fresh["event_id"]]
+    assert [row.event for row in rig.outbox.take_batch(rig.account, 10, now=mine.until + 1)] == [mine.row.event]
+    assert rig.outbox.count_events("another")["waiting"] == 1
+
+
+def test_what_was_offered_in_an_outage_arrives_once_afterwards(rig: Rig, api: FakeApi) -> None:
+    api.plays = [lambda request, _: bool(request.close_connection) or True] * 4  # it hears nothing
+    leased = [rig.outbox.put_leased(make_event(), rig.account) for _ in range(5)]
+    for one in leased:
+        rig.sender.offer([one] if one else [])
+    rig.wait_until_sent()
+    assert len(api.stored) == 5
+    assert sorted(e["event_id"] for batch in api.batches for e in batch) == sorted(api.stored), "each once"
 
 
 def test_a_storm_goes_in_few_large_batches_and_in_order(rig: Rig, api: FakeApi) -> None:

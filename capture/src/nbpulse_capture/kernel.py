@@ -261,7 +261,8 @@ class Recorder:
         try:
             if self._outbox is None:
                 self._outbox = Outbox(get_outbox_file(), busy_wait_s=0.02)
-            self._outbox.put(event, membership.account, file)
+            if leased := self._outbox.put_leased(event, membership.account, file):
+                self.sender.offer([leased])
         except Exception as error:  # noqa: BLE001 - locked, full, gone: whatever it is, the event goes to memory
             self.faults.note(error, "outbox")
             if len(self._spill) >= SPILL_LIMIT:

@@ -1,10 +1,9 @@
 """What one kernel publishes on IOPub, read by a socket of our own: KernelListener.
 
 Subscribed is to everything, since how much a run shows is told by messages that carry their own topics
-(`stream.stdout`). It costs little all the same: the first message wakes the event loop, and what comes in the next
-moments is read with it in one go (so that the start and the end of a short run are also one write); output is not
-parsed but measured. Signatures are not checked: who can speak on this socket is the student's own kernel, and what it
-says is only ever told of that student.
+(`stream.stdout`). A flood costs little all the same: output is not parsed but measured, and the socket is emptied
+in one go instead of one message per turn of the event loop. Signatures are not checked: who can speak on this
+socket is the student's own kernel, and what it says is only ever told of that student.
 
 What our extension inside the kernel says of a run comes with that run's `idle`, in the message's metadata: no message
 more for anybody to send, carry and show.
@@ -12,7 +11,6 @@ more for anybody to send, carry and show.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -24,7 +22,6 @@ from nbpulse_capture.execution import TOLD_PREFIX, name_told
 
 DELIMITER = b"<IDS|MSG>"
 AT_ONCE = 500
-LINGER_S = 0.015
 TOLD_MARK = f'"{TOLD_PREFIX}'.encode()
 OUTPUT_TYPES = ("stream", "display_data", "update_display_data", "execute_result")
 
@@ -54,8 +51,6 @@ class KernelListener:
         self._on_fault = on_fault
         self._ports: list[int] = []
         self._stream: Any = None
-        self._first: list[list[bytes]] = []
-        self._timer: asyncio.TimerHandle | None = None
         self._running_id: str | None = None
         self._output_bytes: dict[str, int] = {}
 
@@ -67,47 +62,34 @@ class KernelListener:
         self.close()
         self._ports = list(self._manager.ports)
         self._stream = self._manager.connect_iopub()
-        self._stream.on_recv(self._wait_for_more)
+        # The stream's own handler takes one message a turn and looks at the socket three times for it.
+        loop = self._stream.io_loop
+        loop.remove_handler(self._stream.socket)
+        loop.add_handler(self._stream.socket, self._receive, loop.READ)
 
     def close(self) -> None:
         """Listen no more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._first.clear()
         if self._stream is not None and not self._stream.closed():
             self._stream.close(linger=0)
         self._stream = None
 
-    def _wait_for_more(self, first: list[bytes]) -> None:
-        """The kernel begins to speak."""
-        self._first.append(first)
-        self._stream.stop_on_recv()
-        self._read_in(LINGER_S)
+    def _receive(self, *_: Any) -> None:
+        """The socket tells once that something has come: it must be emptied, but others have their turn meanwhile."""
+        if not self.read() and self._stream is not None:
+            self._stream.io_loop.add_callback(self._receive)
 
-    def _read_in(self, seconds: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._resume)
-
-    def _resume(self) -> None:
-        self._timer = None
-        if self.read() == AT_ONCE:  # a flood: others have their turn, and then it goes on
-            self._read_in(0)
-        elif self._stream is not None:
-            self._stream.on_recv(self._wait_for_more)
-
-    def read(self) -> int:
-        """Tell of all that has come, but at most of AT_ONCE messages; how many it were."""
-        count = 0
+    def read(self) -> bool:
+        """Tell of what has come; whether that was all."""
         try:
-            while count < AT_ONCE and self._stream is not None:
-                parts = self._first.pop() if self._first else self._stream.socket.recv_multipart(zmq.NOBLOCK)
-                count += 1
-                self._take(parts)
+            for _ in range(AT_ONCE):
+                if self._stream is None:
+                    return True
+                self._take(self._stream.socket.recv_multipart(zmq.NOBLOCK))
         except zmq.Again:
-            pass
+            return True
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not reach Jupyter's event loop
             self._on_fault(error)
-        return count
+        return False
 
     def _take(self, parts: list[bytes]) -> None:
         topic = parts[0]
@@ -116,6 +98,8 @@ class KernelListener:
                 self._measure(parts)
             return
         at = parts.index(DELIMITER)
+        if topic.endswith(b".status") and b'"idle"' not in parts[at + 5]:
+            return
         header = json.loads(parts[at + 2])
         msg_type = header["msg_type"]
         if msg_type in OUTPUT_TYPES:

@@ -15,18 +15,18 @@ from collections.abc import Callable
 
 from nbpulse_capture.faults import FaultLog
 from nbpulse_capture.membership import get_outbox_file
-from nbpulse_capture.outbox import Outbox
+from nbpulse_capture.outbox import Leased, Outbox
 
 RETRY_S = 1.0
 WAITING_LIMIT = 5_000
 
-Work = Callable[[Outbox], object]
+Work = Callable[[Outbox], Leased | None]
 
 
 class Writer(threading.Thread):
-    """One per server process; `after_writing` wakes the sender."""
+    """One per server process; `after_writing` gets what may be sent, once it is on disk."""
 
-    def __init__(self, faults: FaultLog, after_writing: Callable[[], None]) -> None:
+    def __init__(self, faults: FaultLog, after_writing: Callable[[list[Leased]], None]) -> None:
         super().__init__(name="nbpulse-capture-disk", daemon=True)
         self._faults = faults
         self._after_writing = after_writing
@@ -73,28 +73,30 @@ class Writer(threading.Thread):
 
     def _write(self) -> None:
         """Do what waits; where the disk will not, it goes on waiting; what can never be done is counted as lost."""
+        written: list[Leased] = []
         try:
             if self._outbox is None:
                 self._outbox = Outbox(get_outbox_file(), busy_wait_s=1.0)
             batch = list(self._waiting)
             with self._outbox.together():
-                for work in batch:
-                    self._do(work, self._outbox)
+                done = [self._do(work, self._outbox) for work in batch]
                 self._note_troubles(self._outbox)
             for _ in batch:
                 self._waiting.popleft()
+            written = [leased for leased in done if leased is not None]
         except Exception as error:  # noqa: BLE001 - this thread must go on: the events wait in memory
             self._faults.note(error, "outbox")
-        self._after_writing()
+        self._after_writing(written)
 
-    def _do(self, work: Work, outbox: Outbox) -> None:
+    def _do(self, work: Work, outbox: Outbox) -> Leased | None:
         try:
-            work(outbox)
+            return work(outbox)
         except (OSError, sqlite3.OperationalError):
             raise
         except Exception as error:  # noqa: BLE001 - it must not stand in the way of those behind it
             self._faults.note(error, "outbox")
             self._dropped_count += 1
+            return None
 
     def _note_troubles(self, outbox: Outbox) -> None:
         """Leave our own faults and losses where `nbpulse-capture status` finds them."""
