@@ -103,7 +103,11 @@ def test_what_is_offered_too_late_or_of_another_student_is_left_to_the_lease(rig
 
 
 def test_what_was_offered_in_an_outage_arrives_once_afterwards(rig: Rig, api: FakeApi) -> None:
-    api.plays = [lambda request, _: bool(request.close_connection) or True] * 4  # it hears nothing
+    def hang_up(request: BaseHTTPRequestHandler, _: list[Event]) -> bool:
+        request.close_connection = True
+        return True
+
+    api.plays = [hang_up] * 4
     leased = [rig.outbox.put_leased(make_event(), rig.account) for _ in range(5)]
     for one in leased:
         rig.sender.offer([one] if one else [])

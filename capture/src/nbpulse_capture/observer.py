@@ -242,8 +242,8 @@ class ServerObserver:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-            is_old = time.monotonic() - self._looked_at_s > PLACES_GOOD_FOR_S
-            if is_old or any(not kernel.is_placed for kernel in self._kernels.values()):
+            is_good = self._places.is_current() or time.monotonic() - self._looked_at_s < PLACES_GOOD_FOR_S
+            if not is_good or any(not kernel.is_placed for kernel in self._kernels.values()):
                 await self._look()
             while self._queue:
                 self._do(*self._queue.popleft())

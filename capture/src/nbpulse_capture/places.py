@@ -8,6 +8,7 @@ file browser reaches the session later or never, so renames are followed here to
 from __future__ import annotations
 
 import re
+import sqlite3
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -72,11 +73,15 @@ class SessionPlaces:
         self._stamp: tuple[int, int] | None = None
         self.renames = Renames()
 
+    def is_current(self) -> bool:
+        """Whether it can be seen that nothing has changed since the sessions were read."""
+        return self._stamp is not None and self._stamp == self._read_stamp()
+
     async def refresh(self) -> None:
         """Read the sessions as they are now."""
-        stamp = self._read_stamp()
-        if stamp is not None and stamp == self._stamp:
+        if self.is_current():
             return
+        stamp = self._read_stamp()
         works: dict[str, Work] = {}
         for session in await self._session_manager.list_sessions():
             kernel_id, work = str((session.get("kernel") or {}).get("id")), self._read_session(session)
@@ -92,7 +97,10 @@ class SessionPlaces:
             method = getattr(self._session_manager, name, None)
             if getattr(method, "__func__", None) is not getattr(SessionManager, name):
                 return None
-        return self._session_manager.connection.total_changes, self.renames.revision
+        try:
+            return self._session_manager.connection.total_changes, self.renames.revision
+        except (AttributeError, sqlite3.Error):
+            return None
 
     def find(self, kernel_id: str) -> Work | None:
         """What the kernel is used for; None while that is not known."""
