@@ -80,15 +80,19 @@ class KernelListener:
 
     def read(self) -> bool:
         """Tell of what has come; whether that was all."""
-        try:
-            for _ in range(AT_ONCE):
-                if self._stream is None:
-                    return True
-                self._take(self._stream.socket.recv_multipart(zmq.NOBLOCK))
-        except zmq.Again:
+        if self._stream is None or self._stream.closed():
             return True
-        except Exception as error:  # noqa: BLE001 - whatever it is, it must not reach Jupyter's event loop
-            self._on_fault(error)
+        socket = self._stream.socket
+        for _ in range(AT_ONCE):
+            try:
+                self._take(socket.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                return True
+            except zmq.ZMQError as error:  # the socket itself: there is nothing more to be had of it now
+                self._on_fault(error)
+                return True
+            except Exception as error:  # noqa: BLE001 - whatever it is, it must not reach Jupyter's event loop
+                self._on_fault(error)
         return False
 
     def _take(self, parts: list[bytes]) -> None:

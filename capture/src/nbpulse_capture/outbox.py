@@ -2,9 +2,10 @@
 
 One SQLite file (WAL) per user of a machine, shared by all kernels, because `sequence` is then one gapless
 count per installation, and whichever kernel lives sends what a dead one left behind. Rows are leased to one
-sender at a time; a lease that runs out merely makes a second sending possible, which the event ids make
-harmless. An event that is here already is not stored again: a server and a kernel that both saw a run agree on its
-id, and the first of them is enough.
+sender at a time, from the first moment where the process that writes them also sends them. A lease ends after 30 s
+(so long does what a killed process left behind wait for another); a second sending is harmless by the event ids.
+An event that is here already is not stored again: a server and a kernel that both saw a run agree on its id, and
+the first of them is enough.
 
 Promises: an event is on disk before it is sent and stays until it is accepted, set aside with the server's
 reason (`status` shows it) or, beyond the size cap, dropped oldest first and counted. Whatever kills the
