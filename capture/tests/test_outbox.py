@@ -256,8 +256,8 @@ def test_what_is_put_for_its_own_sender_is_nobody_elses_until_the_lease_ends(out
     assert leased is not None
     assert outbox.put_leased(event, "a") is None, "it is there already, and somebody else's to send"
     assert outbox.take_batch("a", 10, now=leased.until - 1) == []
-    assert outbox.take_batch("a", 10, now=leased.until + 1) == [leased.row]
-    outbox.settle([leased.row], [Verdict(event["event_id"], "accepted")])
+    assert outbox.take_batch("a", 10, now=leased.until + 1) == [leased.make_row()]
+    outbox.settle([leased.make_row()], [Verdict(event["event_id"], "accepted")])
     assert outbox.count_events("a")["waiting"] == 0
     assert [(state, told) for state, told, _ in outbox.read_last_events(10)] == [("sent", event | {"sequence": 1})]
 

@@ -5,7 +5,6 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler
 from itertools import pairwise
@@ -94,11 +93,11 @@ def test_what_is_offered_too_late_or_of_another_student_is_left_to_the_lease(rig
     mine, others = (rig.outbox.put_leased(make_event(), account) for account in (rig.account, "another"))
     assert mine is not None
     assert others is not None
-    rig.sender.offer([replace(mine, until=time.time() + 1.0), others])
+    rig.sender.offer([mine._replace(until=time.time() + 1.0), others])
     rig.put(fresh := make_event())
     wait_until(lambda: rig.count_waiting() == 1)
     assert list(api.stored) == [fresh["event_id"]]
-    assert [row.event for row in rig.outbox.take_batch(rig.account, 10, now=mine.until + 1)] == [mine.row.event]
+    assert [row.event for row in rig.outbox.take_batch(rig.account, 10, now=mine.until + 1)] == [mine.make_row().event]
     assert rig.outbox.count_events("another")["waiting"] == 1
 
 

@@ -94,6 +94,7 @@ class Recorder:
             MembershipFile(),
             describe_presence=self._describe_presence,
             spill=self._spill,
+            is_running=lambda: bool(self._open_runs),
             settle_s=1.0,
         )
 
@@ -261,8 +262,7 @@ class Recorder:
         try:
             if self._outbox is None:
                 self._outbox = Outbox(get_outbox_file(), busy_wait_s=0.02)
-            if leased := self._outbox.put_leased(event, membership.account, file):
-                self.sender.offer([leased])
+            self._outbox.put(event, membership.account, file)
         except Exception as error:  # noqa: BLE001 - locked, full, gone: whatever it is, the event goes to memory
             self.faults.note(error, "outbox")
             if len(self._spill) >= SPILL_LIMIT:

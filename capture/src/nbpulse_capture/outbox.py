@@ -2,8 +2,8 @@
 
 One SQLite file (WAL) per user of a machine, shared by all kernels, because `sequence` is then one gapless
 count per installation, and whichever kernel lives sends what a dead one left behind. Rows are leased to one
-sender at a time, from the first moment where the process that writes them also sends them. A lease ends after 30 s
-(so long does what a killed process left behind wait for another); a second sending is harmless by the event ids.
+sender at a time; a Jupyter server's are its own from the first moment. A lease ends after 30 s (so long does what a
+killed process held wait for another); a second sending is harmless by the event ids.
 An event that is here already is not stored again: a server and a kernel that both saw a run agree on its id, and
 the first of them is enough.
 
@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nbpulse_capture.membership import make_private_dir, make_private_file
 
@@ -83,13 +83,18 @@ class Row:
         return None if self.is_as_written else self.event
 
 
-@dataclass(frozen=True, slots=True)
-class Leased:
+class Leased(NamedTuple):
     """One that has just been written, and until when it is only its writer's to send."""
 
     account: str
     until: float
-    row: Row
+    sequence: int
+    event: dict[str, Any]
+    notebook_file: str | None
+
+    def make_row(self) -> Row:
+        """As take_batch() would give it; left to the sender's thread."""
+        return Row(self.sequence, self.event | {"sequence": self.sequence}, self.notebook_file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +174,7 @@ class Outbox:
         sequence = self.put(event, account, notebook_file, held_until=leased_until)
         if sequence is None:
             return None
-        return Leased(account, leased_until, Row(sequence, event | {"sequence": sequence}, notebook_file))
+        return Leased(account, leased_until, sequence, event, notebook_file)
 
     def execute(self, statement: str, values: tuple[Any, ...] = ()) -> list[Any]:
         """One statement, alone in its transaction; for the other tables' own files."""

@@ -26,7 +26,7 @@ from nbpulse_capture.notebook import NotebookShelf
 from nbpulse_capture.outbox import Leased, Outbox, Row, Verdict
 from nbpulse_capture.wire import Answer, UnreachableError, Wire
 
-LINGER_S = 0.015
+LINGER_S, LINGERS_IN_A_RUN = 0.015, 7
 BATCH_LIMIT = 100
 BATCH_CAP_BYTES = 800_000
 PRESENCE_EVERY_S = 20.0
@@ -50,6 +50,7 @@ class Sender(threading.Thread):
         *,
         describe_presence: Callable[[], Event | None] = lambda: None,
         spill: deque[Spilled] | None = None,
+        is_running: Callable[[], bool] = lambda: False,
         settle_s: float = 0.0,
         linger_s: float = LINGER_S,
     ) -> None:
@@ -60,6 +61,7 @@ class Sender(threading.Thread):
         self._spill: deque[Spilled] = deque() if spill is None else spill
         self._settle_s = settle_s
         self._linger_s = linger_s
+        self._is_running = is_running
         self._wakeup = threading.Event()
         self._offered: deque[Leased] = deque(maxlen=OFFERED_LIMIT)
         self._stop_at: float | None = None
@@ -113,9 +115,12 @@ class Sender(threading.Thread):
             self._outbox.close()
 
     def _linger(self) -> None:
-        """Let a short run end before we take the interpreter's lock: its start and end then go together."""
-        if self._stop_at is None and self._linger_s:
-            time.sleep(self._linger_s)
+        """Let a run of a tenth of a second end before we take the interpreter's lock: its events then go together."""
+        for _ in range(LINGERS_IN_A_RUN):
+            if self._stop_at is None and self._linger_s:
+                time.sleep(self._linger_s)
+            if not self._is_running():
+                break
 
     def _take_turn(self, *, in_haste: bool) -> bool:
         """True when there may be more to send at once."""
@@ -158,7 +163,7 @@ class Sender(threading.Thread):
         while self._offered and len(rows) < BATCH_LIMIT:
             leased = self._offered.popleft()
             if leased.account == account and leased.until > sent_until:
-                rows.append(leased.row)
+                rows.append(leased.make_row())
         return rows
 
     def _act_on(self, outbox: Outbox, membership: Membership, rows: list[Row], answer: Answer) -> bool:
@@ -249,6 +254,7 @@ class Sender(threading.Thread):
         self._tokens_at = now
         if self._tokens < 0 and self._stop_at is None:
             time.sleep(-self._tokens / SENDS_PER_S)
+            self._linger()
 
     def _get_wire(self, url: str) -> Wire:
         if self._wire is None or self._wire.url != url:
