@@ -81,6 +81,26 @@ def test_the_first_event_of_a_quiet_time_goes_at_once_with_the_token(rig: Rig, a
     assert set(api.tokens) == {"Bearer secret-token"}
 
 
+def test_a_run_has_a_tenth_of_a_second_for_itself_and_no_more(
+    student: Path, api: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NBPULSE_CAPTURE_URL", api.url)
+    monkeypatch.setenv("NBPULSE_CAPTURE_TOKEN", "t")
+    is_running = [False]
+    made = Rig(student, lambda: None)
+    made.sender = Sender(made.file, MembershipFile(), is_running=lambda: is_running[0])
+    made.sender.start()
+    made.put(make_event())
+    made.wait_until_sent()
+    time.sleep(0.3)  # it sleeps again
+    is_running[0] = True
+    began_s = time.time()
+    made.put(event := make_event())
+    wait_until(lambda: event["event_id"] in api.stored)
+    assert api.arrived_at_s[event["event_id"]] - began_s > 0.1
+    made.close()
+
+
 def test_what_is_offered_is_sent_once_and_done(rig: Rig, api: FakeApi) -> None:
     events = [make_event() for _ in range(3)]
     leased = [rig.outbox.put_leased(event, rig.account) for event in events]

@@ -6,8 +6,9 @@ Promises: an event leaves the outbox only on the server's word; the same ids are
 the neighbours.
 
 Pace: the first event of a quiet time goes at once, and so do the next few; a storm of runs is sent in at
-most four batches a second, which is as fast as the teacher's board moves. `presence` is sent every 20 s and
-never stored: it means "now" or nothing.
+most four batches a second, which is as fast as the teacher's board moves. In a kernel that sends for itself, a run
+gets a tenth of a second without us: threads share one interpreter, and a flood of prints would feel it. `presence` is
+sent every 20 s and never stored: it means "now" or nothing.
 """
 
 from __future__ import annotations
