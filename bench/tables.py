@@ -83,6 +83,41 @@ def _shorten(plan: str) -> list[str]:
     return [line.strip("\t").rstrip()[:_LINE_MAX] for line in plan.splitlines() if line.strip().startswith(wanted)]
 
 
+def compose_capture_cost(result: Result) -> str:
+    """What each run costs the student, beside the aims; then with and without, as they took turns."""
+    servers, machine = result["jupyter_servers"], result["machine"]
+    made = (
+        f"Made by `{result['command']}` on {result['measured_at'][:10]}: {machine['cpu']}, {machine['cores']} cores,",
+        f"{machine['system']}, Python {machine['python']}. {servers['runs']:,} runs with and as many without capture,",
+        f"in turns, in {servers['round_trip_ms']['bare']['rounds']} rounds; percentiles are those of the median round.",
+        f"Cores busy elsewhere before: {result['cores_busy_elsewhere']:.1f}.",
+    )
+    lines = [" ".join(made), "", "| added by capture | figure | aim |", "|---|---:|---:|"]
+    for one in result["measures"]:
+        missed = "" if one["met"] else " **missed**"
+        lines.append(f"| {one['what']} | {one['figure']:,.2f} {one['unit']} | < {one['aim']:g}{missed} |")
+    lines += ["", "| beside | with | without |", "|---|---:|---:|"]
+    cpu, trips = servers["server_cpu_per_run_ms"], servers["round_trip_ms"]
+    busy = servers["with_all_cores_busy"]["server_cpu_per_run_ms"]
+    floods = result["print_flood_10000_lines"], servers["print_flood_10000_lines"]
+    beside = [
+        ("server's CPU per run", cpu["captured"], cpu["bare"]),
+        ("the same, all cores busy", busy["captured"], busy["bare"]),
+        ("from request to reply through a server, p50", trips["captured"]["p50"], trips["bare"]["p50"]),
+        ("the same, p99", trips["captured"]["p99"], trips["bare"]["p99"]),
+        ("start of a kernel", result["kernel_start"]["captured_ms"], result["kernel_start"]["bare_ms"]),
+        ("10,000 printed lines, kernel by itself", floods[0]["captured_ms"], floods[0]["bare_ms"]),
+        ("the same through a server", floods[1]["captured_ms"], floods[1]["bare_ms"]),
+    ]
+    lines += [f"| {what} | {with_ms:,.2f} ms | {without_ms:,.2f} ms |" for what, with_ms, without_ms in beside]
+    alone, observed = result["runs"]["both_callbacks_cpu_ms"], servers["observed_kernel_both_callbacks_cpu_ms"]
+    said = (
+        f"Processor time of both callbacks of a run: {alone['p50']:.2f} ms (p99 {alone['p99']:.2f}) in a kernel by",
+        f"itself, {observed['p50']:.2f} ms (p99 {observed['p99']:.2f}) in one that a server observes.",
+    )
+    return "\n".join([*lines, "", " ".join(said)])
+
+
 def compose_influx_outage(result: Result) -> str:
     """Event to frame before, during and after; the debt."""
     lines = [

@@ -142,7 +142,7 @@ async def test_a_kernel_extension_that_breaks_under_a_server_only_loses_what_it_
     jupyter_of: Open, recorded: Recorded
 ) -> None:
     async with jupyter_of() as jupyter, open_notebook(jupyter.http, "week1.ipynb") as notebook:
-        sabotage = "import nbpulse_capture.kernel as k; k.get_recorder()._publish = lambda content: 1 / 0"
+        sabotage = "import nbpulse_capture.kernel as k; k.get_recorder()._tell_server = lambda *_: 1 / 0"
         await notebook.run("c1", sabotage)
         ran = await notebook.run("c2", "undefined_name")
         assert (ran.status, len(ran.shown)) == ("error", 1)

@@ -238,6 +238,30 @@ def test_a_run_left_open_by_a_dead_server_ends_once_and_only_where_nobody_ended_
     assert end_forgotten_runs(outbox, find_end) == 0, "the end was there before the start was told"
 
 
+def test_of_a_run_that_begins_and_ends_in_one_transaction_nothing_is_kept_open(outbox: Outbox) -> None:
+    starts, ends = ([make_event(event_id=f"{phase}-{n}") for n in range(2)] for phase in ("start", "end"))
+    with outbox.together():
+        for start, end in zip(starts, ends, strict=True):
+            outbox.put(start, "a")
+            keep_open(outbox, end, "a", None, "owner")
+            amend(outbox, start["event_id"], end["event_id"], {"notebook_path": "week1.ipynb"}, "/f")
+        outbox.put(ends[0], "a")
+    kept = outbox.execute("SELECT end_id, payload ->> '$.notebook_path', notebook_file FROM open_runs")
+    assert kept == [("end-1", "week1.ipynb", "/f")], "what was amended meanwhile is kept as amended"
+
+
+def test_what_is_put_for_its_own_sender_is_nobody_elses_until_the_lease_ends(outbox: Outbox) -> None:
+    event = make_event()
+    leased = outbox.put_leased(event, "a")
+    assert leased is not None
+    assert outbox.put_leased(event, "a") is None, "it is there already, and somebody else's to send"
+    assert outbox.take_batch("a", 10, now=leased.until - 1) == []
+    assert outbox.take_batch("a", 10, now=leased.until + 1) == [leased.make_row()]
+    outbox.settle([leased.make_row()], [Verdict(event["event_id"], "accepted")])
+    assert outbox.count_events("a")["waiting"] == 0
+    assert [(state, told) for state, told, _ in outbox.read_last_events(10)] == [("sent", event | {"sequence": 1})]
+
+
 def test_an_outbox_of_the_first_version_is_taken_over_with_its_events(tmp_path: Path) -> None:
     file = tmp_path / "outbox.sqlite3"
     old = sqlite3.connect(file)

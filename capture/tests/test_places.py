@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jupyter_server.services.kernels.kernelmanager import MappingKernelManager
+from jupyter_server.services.sessions.sessionmanager import SessionManager
 
 from nbpulse_capture.places import Renames, SessionPlaces
 from nbpulse_capture.sitting import IDLE_LIMIT_S, Sitting
@@ -57,6 +59,62 @@ async def test_what_a_kernel_is_used_for_is_read_from_its_sessions(
     else:
         assert work is not None
         assert (work.place.path if work.place else None) == path
+
+
+class Kernels(MappingKernelManager):  # type: ignore[misc, unused-ignore]
+    """As far as sessions need kernels; counts how often they are asked for."""
+
+    asked_count = 0
+
+    def __contains__(self, kernel_id: object) -> bool:
+        return True
+
+    def kernel_model(self, kernel_id: str) -> dict[str, Any]:
+        self.asked_count += 1
+        return {"id": kernel_id}
+
+    def update_env(self, **_: Any) -> None:
+        """There is no process that would want it."""
+
+
+async def test_jupyters_own_sessions_are_read_again_when_one_has_changed_or_a_file_was_renamed_and_not_else() -> None:
+    kernels = Kernels()
+    manager = SessionManager(kernel_manager=kernels)
+    places = SessionPlaces(manager, object())
+
+    async def find() -> tuple[str | None, int]:
+        kernels.asked_count = 0
+        for _ in range(3):
+            await places.refresh()
+        work = places.find("k")
+        return (work.place.path if work and work.place else None), kernels.asked_count
+
+    assert await find() == (None, 0)
+    session = await manager.save_session("s", path="week1.ipynb", name="", type="notebook", kernel_id="k")
+    assert await find() == ("week1.ipynb", 1)
+    assert await find() == ("week1.ipynb", 0)
+    places.renames.note("week1.ipynb", "week2.ipynb")
+    assert await find() == ("week2.ipynb", 1)
+    await manager.update_session(session["id"], path="week3.ipynb")
+    assert await find() == ("week3.ipynb", 1)
+
+
+async def test_another_session_manager_is_always_read_again() -> None:
+    class Other(SessionManager):  # type: ignore[misc, unused-ignore]
+        path = "week1.ipynb"
+
+        async def list_sessions(self) -> list[dict[str, Any]]:
+            return [make_session(self.path)]
+
+    manager = Other(kernel_manager=Kernels())
+    places = SessionPlaces(manager, object())
+    for path in ("week1.ipynb", "week2.ipynb"):
+        manager.path = path
+        await places.refresh()
+        work = places.find("k")
+        assert work is not None
+        assert work.place is not None
+        assert work.place.path == path
 
 
 def test_renames_of_files_and_folders_are_followed() -> None:

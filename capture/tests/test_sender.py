@@ -81,6 +81,60 @@ def test_the_first_event_of_a_quiet_time_goes_at_once_with_the_token(rig: Rig, a
     assert set(api.tokens) == {"Bearer secret-token"}
 
 
+def test_a_run_has_a_tenth_of_a_second_for_itself_and_no_more(
+    student: Path, api: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NBPULSE_CAPTURE_URL", api.url)
+    monkeypatch.setenv("NBPULSE_CAPTURE_TOKEN", "t")
+    is_running = [False]
+    made = Rig(student, lambda: None)
+    made.sender = Sender(made.file, MembershipFile(), is_running=lambda: is_running[0])
+    made.sender.start()
+    made.put(make_event())
+    made.wait_until_sent()
+    time.sleep(0.3)  # it sleeps again
+    is_running[0] = True
+    began_s = time.time()
+    made.put(event := make_event())
+    wait_until(lambda: event["event_id"] in api.stored)
+    assert api.arrived_at_s[event["event_id"]] - began_s > 0.1
+    made.close()
+
+
+def test_what_is_offered_is_sent_once_and_done(rig: Rig, api: FakeApi) -> None:
+    events = [make_event() for _ in range(3)]
+    leased = [rig.outbox.put_leased(event, rig.account) for event in events]
+    rig.sender.offer(one for one in leased if one)
+    rig.wait_until_sent()
+    assert [e["event_id"] for batch in api.batches for e in batch] == [e["event_id"] for e in events]
+
+
+def test_what_is_offered_too_late_or_of_another_student_is_left_to_the_lease(rig: Rig, api: FakeApi) -> None:
+    mine, others = (rig.outbox.put_leased(make_event(), account) for account in (rig.account, "another"))
+    assert mine is not None
+    assert others is not None
+    rig.sender.offer([mine._replace(until=time.time() + 1.0), others])
+    rig.put(fresh := make_event())
+    wait_until(lambda: rig.count_waiting() == 1)
+    assert list(api.stored) == [fresh["event_id"]]
+    assert [row.event for row in rig.outbox.take_batch(rig.account, 10, now=mine.until + 1)] == [mine.make_row().event]
+    assert rig.outbox.count_events("another")["waiting"] == 1
+
+
+def test_what_was_offered_in_an_outage_arrives_once_afterwards(rig: Rig, api: FakeApi) -> None:
+    def hang_up(request: BaseHTTPRequestHandler, _: list[Event]) -> bool:
+        request.close_connection = True
+        return True
+
+    api.plays = [hang_up] * 4
+    leased = [rig.outbox.put_leased(make_event(), rig.account) for _ in range(5)]
+    for one in leased:
+        rig.sender.offer([one] if one else [])
+    rig.wait_until_sent()
+    assert len(api.stored) == 5
+    assert sorted(e["event_id"] for batch in api.batches for e in batch) == sorted(api.stored), "each once"
+
+
 def test_a_storm_goes_in_few_large_batches_and_in_order(rig: Rig, api: FakeApi) -> None:
     events = [make_event() for _ in range(950)]
     rig.put(*events)

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from nbpulse_capture.cli import main
+from nbpulse_capture.execution import TOLD_PREFIX
 from student_jupyter import connect_kernel, open_notebook
 
 from .conftest import CELL_COUNT, FakeApi, Open
@@ -161,6 +162,23 @@ async def test_ten_thousand_printed_lines_are_two_events_with_their_size(jupyter
         after = await notebook.run("c2", "1 + 1")
         assert (await check_run(recorded, notebook, after, "ok"))["output_bytes"] < 300
         assert ran.idle_s - ran.busy_s < 30
+
+
+async def test_what_the_kernel_adds_is_on_no_message_but_the_last_of_its_run(
+    jupyter_of: Open, recorded: Recorded
+) -> None:
+    async with jupyter_of() as jupyter, open_notebook(jupyter.http, "week1.ipynb") as notebook:
+        first = await notebook.submit("c1", "import threading; threading.Timer(0.3, print, ['late']).start(); 1")
+        second = await notebook.submit("c2", "import time; time.sleep(0.8)")
+        await notebook.wait_for(first, second)
+        await check_run(recorded, notebook, first, "ok")
+        data = await check_run(recorded, notebook, second, "ok")
+        assert data["execution_duration_ms"] != round(data["execution_duration_ms"]), (
+            "as exact as only the kernel knows"
+        )
+    shown = [message for ran in (first, second) for message in ran.shown]
+    assert sorted(message["msg_type"] for message in shown) == ["execute_result", "stream"]
+    assert not [name for message in shown for name in message["metadata"] if name.startswith(TOLD_PREFIX)]
 
 
 async def test_two_kernels_are_told_apart_and_presence_is_of_one(jupyter_of: Open, recorded: Recorded) -> None:

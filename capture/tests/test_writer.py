@@ -22,7 +22,7 @@ def faults() -> FaultLog:
 
 @pytest.fixture
 def writer(student: Path, faults: FaultLog) -> Iterator[Writer]:
-    found = Writer(faults, lambda: None)
+    found = Writer(faults, lambda _: None)
     found.start()
     yield found
     found.stop(5)
@@ -80,7 +80,7 @@ def test_what_can_never_be_written_does_not_stand_in_the_way_and_is_counted(writ
 
 
 def test_what_waits_is_written_before_the_end(student: Path, faults: FaultLog) -> None:
-    writer = Writer(faults, lambda: None)
+    writer = Writer(faults, lambda _: None)
     writer.start()
     writer.hand_over(partial(put, "last"))
     writer.stop(5)

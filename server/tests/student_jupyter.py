@@ -157,11 +157,12 @@ def pack_frame(channel: str, parts: list[bytes]) -> bytes:
 
 
 def unpack_frame(raw: bytes) -> dict[str, Any]:
-    """Header, parent header and content of such a message."""
+    """Header, parent header, metadata and content of such a message."""
     count = int.from_bytes(raw[:8], "little")
     at = [int.from_bytes(raw[8 * n : 8 * n + 8], "little") for n in range(1, count + 1)]
-    header, parent, _, content = (json.loads(raw[at[n] : at[n + 1]]) for n in range(1, 5))
-    return {"msg_type": header["msg_type"], "header": header, "parent_header": parent, "content": content}
+    header, parent, metadata, content = (json.loads(raw[at[n] : at[n + 1]]) for n in range(1, 5))
+    names = {"header": header, "parent_header": parent, "metadata": metadata, "content": content}
+    return {"msg_type": header["msg_type"], **names}
 
 
 @dataclass

@@ -20,6 +20,7 @@ from nbpulse_capture.membership import Membership, get_config_dir, make_private_
 from nbpulse_capture.policy import METADATA, OWN_ACTS_ONLY, Policy, read_policy, take_stricter
 
 REFRESH_EVERY_S = 3600.0
+CLOCK_SLACK_S = 60.0  # a clock that was put back by more must not keep out all that is told from then on
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,14 @@ def _read_standing(told: object) -> Standing:
 
 
 def write_collection(membership: Membership, told: dict[str, Any], now_s: float) -> Standing:
-    """Keep what the class's server has told (`GET /api/v1/me/collection`, or its answer to joining)."""
+    """
+    Keep what the class's server has told (`GET /api/v1/me/collection`, or its answer to joining) when asked at `now_s`;
+    not what was asked before that which is known: of two who ask at once the slower has the older answer.
+    """
     path = get_config_dir() / "collection.json"
+    known_at_s = _load(path).get(membership.account, {}).get("asked_at_s")
+    if isinstance(known_at_s, int | float) and now_s < known_at_s < now_s + CLOCK_SLACK_S:
+        return ConsentFile().read(membership)
     current = told.get("current") if isinstance(told.get("current"), dict) else {}
     kept = {
         "current": current,

@@ -26,6 +26,7 @@ MESSAGE_CAP_CHARS = 2_000
 TRACEBACK_CAP_CHARS = 6_000
 SCRUBBED_CHARS = 10_000
 FRAMES_EACH_END = 10
+TOLD_PREFIX = "nbpulse:"
 
 _MADE_UP_FILE = re.compile(r"\([\w<>.-]+, line (\d+)\)")
 
@@ -67,6 +68,11 @@ class Outcome:
 def make_event_id(kernel_id: uuid.UUID, msg_id: str, phase: str) -> str:
     """The same run gets the same id from whoever observes it: uuid5(kernel_id, msg_id, phase)."""
     return str(uuid.uuid5(kernel_id, f"{msg_id}:{phase}"))
+
+
+def name_told(msg_id: str) -> str:
+    """The name in a message's metadata under which the kernel's extension tells of that run."""
+    return TOLD_PREFIX + msg_id
 
 
 def format_time(moment: datetime | None = None) -> str:

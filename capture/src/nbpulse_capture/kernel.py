@@ -1,8 +1,9 @@
 """The IPython kernel extension: sees each run begin and end, writes both to the outbox, wakes the sender.
 
-Where a Jupyter server with our extension observes this kernel (claims.py), it only adds to what that server sees: one
-message on IOPub at the end of each run with the exact duration and what went wrong. It writes nothing and starts no
-thread then. Whether it is so is asked at each run anew, so a server that dies or breaks silences nobody.
+Where a Jupyter server with our extension observes this kernel (claims.py), it only adds to what that server sees: the
+exact duration and what went wrong, in the metadata of the run's own last messages, so that there is none more to send,
+to carry and to show. It writes nothing and starts no thread then. Whether it is so is asked at each run anew, so a
+server that dies or breaks silences nobody.
 
 Promises to the student: nothing of ours is ever raised or printed into the notebook (faults are counted and
 shown by `%nbpulse status`), no run gets slower by more than a millisecond, and nothing is recorded before
@@ -25,6 +26,7 @@ consoles.
 from __future__ import annotations
 
 import _thread
+import asyncio
 import atexit
 import os
 import sys
@@ -47,6 +49,7 @@ from nbpulse_capture.execution import (
     describe_execution,
     describe_start,
     format_time,
+    name_told,
 )
 from nbpulse_capture.faults import FaultLog
 from nbpulse_capture.membership import MembershipFile, get_outbox_file
@@ -97,6 +100,7 @@ class Recorder:
             MembershipFile(),
             describe_presence=self._describe_presence,
             spill=self._spill,
+            is_running=lambda: bool(self._open_runs),
             settle_s=1.0,
         )
 
@@ -205,7 +209,7 @@ class Recorder:
             name_cell=self._name_cell,
         )
         if self._claim.is_held() and self._membership_file.read() is not None:
-            self._publish({"run": end["data"]})
+            self._tell_server(msg_id, {"run": end["data"]})
         else:  # also where the server has gone in mid-run; a start that it did tell is not told twice
             if not run.is_told:
                 self._tell_start(run)
@@ -240,11 +244,30 @@ class Recorder:
             self._wake_sender()
         return str(event["event_id"])
 
-    def _publish(self, content: dict[str, Any]) -> None:
-        """Say something to the server that observes this kernel; front ends ignore what they do not know."""
+    def _tell_server(self, msg_id: str, content: dict[str, Any]) -> None:
+        """
+        Of a run that ends: its reply and its `idle`, which carry this, are sent before the event loop turns again.
+
+        Both the session's default metadata and the order are ipykernel's; a kernel without a loop sends a message.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._publish(content)
+            return
+        metadata, name = self._shell.kernel.session.metadata, name_told(msg_id)  # type: ignore[attr-defined]
+        metadata[name] = self._add_faults(content)
+        loop.call_soon(metadata.pop, name, None)
+
+    def _add_faults(self, content: dict[str, Any]) -> dict[str, Any]:
         if self.faults.total != self._told_fault_count:
             self._told_fault_count = self.faults.total
             content["faults"] = list(self.faults)
+        return content
+
+    def _publish(self, content: dict[str, Any]) -> None:
+        """Say something to the server that observes this kernel; front ends ignore what they do not know."""
+        self._add_faults(content)
         kernel: Any = self._shell.kernel  # type: ignore[attr-defined]
         topic = kernel._topic("nbpulse_event")  # noqa: SLF001 - as ipykernel's own messages are named
         kernel.session.send(kernel.iopub_socket, "nbpulse_event", content, parent=kernel.get_parent(), ident=topic)

@@ -4,6 +4,9 @@ Subscribed is to everything, since how much a run shows is told by messages that
 (`stream.stdout`). A flood costs little all the same: output is not parsed but measured, and the socket is emptied
 in one go instead of one message per turn of the event loop. Signatures are not checked: who can speak on this
 socket is the student's own kernel, and what it says is only ever told of that student.
+
+What our extension inside the kernel says of a run comes with that run's `idle`, in the message's metadata: no message
+more for anybody to send, carry and show.
 """
 
 from __future__ import annotations
@@ -16,9 +19,11 @@ from typing import Any, Protocol
 import zmq
 
 from nbpulse_capture.contents import OutputText
+from nbpulse_capture.execution import TOLD_PREFIX, name_told
 
 DELIMITER = b"<IDS|MSG>"
 AT_ONCE = 500
+TOLD_MARK = f'"{TOLD_PREFIX}'.encode()
 OUTPUT_TYPES = ("stream", "display_data", "update_display_data", "execute_result")
 
 
@@ -32,7 +37,7 @@ class KernelVoice(Protocol):
         """`error`"""
 
     def hear_told(self, msg_id: str, content: dict[str, Any]) -> None:
-        """`nbpulse_event`, from our extension inside the kernel"""
+        """From our extension inside the kernel: `nbpulse_event`, or what came with a run's `idle`"""
 
     def hear_end(self, msg_id: str, at: datetime, output_bytes: int, shown: str) -> None:
         """`status: idle` after a request to run something"""
@@ -60,7 +65,10 @@ class KernelListener:
         self.close()
         self._ports = list(self._manager.ports)
         self._stream = self._manager.connect_iopub()
-        self._stream.on_recv(self._receive)
+        # The stream's own handler takes one message a turn and looks at the socket three times for it.
+        loop = self._stream.io_loop
+        loop.remove_handler(self._stream.socket)
+        loop.add_handler(self._stream.socket, self._receive, loop.READ)
 
     def close(self) -> None:
         """Listen no more."""
@@ -68,16 +76,27 @@ class KernelListener:
             self._stream.close(linger=0)
         self._stream = None
 
-    def _receive(self, first: list[bytes]) -> None:
-        """One message, and at once all that wait behind it."""
-        try:
-            self._take(first)
-            for _ in range(AT_ONCE):
-                self._take(self._stream.socket.recv_multipart(zmq.NOBLOCK))
-        except zmq.Again:
-            return
-        except Exception as error:  # noqa: BLE001 - whatever it is, it must not reach Jupyter's event loop
-            self._on_fault(error)
+    def _receive(self, *_: Any) -> None:
+        """The socket tells once that something has come: it must be emptied, but others have their turn meanwhile."""
+        if not self.read() and self._stream is not None:
+            self._stream.io_loop.add_callback(self._receive)
+
+    def read(self) -> bool:
+        """Tell of what has come; whether that was all."""
+        if self._stream is None or self._stream.closed():
+            return True
+        socket = self._stream.socket
+        for _ in range(AT_ONCE):
+            try:
+                self._take(socket.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                return True
+            except zmq.ZMQError as error:  # the socket itself: there is nothing more to be had of it now
+                self._on_fault(error)
+                return True
+            except Exception as error:  # noqa: BLE001 - whatever it is, it must not reach Jupyter's event loop
+                self._on_fault(error)
+        return False
 
     def _take(self, parts: list[bytes]) -> None:
         topic = parts[0]
@@ -86,6 +105,8 @@ class KernelListener:
                 self._measure(parts)
             return
         at = parts.index(DELIMITER)
+        if topic.endswith(b".status") and b'"idle"' not in parts[at + 5]:
+            return
         header = json.loads(parts[at + 2])
         msg_type = header["msg_type"]
         if msg_type in OUTPUT_TYPES:
@@ -94,7 +115,12 @@ class KernelListener:
         if (msg_type == "status" and b'"idle"' not in parts[at + 5]) or b'"execute_request"' not in parts[at + 3]:
             return
         parent = json.loads(parts[at + 3])
-        self._tell(msg_type, str(parent["msg_id"]), header, parts[at + 5])
+        msg_id = str(parent["msg_id"])
+        if msg_type == "status" and TOLD_MARK in parts[at + 4]:
+            told = json.loads(parts[at + 4]).get(name_told(msg_id))
+            if isinstance(told, dict):
+                self._voice.hear_told(msg_id, told)
+        self._tell(msg_type, msg_id, header, parts[at + 5])
 
     def _tell(self, msg_type: str, msg_id: str, header: dict[str, Any], raw: bytes) -> None:
         if msg_type == "execute_input":

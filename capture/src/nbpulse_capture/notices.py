@@ -45,12 +45,13 @@ def tells_more(notice: dict[str, Any]) -> bool:
 
 def keep_collection(wire: Wire, membership: Membership) -> Answer | None:
     """Ask what the course collects and keep it; None when done, else what was answered. Raises UnreachableError."""
+    asked_at_s = time.time()
     answer = wire.get("/api/v1/me/collection", token=membership.token)
     if answer.status == 200 and isinstance(answer.content, dict) and isinstance(answer.content.get("current"), dict):
-        write_collection(membership, answer.content, time.time())
+        write_collection(membership, answer.content, asked_at_s)
         return None
     if answer.status in {404, 405}:  # a server of before there were notices
-        write_collection(membership, {"current": UNTOLD}, time.time())
+        write_collection(membership, {"current": UNTOLD}, asked_at_s)
         return None
     return answer
 

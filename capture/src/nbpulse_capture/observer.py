@@ -28,7 +28,7 @@ from nbpulse_capture.kernels import KernelListener
 from nbpulse_capture.membership import MembershipFile, get_outbox_file
 from nbpulse_capture.notebook import NotebookShelf
 from nbpulse_capture.openruns import amend, end_forgotten_runs, keep_open
-from nbpulse_capture.outbox import Outbox
+from nbpulse_capture.outbox import Leased, Outbox
 from nbpulse_capture.places import SessionPlaces
 from nbpulse_capture.policy import OWN_ACTS_ONLY, Policy, apply_policy
 from nbpulse_capture.sender import Sender
@@ -41,6 +41,7 @@ QUEUE_LIMIT = 50_000
 PLACES_GOOD_FOR_S = 0.1  # for start and end of a short run; a rename by the file browser counts at once anyway
 SAVE_TOLD_EVERY_S = 10.0
 LAST_WORDS_S = 2.0
+LINGER_S = 0.015  # start and end of a short run are then told, written and sent together
 # A kernel that outlives its server ends its run itself; it is given this long before the run ends as unknown.
 GRACE_FOR_KERNELS_S = 2.0
 
@@ -67,21 +68,21 @@ class Voice:
         code, policy = str(content.get("code", "")), self._find_policy()
         is_students = is_students_code(code) and policy != OWN_ACTS_ONLY
         if policy == OWN_ACTS_ONLY:  # what the kernel counts meanwhile must not be missed in the sitting
-            self._offer(self._kernel, self._kernel.begin_anew, tells=False)
+            self._offer(self._kernel, self._kernel.begin_anew, within_s=None)
         note = partial(self._kernel.note_start, msg_id, at, content, is_students=is_students)
-        self._offer(self._kernel, partial(note, source=code if policy.wants("source") else ""))
+        self._offer(self._kernel, partial(note, source=code if policy.wants("source") else ""), within_s=LINGER_S)
         return policy.wants("output")
 
     def hear_error(self, msg_id: str, content: dict[str, Any]) -> None:
         """`error`"""
-        self._offer(self._kernel, partial(self._kernel.note_error, msg_id, content), tells=False)
+        self._offer(self._kernel, partial(self._kernel.note_error, msg_id, content), within_s=None)
 
     def hear_told(self, msg_id: str, content: dict[str, Any]) -> None:
-        """`nbpulse_event`"""
+        """From the extension inside the kernel"""
         for fault in content.get("faults") or []:
             self._faults.note(str(fault), "kernel")
-        tells = "event" in content
-        self._offer(self._kernel, partial(self._kernel.note_told, msg_id, content), tells=tells)
+        within_s = 0.0 if "event" in content else None
+        self._offer(self._kernel, partial(self._kernel.note_told, msg_id, content), within_s=within_s)
 
     def hear_end(self, msg_id: str, at: Any, output_bytes: int, shown: str) -> None:
         """`idle`"""
@@ -103,6 +104,7 @@ class ServerObserver:
         self._listeners: dict[str, KernelListener] = {}
         self._queue: deque[tuple[WatchedKernel | None, Action]] = deque()
         self._something_to_tell = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
         self._looked_at_s = float("-inf")
         self._tasks: list[asyncio.Task[None]] = []
         self._saved_at_s: dict[str, float] = {}
@@ -110,8 +112,10 @@ class ServerObserver:
         self._shelf = NotebookShelf()
         self.faults = FaultLog()
         self.front_end = FrontEnd(self)
-        self._sender = Sender(get_outbox_file(), MembershipFile(), describe_presence=self._describe_presence)
-        self._writer = Writer(self.faults, self._sender.wake)
+        self._sender = Sender(
+            get_outbox_file(), MembershipFile(), describe_presence=self._describe_presence, linger_s=0.0
+        )
+        self._writer = Writer(self.faults, self._sender.offer)
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -132,6 +136,8 @@ class ServerObserver:
         """The server ends in good order: every run ends, what waits is written and sent."""
         for task in self._tasks:
             task.cancel()
+        for listener in self._listeners.values():
+            listener.read()
         while self._queue:
             self._do(*self._queue.popleft())
         for kernel in list(self._kernels.values()):
@@ -170,11 +176,12 @@ class ServerObserver:
         if self._account != (account := membership.account if membership else None):
             self._account = account  # somebody else sits here, or the same student in another course
             for one in self._kernels.values():
-                self._offer(one, one.begin_anew, tells=False)
+                self._offer(one, one.begin_anew, within_s=None)
         if request.cell is None or self._find_policy() == OWN_ACTS_ONLY:
-            self._offer(kernel, partial(kernel.runs.ignore, request.msg_id), tells=False)
+            self._offer(kernel, partial(kernel.runs.ignore, request.msg_id), within_s=None)
         else:
-            self._offer(kernel, partial(kernel.runs.submit, request.msg_id, request.cell, request.marks), tells=False)
+            submit = partial(kernel.runs.submit, request.msg_id, request.cell, request.marks)
+            self._offer(kernel, submit, within_s=None)
 
     def note_kernel_action(self, kernel_id: str, action: str) -> None:
         """The server has started, interrupted, restarted or shut down a kernel."""
@@ -183,6 +190,7 @@ class ServerObserver:
         kernel = self._kernels.get(kernel_id)
         if kernel is None:
             return
+        self._listeners[kernel_id].read()  # what it said before
         if action == "restart":
             self._offer(kernel, kernel.note_restart)
             self._listeners[kernel_id].open()
@@ -225,26 +233,33 @@ class ServerObserver:
             self._writer.hand_over(lambda _: None)  # it writes the faults down
 
     def _note_crash(self, kernel: WatchedKernel) -> None:
+        if kernel.kernel_id in self._listeners:
+            self._listeners[kernel.kernel_id].read()  # its last words
         self._offer(kernel, kernel.note_death)
 
     # -- the task --------------------------------------------------------------------------------------------
 
-    def _offer(self, kernel: WatchedKernel | None, action: Action, *, tells: bool = True) -> None:
-        """Queue an observation; one that makes no event by itself waits for the next that does."""
+    def _offer(self, kernel: WatchedKernel | None, action: Action, *, within_s: float | None = 0.0) -> None:
+        """Queue an observation, to be told of at once, within a moment, or (None) only with the next that is told."""
         if len(self._queue) >= QUEUE_LIMIT:
             self.faults.note("more to tell than can be told", "server")
             return
         self._queue.append((kernel, action))
-        if tells:
+        if within_s == 0.0:
             self._something_to_tell.set()
+        elif within_s is not None and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(within_s, self._something_to_tell.set)
 
     async def _take_observations(self) -> None:
         """In order; all that has come meanwhile shares one reading of the sessions."""
         while True:
             await self._something_to_tell.wait()
             self._something_to_tell.clear()
-            is_old = time.monotonic() - self._looked_at_s > PLACES_GOOD_FOR_S
-            if is_old or any(not kernel.is_placed for kernel in self._kernels.values()):
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            is_good = self._places.is_current() or time.monotonic() - self._looked_at_s < PLACES_GOOD_FOR_S
+            if not is_good or any(not kernel.is_placed for kernel in self._kernels.values()):
                 await self._look()
             while self._queue:
                 self._do(*self._queue.popleft())
@@ -291,7 +306,7 @@ class ServerObserver:
             manager = self._kernel_manager.get_kernel(kernel.kernel_id)
             alive = manager.is_alive()
             if not (await alive if hasattr(alive, "__await__") else alive) and not manager.shutting_down:
-                self._offer(kernel, kernel.note_death)
+                self._note_crash(kernel)
 
     def _claim(self, kernel: WatchedKernel) -> None:
         if kernel.is_given_up or kernel.kernel_id in self._claims.kernel_ids or self._membership_file.read() is None:
@@ -340,15 +355,20 @@ class ServerObserver:
             return
         end = apply_policy(end, policy) if end is not None else None
         account, owner = membership.account, self._claims.owner
-        held_until = time.time() + held_s if held_s else 0.0
+        held_until = time.time() + held_s
 
-        def store(outbox: Outbox) -> None:  # the file is read now, in the writer's thread: it may be renamed later
+        def store(outbox: Outbox) -> Leased | None:  # the file is read now, in the writer's thread: it may be renamed
             if self._membership_file.read() != membership:
-                return  # the student has left or withdrawn meanwhile, and what waited was erased
+                return None  # the student has left or withdrawn meanwhile, and what waited was erased
             placed = fit_contents(self._shelf.place(allowed, file) if file else allowed)
-            outbox.put(placed, account, file, held_until=held_until)
+            leased = None
+            if held_s:
+                outbox.put(placed, account, file, held_until=held_until)
+            else:
+                leased = outbox.put_leased(placed, account, file)
             if end is not None:
-                keep_open(outbox, end, account, file, owner)
+                keep_open(outbox, placed | end, account, file, owner)
+            return leased
 
         self._writer.hand_over(store)
 

@@ -15,12 +15,21 @@ from nbpulse_capture.outbox import Outbox
 
 
 def keep_open(outbox: Outbox, end: Mapping[str, Any], account: str, notebook_file: str | None, owner: str) -> None:
-    """The run has begun: `end` is told of it should `owner` never do."""
-    outbox.execute(
-        "INSERT OR REPLACE INTO open_runs (end_id, owner, account, notebook_file, payload)"
-        " SELECT ?, ?, ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM events WHERE event_id = ?)",
-        (end["event_id"], owner, account, notebook_file, json.dumps(end), end["event_id"]),
-    )
+    """
+    The run has begun: `end` is told of it should `owner` never do.
+
+    Of a run that begins and ends in one transaction nothing is kept.
+    """
+
+    def keep() -> None:
+        if not outbox.has_just_put(end["event_id"]):
+            outbox.execute(
+                "INSERT OR REPLACE INTO open_runs (end_id, owner, account, notebook_file, payload)"
+                " SELECT ?, ?, ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM events WHERE event_id = ?)",
+                (end["event_id"], owner, account, notebook_file, json.dumps(end), end["event_id"]),
+            )
+
+    outbox.do_last(keep)
 
 
 def amend(outbox: Outbox, event_id: str, end_id: str, changes: Mapping[str, Any], notebook_file: str | None) -> None:
@@ -31,10 +40,8 @@ def amend(outbox: Outbox, event_id: str, end_id: str, changes: Mapping[str, Any]
         " WHERE event_id = ? AND state = 0",
         (patch, notebook_file, event_id),
     )
-    outbox.execute(
-        "UPDATE open_runs SET payload = json_patch(payload, ?), notebook_file = ? WHERE end_id = ?",
-        (patch, notebook_file, end_id),
-    )
+    change = "UPDATE open_runs SET payload = json_patch(payload, ?), notebook_file = ? WHERE end_id = ?"
+    outbox.do_last(lambda: outbox.execute(change, (patch, notebook_file, end_id)))
 
 
 def end_forgotten_runs(outbox: Outbox, find_end: Callable[[str], str | None]) -> int:

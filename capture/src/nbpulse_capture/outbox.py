@@ -2,9 +2,10 @@
 
 One SQLite file (WAL) per user of a machine, shared by all kernels, because `sequence` is then one gapless
 count per installation, and whichever kernel lives sends what a dead one left behind. Rows are leased to one
-sender at a time; a lease that runs out merely makes a second sending possible, which the event ids make
-harmless. An event that is here already is not stored again: a server and a kernel that both saw a run agree on its
-id, and the first of them is enough.
+sender at a time; a Jupyter server's are its own from the first moment. A lease ends after 30 s (so long does what a
+killed process held wait for another); a second sending is harmless by the event ids.
+An event that is here already is not stored again: a server and a kernel that both saw a run agree on its id, and
+the first of them is enough.
 
 Promises: an event is on disk before it is sent and stays until it is accepted, set aside with the server's
 reason (`status` shows it) or, beyond the size cap, dropped oldest first and counted. Whatever kills the
@@ -16,21 +17,20 @@ fsync, run in the sender's thread only.
 from __future__ import annotations
 
 import json
-import random
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nbpulse_capture.membership import make_private_dir, make_private_file
 
 SIZE_CAP_BYTES = 50_000_000
 LEASE_S = 30.0
-KEPT_SENT_COUNT = 100
+KEPT_SENT_COUNT, SWEPT_EVERY = 100, 25  # each sweep is a write of its own
 WAITING, SENT, SET_ASIDE = 0, 1, 2
 
 SCHEMA = """
@@ -67,11 +67,34 @@ PRAGMA user_version = 2;
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One waiting event; `notebook_file` is set until its place in that file has been looked up."""
+    """
+    One waiting event; `notebook_file` is set until its place in that file has been looked up.
+
+    `is_as_written`: these are the very words that are on disk.
+    """
 
     sequence: int
     event: dict[str, Any]
     notebook_file: str | None
+    is_as_written: bool = True
+
+    def get_new_words(self) -> dict[str, Any] | None:
+        """The event, if the disk has it otherwise."""
+        return None if self.is_as_written else self.event
+
+
+class Leased(NamedTuple):
+    """One that has just been written, and until when it is only its writer's to send."""
+
+    account: str
+    until: float
+    sequence: int
+    event: dict[str, Any]
+    notebook_file: str | None
+
+    def make_row(self) -> Row:
+        """As take_batch() would give it; left to the sender's thread."""
+        return Row(self.sequence, self.event | {"sequence": self.sequence}, self.notebook_file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +113,9 @@ class Outbox:
         self._path = path
         self._size_cap_bytes = size_cap_bytes
         self._lock = threading.RLock()
+        self._swept_to = 0
+        self._last: list[Callable[[], object]] = []
+        self._just_put: set[str] = set()
         make_private_dir(path.parent)
         make_private_file(path)  # -wal and -shm take its mode
         try:
@@ -125,44 +151,70 @@ class Outbox:
 
     def put(
         self, event: Mapping[str, Any], account: str, notebook_file: str | None = None, *, held_until: float = 0.0
-    ) -> None:
-        """Write one event to disk, unless it is there already; not sent before `held_until` (or its amend())."""
+    ) -> int | None:
+        """
+        Write one event to disk; its sequence, None where it is there already.
+
+        take_batch() does not give it before `held_until` (or its amend()).
+        """
         payload = _to_json(event)
         with self._lock:
-            self._db.execute(
+            if self._db.in_transaction:
+                self._just_put.add(str(event["event_id"]))
+            written = self._db.execute(
                 "INSERT INTO events (event_id, account, notebook_file, payload, leased_until) VALUES (?, ?, ?, ?, ?)"
                 " ON CONFLICT DO NOTHING",
                 (event["event_id"], account, notebook_file, payload, held_until),
             )
+            return written.lastrowid if written.rowcount else None
+
+    def put_leased(self, event: dict[str, Any], account: str, notebook_file: str | None = None) -> Leased | None:
+        """The same for a sender that is handed it at once: nobody else gets it, as if it came from take_batch()."""
+        leased_until = time.time() + LEASE_S
+        sequence = self.put(event, account, notebook_file, held_until=leased_until)
+        if sequence is None:
+            return None
+        return Leased(account, leased_until, sequence, event, notebook_file)
 
     def execute(self, statement: str, values: tuple[Any, ...] = ()) -> list[Any]:
         """One statement, alone in its transaction; for the other tables' own files."""
         with self._lock:
             return self._db.execute(statement, values).fetchall()
 
+    def has_just_put(self, event_id: str) -> bool:
+        """Whether that event was put in this very transaction."""
+        return event_id in self._just_put
+
+    def do_last(self, work: Callable[[], object]) -> None:
+        """To be done when all else of this transaction is; at once where there is none."""
+        with self._lock:
+            if self._db.in_transaction:
+                self._last.append(work)
+            else:
+                work()
+
     def take_batch(self, account: str, limit: int, *, now: float | None = None) -> list[Row]:
         """Lease up to `limit` waiting events of this account, oldest first; nobody else gets them."""
         now = time.time() if now is None else now
         free = "FROM events WHERE account = ? AND state = 0 AND leased_until < ? ORDER BY sequence LIMIT ?"
-        ours = now + LEASE_S + random.random()  # noqa: S311 - names this lease: nobody else's ends in that instant
         with self._lock:
             if self._db.execute(f"SELECT 1 {free}", (account, now, 1)).fetchone() is None:
                 return []  # no write, so no lock taken, while there is nothing to do
-            self._db.execute(
-                f"UPDATE events SET leased_until = ? WHERE sequence IN (SELECT sequence {free})",  # noqa: S608
-                (ours, account, now, limit),
-            )
             rows = self._db.execute(
-                "SELECT sequence, payload, notebook_file FROM events WHERE leased_until = ? ORDER BY sequence", (ours,)
+                f"UPDATE events SET leased_until = ? WHERE sequence IN (SELECT sequence {free})"  # noqa: S608
+                " RETURNING sequence, payload, notebook_file",
+                (now + LEASE_S, account, now, limit),
             ).fetchall()
         return [
             Row(sequence, json.loads(payload) | {"sequence": sequence}, notebook_file)
-            for sequence, payload, notebook_file in rows
+            for sequence, payload, notebook_file in sorted(rows)
         ]
 
     def release(self, rows: Iterable[Row], **notes: object) -> None:
         """Give leased rows back as they were sent, so that a repeat says the same; keep `notes` for `status`."""
-        changes: list[list[Any]] = [[row.sequence, WAITING, None, row.event, row.notebook_file] for row in rows]
+        changes: list[list[Any]] = [
+            [row.sequence, WAITING, None, row.get_new_words(), row.notebook_file] for row in rows
+        ]
         with self._lock:
             self._change(changes)
             self._write_notes(notes)
@@ -182,24 +234,26 @@ class Outbox:
                 forgotten.append(row)
                 continue
             state = SET_ASIDE if verdict.status == "rejected" else SENT
-            changes.append([row.sequence, state, verdict.reason or None, row.event, None])
+            changes.append([row.sequence, state, verdict.reason or None, row.get_new_words(), None])
         newest = max((change[0] for change in changes), default=0)
         with self._lock:
             self._change(changes)
-            self._db.execute("DELETE FROM events WHERE state = 1 AND sequence <= ?", (newest - KEPT_SENT_COUNT,))
+            if newest >= self._swept_to + SWEPT_EVERY:
+                self._db.execute("DELETE FROM events WHERE state = 1 AND sequence <= ?", (newest - KEPT_SENT_COUNT,))
+                self._swept_to = newest
             self._write_notes(notes)
         return forgotten
 
     def _change(self, changes: list[list[Any]]) -> None:
         """
-        Rewrite rows from [sequence, state, reason, event, notebook_file], in ONE statement.
+        Rewrite rows from [sequence, state, reason, event or None for the same, notebook_file], in ONE statement.
 
         Between two statements of a transaction this thread may wait for the interpreter's lock, which a student's loop
         holds for 5 ms at a time; a run that ends meanwhile would wait for the file's lock all that while.
         """
         self._db.execute(
             "UPDATE events SET leased_until = 0, state = json_extract(value, '$[1]'),"
-            " reason = json_extract(value, '$[2]'), payload = json_extract(value, '$[3]'),"
+            " reason = json_extract(value, '$[2]'), payload = coalesce(json_extract(value, '$[3]'), payload),"
             " notebook_file = json_extract(value, '$[4]')"
             " FROM json_each(?) WHERE events.sequence = json_extract(value, '$[0]')",
             (_to_json(changes),),
@@ -216,10 +270,15 @@ class Outbox:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            for work in self._last:
+                work()
             self._db.execute("COMMIT")
         except BaseException:
             self._db.execute("ROLLBACK")
             raise
+        finally:
+            self._last.clear()
+            self._just_put.clear()
 
     def trim(self) -> int:
         """Drop the oldest events beyond the size cap, count them, and say how many went."""

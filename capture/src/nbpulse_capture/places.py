@@ -8,6 +8,7 @@ file browser reaches the session later or never, so renames are followed here to
 from __future__ import annotations
 
 import re
+import sqlite3
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,7 @@ class Renames:
 
     def __init__(self) -> None:
         self._moved: OrderedDict[str, str] = OrderedDict()
+        self.revision = 0
 
     def note(self, old: str, new: str) -> None:
         """`old` is called `new` from now on."""
@@ -40,12 +42,14 @@ class Renames:
             return
         self._moved.pop(new, None)
         self._moved[old] = new
+        self.revision += 1
         while len(self._moved) > RENAMES_REMEMBERED:
             self._moved.popitem(last=False)
 
     def forget(self, path: str) -> None:
         """There is a file of that name again."""
-        self._moved.pop(path.strip("/"), None)
+        if self._moved.pop(path.strip("/"), None) is not None:
+            self.revision += 1
 
     def follow(self, path: str) -> str:
         """What the file is called now."""
@@ -60,22 +64,43 @@ class Renames:
 
 
 class SessionPlaces:
-    """The sessions of one server, read again before each use."""
+    """The sessions of one server, read again before each use, unless it can be seen that they are the same."""
 
     def __init__(self, session_manager: Any, contents_manager: Any) -> None:
         self._session_manager = session_manager
         self._contents_manager = contents_manager
         self._works: dict[str, Work] = {}
+        self._stamp: tuple[int, int] | None = None
         self.renames = Renames()
+
+    def is_current(self) -> bool:
+        """Whether it can be seen that nothing has changed since the sessions were read."""
+        return self._stamp is not None and self._stamp == self._read_stamp()
 
     async def refresh(self) -> None:
         """Read the sessions as they are now."""
+        if self.is_current():
+            return
+        stamp = self._read_stamp()
         works: dict[str, Work] = {}
         for session in await self._session_manager.list_sessions():
             kernel_id, work = str((session.get("kernel") or {}).get("id")), self._read_session(session)
             if work is not None and (works.get(kernel_id) is None or work.place is not None):
                 works[kernel_id] = work  # a console that shares a notebook's kernel does not hide the notebook
-        self._works = works
+        self._works, self._stamp = works, stamp
+
+    def _read_stamp(self) -> tuple[int, int] | None:
+        """What changes with the sessions: Jupyter's own manager keeps them in a database. None for any other's."""
+        from jupyter_server.services.sessions.sessionmanager import SessionManager
+
+        for name in ("list_sessions", "row_to_model"):
+            method = getattr(self._session_manager, name, None)
+            if getattr(method, "__func__", None) is not getattr(SessionManager, name):
+                return None
+        try:
+            return self._session_manager.connection.total_changes, self.renames.revision
+        except (AttributeError, sqlite3.Error):
+            return None
 
     def find(self, kernel_id: str) -> Work | None:
         """What the kernel is used for; None while that is not known."""

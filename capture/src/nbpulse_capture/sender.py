@@ -11,8 +11,9 @@ not, or no longer, collected is erased here. The server is asked again hourly an
 A student who has withdrawn is refused by the server for good: then nothing of theirs is kept here either.
 
 Pace: the first event of a quiet time goes at once, and so do the next few; a storm of runs is sent in at
-most four batches a second, which is as fast as the teacher's board moves. `presence` is sent every 20 s and
-never stored: it means "now" or nothing.
+most four batches a second, which is as fast as the teacher's board moves. In a kernel that sends for itself, a run
+gets a tenth of a second without us: threads share one interpreter, and a flood of prints would feel it. `presence` is
+sent every 20 s and never stored: it means "now" or nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -32,14 +33,17 @@ from nbpulse_capture.execution import describe_event, format_time
 from nbpulse_capture.membership import Membership, MembershipFile, turn_away
 from nbpulse_capture.notebook import NotebookShelf
 from nbpulse_capture.notices import end_membership, keep_collection
-from nbpulse_capture.outbox import Outbox, Row, Verdict
+from nbpulse_capture.outbox import Leased, Outbox, Row, Verdict
 from nbpulse_capture.policy import Policy, apply_policy
 from nbpulse_capture.wire import Answer, UnreachableError, Wire
 
-LINGER_S = 0.015
+LINGER_S, LINGERS_IN_A_RUN = 0.015, 7
 BATCH_LIMIT = 100
 BATCH_CAP_BYTES = 800_000
 PRESENCE_EVERY_S = 20.0
+SUCCESS_NOTED_EVERY_S = 5.0
+TENDED_EVERY_S = 1.0
+OFFERED_LIMIT, REQUEST_WITHIN_S = 2_000, 12.0
 SENDS_AT_ONCE, SENDS_PER_S = 8.0, 4.0
 HUB_RETRY_S = 45.0
 BACKOFF_FIRST_S, BACKOFF_CAP_S, BACKOFF_CAP_EARLY_S, EARLY_S = 0.5, 300.0, 5.0, 120.0
@@ -60,7 +64,9 @@ class Sender(threading.Thread):
         *,
         describe_presence: Callable[[], Event | None] = lambda: None,
         spill: deque[Spilled] | None = None,
+        is_running: Callable[[], bool] = lambda: False,
         settle_s: float = 0.0,
+        linger_s: float = LINGER_S,
     ) -> None:
         super().__init__(name="nbpulse-capture", daemon=True)
         self._outbox_file = outbox_file
@@ -68,7 +74,10 @@ class Sender(threading.Thread):
         self._describe_presence = describe_presence
         self._spill: deque[Spilled] = deque() if spill is None else spill
         self._settle_s = settle_s
+        self._linger_s = linger_s
+        self._is_running = is_running
         self._wakeup = threading.Event()
+        self._offered: deque[Leased] = deque(maxlen=OFFERED_LIMIT)
         self._stop_at: float | None = None
         self._wire: Wire | None = None
         self._outbox: Outbox | None = None
@@ -76,7 +85,7 @@ class Sender(threading.Thread):
         self._shelf = NotebookShelf()
         self._backoff = Backoff()
         self._tokens, self._tokens_at = SENDS_AT_ONCE, time.monotonic()
-        self._presence_at = float("-inf")
+        self._presence_at = self._noted_success_at = self._tended_at = float("-inf")
         self._refused_account: str | None = None
         self.lost_count = 0
         self.fault = ""
@@ -85,6 +94,11 @@ class Sender(threading.Thread):
         """There is something to send."""
         if not self._wakeup.is_set():
             self._wakeup.set()
+
+    def offer(self, written: Iterable[Leased]) -> None:
+        """These are on disk and ours to send: they need not be looked for there."""
+        self._offered.extend(written)
+        self.wake()
 
     def stop(self, within_s: float) -> None:
         """Send what waits, for at most `within_s`, then end."""
@@ -117,29 +131,35 @@ class Sender(threading.Thread):
             self._outbox.close()
 
     def _linger(self) -> None:
-        """Let a short run end before we take the interpreter's lock: its start and end then go together."""
-        if self._stop_at is None:
-            time.sleep(LINGER_S)
+        """Let a run of a tenth of a second end before we take the interpreter's lock: its events then go together."""
+        for _ in range(LINGERS_IN_A_RUN):
+            if self._stop_at is None and self._linger_s:
+                time.sleep(self._linger_s)
+            if not self._is_running():
+                break
 
     def _take_turn(self, *, in_haste: bool) -> bool:
         """True when there may be more to send at once."""
         membership = self._membership_file.read()
         now = time.monotonic()
         if membership is None or membership.token == self._refused_account:
+            self._offered.clear()  # it may have been erased on the disk
             return False
         if not self._backoff.is_over(now, in_haste=in_haste):
             return False
         if self._outbox is None:
             self._outbox = Outbox(self._outbox_file)
-        self._outbox.trim()
+        if now - self._tended_at > TENDED_EVERY_S:
+            self._tended_at = now
+            self._outbox.trim()
+            self._tell_losses(self._outbox, membership.account)
+            self._outbox.checkpoint()
         self._store_spill(self._outbox, membership.account)
-        self._tell_losses(self._outbox, membership.account)
-        self._outbox.checkpoint()
         return self.send_batch(self._outbox, membership)
 
     def send_batch(self, outbox: Outbox, membership: Membership) -> bool:
         """Send one batch if anything waits; True when it went well and there may be more."""
-        rows = outbox.take_batch(membership.account, BATCH_LIMIT)
+        rows = self._take_offered(membership.account) or outbox.take_batch(membership.account, BATCH_LIMIT)
         rows = self._keep_to_size(outbox, rows)
         presence = self._take_presence()
         if not rows and presence is None:
@@ -161,12 +181,22 @@ class Sender(threading.Thread):
             return False
         return self._act_on(outbox, membership, rows, answer) and bool(rows)
 
+    def _take_offered(self, account: str) -> list[Row]:
+        """What is too old, or another student's, is left to take_batch() when its lease has ended."""
+        rows: list[Row] = []
+        sent_until = time.time() + REQUEST_WITHIN_S
+        while self._offered and len(rows) < BATCH_LIMIT:
+            leased = self._offered.popleft()
+            if leased.account == account and leased.until > sent_until:
+                rows.append(leased.make_row())
+        return rows
+
     def _act_on(self, outbox: Outbox, membership: Membership, rows: list[Row], answer: Answer) -> bool:
         """The one place that says what each answer means for the events that were sent."""
         verdicts = read_verdicts(answer)
         if answer.status in {202, 422} and verdicts is not None:
             rows = erase_uncollected(outbox, rows, verdicts)
-            if forgotten := outbox.settle(rows, verdicts, last_success_at=format_time(), refused=None):
+            if forgotten := outbox.settle(rows, verdicts, **self._note_success()):
                 outbox.release(forgotten)
             self._backoff.succeed()
             self._follow_collection(membership, answer)
@@ -225,6 +255,7 @@ class Sender(threading.Thread):
         if len(rows) <= 1:
             verdicts = [Verdict(row.event["event_id"], "rejected", told) for row in rows]
             outbox.settle(rows, verdicts, last_error=note_error(f"NB-7013 {told}"))
+            self._noted_success_at = float("-inf")
             return True
         middle = len(rows) // 2
         for half in (rows[:middle], rows[middle:]):
@@ -238,15 +269,25 @@ class Sender(threading.Thread):
             self._act_on(outbox, membership, half, answer)
         return not self._backoff.failed_count
 
+    def _note_success(self) -> dict[str, object]:
+        """For `status`: at once after a failure, else every few seconds, since each note is a write of its own."""
+        now = time.monotonic()
+        if now - self._noted_success_at < SUCCESS_NOTED_EVERY_S:
+            return {}
+        self._noted_success_at = now
+        return {"last_success_at": format_time(), "refused": None}
+
     def _keep(self, outbox: Outbox, rows: list[Row], what: str, retry_after_s: float | None, **notes: object) -> None:
         self._backoff.fail(time.monotonic(), retry_after_s)
+        self._noted_success_at = float("-inf")
         outbox.release(rows, last_error=note_error(what), **notes)
 
     def _look_up_place(self, row: Row) -> Row:
         """Add the cell's place in the saved notebook, once, before the first sending."""
         if row.notebook_file is None:
             return row
-        return Row(row.sequence, self._shelf.place(row.event, row.notebook_file), None)
+        placed = self._shelf.place(row.event, row.notebook_file)
+        return Row(row.sequence, placed, None, is_as_written=row.is_as_written and placed == row.event)
 
     def _keep_to_size(self, outbox: Outbox, rows: list[Row]) -> list[Row]:
         """A body over the server's limit helps nobody: what is too much waits for the next batch."""
@@ -296,6 +337,7 @@ class Sender(threading.Thread):
         self._tokens_at = now
         if self._tokens < 0 and self._stop_at is None:
             time.sleep(-self._tokens / SENDS_PER_S)
+            self._linger()
 
     def _get_wire(self, membership: Membership) -> Wire:
         place = (membership.url, membership.course_id)

@@ -41,7 +41,7 @@ class EventStore(Protocol):
     """Where events go; tells nothing back and never waits."""
 
     def put(self, event: Event, file: str | None, *, held_s: float = 0.0, end: Event | None = None) -> None:
-        """Store an event; with a run's start comes the `end` to be told should nobody else tell one."""
+        """Store an event; with a run's start comes what its `end` says otherwise should nobody else tell one."""
 
     def amend(self, event_id: str, end_id: str, path: str, file: str | None) -> None:
         """The notebook of a held event is known, or will not be."""
@@ -157,9 +157,8 @@ class WatchedKernel:
         run.cell = {"cell_id": None, "cell_type": "code"} | run.cell | {"session_id": session_id}
         self._last_cell = run.cell
         common = place | run.cell | {"event_id": self._make_id(run, "start"), "occurred_at": format_time(at)}
-        unknown = common | {"event_id": self._make_id(run, "end")}
         end_data: Event = {"status": "unknown", "has_error": False, "execution_count": run.execution_count} | run.marks
-        end = describe_event("cell_execution", unknown, end_data)
+        end = {"event_id": self._make_id(run, "end"), "event_type": "cell_execution", "data": end_data}
         self._put(describe_event("cell_execution_start", common, run.marks), end)
 
     def _tell_end(self, ended: Ended) -> None:

@@ -10,25 +10,25 @@ from __future__ import annotations
 import queue
 import sqlite3
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
+from typing import Final, Literal
 
 from nbpulse_capture.faults import FaultLog
 from nbpulse_capture.membership import get_outbox_file
-from nbpulse_capture.outbox import Outbox
+from nbpulse_capture.outbox import Leased, Outbox
 
 RETRY_S = 1.0
-LINGER_S = 0.015  # start and end of a short run are then one write
 WAITING_LIMIT = 5_000
+LOST: Final = "lost"
 
-Work = Callable[[Outbox], object]
+Work = Callable[[Outbox], Leased | None]
 
 
 class Writer(threading.Thread):
-    """One per server process; `after_writing` wakes the sender."""
+    """One per server process; `after_writing` gets what may be sent, once it is on disk."""
 
-    def __init__(self, faults: FaultLog, after_writing: Callable[[], None]) -> None:
+    def __init__(self, faults: FaultLog, after_writing: Callable[[list[Leased]], None]) -> None:
         super().__init__(name="nbpulse-capture-disk", daemon=True)
         self._faults = faults
         self._after_writing = after_writing
@@ -62,8 +62,6 @@ class Writer(threading.Thread):
         """Wait for work and take all there is; False at the end."""
         try:
             work = self._handed_over.get(timeout=RETRY_S if self._waiting else None)
-            if work is not None:
-                time.sleep(LINGER_S)
             while work is not None:
                 self._waiting.append(work)
                 work = self._handed_over.get_nowait()
@@ -77,32 +75,34 @@ class Writer(threading.Thread):
 
     def _write(self) -> None:
         """Do what waits; where the disk will not, it goes on waiting; what can never be done is counted as lost."""
+        written: list[Leased] = []
         try:
             if self._outbox is None:
                 self._outbox = Outbox(get_outbox_file(), busy_wait_s=1.0)
             batch = list(self._waiting)
             with self._outbox.together():
-                lost_count = self._dropped_count + sum(not self._do(work, self._outbox) for work in batch)
+                done = [self._do(work, self._outbox) for work in batch]
+                lost_count = self._dropped_count + done.count(LOST)
                 fault_count = self._faults.total
                 self._note_troubles(self._outbox, lost_count, fault_count - self._noted_faults)
             # Only now: a note whose transaction fails, as on a full disk, was not made.
             self._dropped_count, self._noted_faults = 0, fault_count
             for _ in batch:
                 self._waiting.popleft()
+            written = [one for one in done if isinstance(one, Leased)]
         except Exception as error:  # noqa: BLE001 - this thread must go on: the events wait in memory
             self._faults.note(error, "outbox")
-        self._after_writing()
+        self._after_writing(written)
 
-    def _do(self, work: Work, outbox: Outbox) -> bool:
-        """False for what can never be done."""
+    def _do(self, work: Work, outbox: Outbox) -> Leased | Literal["lost"] | None:
+        """LOST for what can never be done."""
         try:
-            work(outbox)
+            return work(outbox)
         except (OSError, sqlite3.OperationalError):
             raise
         except Exception as error:  # noqa: BLE001 - it must not stand in the way of those behind it
             self._faults.note(error, "outbox")
-            return False
-        return True
+            return LOST
 
     def _note_troubles(self, outbox: Outbox, lost_count: int, fault_count: int) -> None:
         """Leave our own losses and faults where the sender and `nbpulse-capture status` find them."""
