@@ -110,6 +110,11 @@ class Cache:
         async with _deadline():
             await self._redis.publish(f"nbpulse:live:{course_id}", _encode({"t": "inbox", "user_ids": user_ids}))
 
+    async def announce_mail(self, course_id: UUID) -> None:
+        """Tell the boards that a student wrote, or was answered."""
+        async with _deadline():
+            await self._redis.publish(f"nbpulse:live:{course_id}", _encode({"t": "mail"}))
+
     async def read_presence(self, course_id: UUID) -> dict[str, int]:
         """Who was heard of in the last minute: user id -> when, in ms. Older entries are removed on the way."""
         oldest_ms = round((time.time() - PRESENCE_LIFE_S) * 1000)

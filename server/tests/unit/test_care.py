@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 from typing import Any
-from uuid import UUID
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_classroom import START_MS, Class, fail, make
+from test_classroom import START_MS, Class, fail
 
 from nbpulse import classroom
 from nbpulse.classroom import Action, LearnerState, fold_actions
@@ -175,19 +174,3 @@ def test_the_board_shows_who_is_on_it_and_nothing_while_it_is_quiet() -> None:
     assert find_alert(again, "stuck").id == alert.id
     assert find_alert(again, "stuck").claim is None
     assert again["students"][0]["quiet"] == 0
-
-
-def test_whoever_has_run_the_cell_since_has_the_error_no_more() -> None:
-    user = UUID(int=7)
-    failed = [fail(user, 0), fail(user, 10, cell=1)]
-    blank = LearnerState(str(user), "c")
-
-    def fold(*events: Any) -> tuple[classroom.Run, ...]:
-        return classroom.fold_events(blank, [(event, UUID(int=1)) for event in events]).recent
-
-    first, second = (run.fingerprint for run in fold(*failed))
-    assert first != second
-    recent = fold(*failed, make(user, 20, cell=1))
-    assert classroom.find_error(recent, first) == recent[0]
-    assert classroom.find_error(recent, second) is None
-    assert classroom.find_error(fold(*failed, make(user, 20, status="interrupted")), first) is not None

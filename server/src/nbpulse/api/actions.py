@@ -163,10 +163,16 @@ async def list_messages(
     return answer({"batches": await context.messages.list_batches(course, parse_id(batch) if batch else None)})
 
 
-async def tell_inboxes(request: Request, course_id: UUID, user_ids: list[str]) -> None:
-    """Wake whoever waits for these students' news; without it they ask again within half a minute."""
+async def tell_inboxes(request: Request, course_id: UUID, user_ids: list[str], *, is_mail: bool = True) -> None:
+    """
+    Wake whoever waits for these students' news; without it they ask again within half a minute. `is_mail`: something
+    was written, which boards show too.
+    """
+    cache = get_context(request).cache
     try:
-        await get_context(request).cache.announce_inboxes(course_id, user_ids)
+        await cache.announce_inboxes(course_id, user_ids)
+        if is_mail:
+            await cache.announce_mail(course_id)
     except Unavailable as error:
         _log.warning("inboxes.not_announced", code=error.code)
 

@@ -102,7 +102,7 @@ async def set_state(request: Request, message_id: str) -> Response:
     course_id = _course_of(person)
     inboxes = get_context(request).inboxes
     if await inboxes.set_state(person.user_id, course_id, parse_id(message_id), wanted.state):
-        await tell_inboxes(request, course_id, [str(person.user_id)])
+        await tell_inboxes(request, course_id, [str(person.user_id)], is_mail=False)
     return Response(status_code=204)
 
 

@@ -15,13 +15,13 @@ from nbpulse.classroom.learners import (
     HelpRequest,
     LearnerState,
     Run,
-    find_error,
     fold_cells,
     fold_events,
     merge_states,
     to_ms,
 )
 from nbpulse.classroom.rules import AlertRules, find_streak
+from nbpulse.classroom.shared import SharedError, group_errors, is_current, list_errors
 
 __all__ = [
     "RUN_EVENT_TYPES",
@@ -39,13 +39,16 @@ __all__ = [
     "Learner",
     "LearnerState",
     "Run",
-    "find_error",
+    "SharedError",
     "find_streak",
     "fingerprint_error",
     "fold_actions",
     "fold_cells",
     "fold_events",
+    "group_errors",
+    "is_current",
     "label_error",
+    "list_errors",
     "merge_states",
     "normalise_message",
     "to_ms",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Final
 
 from nbpulse.classroom.care import NO_CARE, Action, fold_actions
 from nbpulse.classroom.entries import Alert, Changes, Column, Learner, name_alert, score_alert
-from nbpulse.classroom.learners import CellState, LearnerState
+from nbpulse.classroom.learners import CellState, LearnerState, Run
 from nbpulse.classroom.rules import (
     DEFAULT_RULES,
     RANKS,
@@ -20,6 +20,7 @@ from nbpulse.classroom.rules import (
     find_behind,
     find_streak,
 )
+from nbpulse.classroom.shared import SharedError, group_errors, list_errors
 
 _CELL_CHARS: Final = {"running": "2", "ok": "1"}
 STATUSES: Final = ("help", "stuck", "idle", "behind", "ok", "offline")
@@ -45,6 +46,8 @@ class _Row:
         self.actions: dict[str, Action] = {}
         self.care = NO_CARE
         self.quiet_until = 0
+        self.errors: dict[str, Run] = {}
+        self.mail = 0
 
 
 class Classroom:
@@ -74,6 +77,7 @@ class Classroom:
         self._counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
         self._connected = 0
         self._median: float | None = None
+        self._errors: list[SharedError] = []
         self._meeting_since_ms = 0
         self._is_over = False
         self._changes = Changes()
@@ -131,6 +135,7 @@ class Classroom:
         if row.state is None or state.revision >= row.state.revision:
             row.state = state
             row.streak = find_streak(state.recent)
+            row.errors = list_errors(state.recent)
             row.active_ms = max(row.active_ms, state.last_activity_ms)
         for cell in state.cells:
             known = row.cells.get(cell.cell_id)
@@ -150,6 +155,14 @@ class Classroom:
                 changed[action.user_id] = row
         for row in changed.values():
             row.care = fold_actions(row.actions.values())
+
+    def set_mail(self, waiting: Mapping[str, int]) -> None:
+        """How many messages of each student (by user id) nobody has answered."""
+        for row in self._by_index:
+            mail = waiting.get(row.learner.user_id, 0)
+            if mail != row.mail:
+                row.mail = mail
+                self._changes.students.add(row.i)
 
     def set_meeting(self, started_ms: int, *, is_over: bool) -> None:
         """The newest class meeting: what began before it is no alert but an open hand; after its end nothing is."""
@@ -194,6 +207,9 @@ class Classroom:
         if (counts, len(connected), median) != (self._counts, self._connected, self._median):
             self._counts, self._connected, self._median = counts, len(connected), median
             self._changes.counters = True
+        errors = [] if self._is_over else group_errors((row.errors for row in self._by_index), now_ms)
+        if errors != self._errors:
+            self._errors, self._changes.errors = errors, True
 
     def snapshot(self) -> dict[str, object]:
         """The whole board as of the last `evaluate`."""
@@ -207,6 +223,7 @@ class Classroom:
                 (alert for row in self._by_index for alert in row.alerts.values()),
                 key=lambda a: (a.score, a.id),
             ),
+            "errors": self._errors,
         }
 
     def take_changes(self) -> dict[str, object]:
@@ -215,6 +232,8 @@ class Classroom:
         body: dict[str, object] = {}
         if changes.counters:
             body.update(counts=self._counts, median=self._median, connected=self._connected)
+        if changes.errors:
+            body["errors"] = self._errors
         if changes.columns:
             body["cells"] = self._describe_columns()
         if changes.students:
@@ -335,6 +354,7 @@ class Classroom:
             "st": row.status,
             "since": row.since,
             "quiet": row.quiet_until,
+            "mail": row.mail,
         }
 
 

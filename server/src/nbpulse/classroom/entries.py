@@ -66,6 +66,7 @@ class Changes:
     def __init__(self) -> None:
         self.counters = False
         self.columns = False
+        self.errors = False
         self.students: set[int] = set()
         self.squares: set[tuple[int, int]] = set()
         self.positions: set[int] = set()

@@ -152,15 +152,6 @@ def merge_states(state: LearnerState, other: LearnerState) -> LearnerState:
     )
 
 
-def find_error(recent: Iterable[Run], fingerprint: str) -> Run | None:
-    """The run that failed this way where nothing has been run on its cell since; an interrupt is no answer."""
-    newest: dict[tuple[str, str], Run] = {}
-    for run in recent:
-        if run.status != "interrupted":
-            newest[run.notebook_id, run.cell_id] = max(run, newest.get((run.notebook_id, run.cell_id), run))
-    return next((run for run in newest.values() if run.status == "error" and run.fingerprint == fingerprint), None)
-
-
 def _describe_run(event: ReceivedEvent, notebook_id: str, at_ms: int) -> Run:
     status = event.data["status"]
     failed = status == "error"

@@ -38,6 +38,8 @@ class Pulse(Protocol):
     def meeting(self) -> dict[str, Any] | None: ...
     @property
     def actions(self) -> Sequence[Action]: ...
+    @property
+    def mail(self) -> Mapping[str, int]: ...
 
 
 class LoadedClass(Protocol):
@@ -67,7 +69,7 @@ class ClassSource(Protocol):
 
 
 class LiveMessage(msgspec.Struct):
-    """What comes over `nbpulse:live:<course_id>`: states, presence, roster, actions, or whose inbox has news."""
+    """What comes over `nbpulse:live:<course_id>`: states, presence, roster, actions, whose inbox has news, or mail."""
 
     t: str
     received_ms: int = 0
@@ -124,6 +126,7 @@ class View:
         )
         self._take_meeting(loaded.pulse.meeting)
         self.classroom.apply_actions(loaded.pulse.actions)
+        self.classroom.set_mail(loaded.pulse.mail)
         for state in loaded.states:
             self._apply(state)
         self._columns = {column.id for column in loaded.pulse.columns}
@@ -146,6 +149,8 @@ class View:
             self.classroom.hear(message.user_id, message.at, message.state)
         elif message.t == "roster":
             self.wants_roster = True
+        elif message.t == "mail":
+            self.wants_reconcile = True
         self.classroom.apply_actions(message.actions)
         for state in message.states:
             if not self.classroom.has_learner(state.user_id):
@@ -197,6 +202,7 @@ class View:
             self._take_meeting(pulse.meeting)
             self._extra["meeting"] = pulse.meeting
         self.classroom.apply_actions(pulse.actions)
+        self.classroom.set_mail(pulse.mail)
         self.default_notebook_id = pulse.default_notebook_id
 
     def tick(self, now_ms: int) -> None:

@@ -6,14 +6,14 @@ others get it; texts are sealed for each student apart.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID, uuid5
 
 import asyncpg
 import msgspec
 
-from nbpulse.classroom import Run, find_error
+from nbpulse.classroom import Run, is_current, list_errors
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import InvalidInput, NotFound
 from nbpulse.records.inboxes import Text, advance_inboxes, open_text, read_offer, seal_text, to_ms
@@ -63,6 +63,14 @@ FROM messages m LEFT JOIN notebooks n ON n.id = m.notebook_id
 WHERE m.course_id = $1 AND m.user_id = $2 ORDER BY m.created_at DESC LIMIT $3
 """
 
+_COUNT_UNANSWERED: Final = """
+SELECT m.user_id, count(*) AS waiting FROM messages m
+WHERE m.course_id = $1 AND NOT m.is_from_staff AND m.created_at > now() - interval '12 hours' AND NOT EXISTS (
+    SELECT FROM messages s WHERE s.user_id = m.user_id AND s.course_id = m.course_id AND s.thread_id = m.thread_id
+        AND s.is_from_staff AND s.created_at > m.created_at)
+GROUP BY m.user_id
+"""
+
 
 class Offer(msgspec.Struct, frozen=True):
     """A cell's new text, to be accepted or not."""
@@ -110,6 +118,12 @@ class Batch(msgspec.Struct, frozen=True):
     never: int
     median_accept_s: float | None
     passed: int | None
+
+
+async def count_unanswered(connection: asyncpg.Connection, course_id: UUID) -> dict[str, int]:
+    """Students' messages of the last 12 hours that nobody has answered, by student."""
+    rows = await connection.fetch(_COUNT_UNANSWERED, course_id)
+    return {str(row["user_id"]): row["waiting"] for row in rows}
 
 
 class Messages:
@@ -169,11 +183,12 @@ class Messages:
         if dispatch.error_fingerprint is None:
             rows = await connection.fetch(_STUDENTS, course_id, dispatch.user_ids)
             return {row["user_id"]: None for row in rows}
-        rows = await connection.fetch(_STATES, course_id)
-        found = {
-            row["user_id"]: find_error(read_state(row, self._seal).recent, dispatch.error_fingerprint) for row in rows
-        }
-        return {user_id: run for user_id, run in found.items() if run is not None}
+        now_ms, found = to_ms(datetime.now(UTC)), {}
+        for row in await connection.fetch(_STATES, course_id):
+            run = list_errors(read_state(row, self._seal).recent).get(dispatch.error_fingerprint)
+            if run is not None and is_current(run, now_ms):
+                found[row["user_id"]] = run
+        return found
 
     async def _check_place(self, connection: asyncpg.Connection, course_id: UUID, dispatch: Dispatch) -> None:
         """The thread is the one student's, the offered cell's notebook the course's."""

@@ -18,6 +18,7 @@ from nbpulse.crypto import EncryptedField
 from nbpulse.errors import NotFound
 from nbpulse.records.interventions import read_actions
 from nbpulse.records.learners import read_cell, read_state
+from nbpulse.records.messages import count_unanswered
 from nbpulse.records.people import People, open_name
 from nbpulse.records.progress import DONE
 from nbpulse.shards import get_shard_number
@@ -36,6 +37,8 @@ class Pulse(msgspec.Struct, frozen=True):
     """The course's newest: `id`, `title`, `started_at` and `ended_at` in ms (None: it goes on); None for none yet."""
     actions: list[Action] = []
     """What staff did for students in the last 12 hours."""
+    mail: dict[str, int] = {}
+    """How many messages of each student nobody has answered, of the last 12 hours."""
 
 
 class LoadedClass(msgspec.Struct, frozen=True):
@@ -211,6 +214,7 @@ class ClassReader:
             default_notebook_id=default,
             meeting={**dict(meeting), "id": str(meeting["id"])} if meeting else None,
             actions=await read_actions(connection, self._seal, course_id),
+            mail=await count_unanswered(connection, course_id),
         )
 
     async def _read_states(
