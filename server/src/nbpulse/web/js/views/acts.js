@@ -12,7 +12,7 @@ export function Acts({ alert, isDone }) {
   const isOthers = Boolean(alert.claim) && !isMine;
   const label = labelOf(row);
   const words = (/** @type {string} */ key) => `${t(key)}: ${label}`;
-  return html`<div class="acts" hidden=${false} inert=${isDone}>
+  return html`<div class="acts" inert=${isDone}>
     ${isOthers
       ? html`<span class="claim" data-claim=${alert.claim?.by}>${t("act.claimed_by", { name: alert.claim?.name ?? "" })}</span>`
       : html`<button data-act="claim" data-claim=${isMine ? alert.claim?.by : null} aria-pressed=${isMine} title=${t("act.claim_key")}
