@@ -12,8 +12,8 @@ from uuid import UUID, uuid4
 import asyncpg
 import httpx2
 import pytest
-from test_live import Board, follow, settle
 
+from boards import Board, follow, settle
 from nbpulse.cache import Cache
 from nbpulse.errors import Unavailable
 from nbpulse.migrations.runner import with_login
@@ -64,15 +64,6 @@ async def act(
     )
 
 
-async def read_inbox(stage: Stage, student: dict[str, Any], after: int = 0, wait_s: float = 0) -> dict[str, Any]:
-    answer = await stage.http.get(
-        f"/api/v1/me/inbox?after={after}&wait_s={wait_s}", headers={"Authorization": f"Bearer {student['token']}"}
-    )
-    assert answer.status_code == 200, answer.text
-    inbox: dict[str, Any] = answer.json()
-    return inbox
-
-
 async def forget_time(stage: Stage, student: dict[str, Any], seconds: int) -> None:
     """What was done for this student, as it would be that much later."""
     async with connect(stage.database_url) as owner:
@@ -119,10 +110,10 @@ async def test_a_claim_made_at_one_api_is_seen_at_the_other_and_by_the_student_w
         first = await other.snapshot()
         assert alert["id"] in {one["id"] for one in first["alerts"]}, "both give the alert the same name"
         board = Board(first)
-        inbox = await read_inbox(stage, student)
+        inbox = await stage.read_inbox(student)
         assert inbox["help"]["coming"] is None
         async with other.watch(first) as socket:
-            waiting = asyncio.create_task(read_inbox(other, student, inbox["after"], wait_s=9))
+            waiting = asyncio.create_task(other.read_inbox(student, inbox["after"], wait_s=9))
             await asyncio.sleep(0.5)
             assert not waiting.done()
             headers = await add_staff(stage, "田中")
@@ -157,7 +148,7 @@ async def test_an_api_that_dies_before_it_tells_leaves_every_board_right(
         assert time.monotonic() - started < 3.5, "the hub looks every 2 s"
     await asyncio.sleep(0.3)
     assert (await find_hand(stage, student))["claim"]["by"] == str(stage.teacher_id)
-    assert (await read_inbox(stage, student))["help"]["coming"]["name"] == "teacher"
+    assert (await stage.read_inbox(student))["help"]["coming"]["name"] == "teacher"
 
 
 async def test_helping_takes_the_hand_down_and_undoing_puts_it_up_again(
@@ -173,12 +164,12 @@ async def test_helping_takes_the_hand_down_and_undoing_puts_it_up_again(
         assert answer.json()["helped_at"] is not None
         await follow(socket, board, lambda b: not b.alerts)
         assert board.students[0]["quiet"] > time.time() * 1000 + 200_000
-        assert (await read_inbox(stage, student))["help"]["open"] is False
+        assert (await stage.read_inbox(student))["help"]["open"] is False
         assert not await mine(stage, worker_pool), "for 10 s it can be undone"
 
         assert (await act(stage, alert, student, "undo")).json()["helped_at"] is None
         await follow(socket, board, lambda b: alert["id"] in b.alerts)
-        assert (await read_inbox(stage, student))["help"]["open"] is True
+        assert (await stage.read_inbox(student))["help"]["open"] is True
         refused = await act(stage, alert, student, "undo")
         assert (refused.status_code, refused.json()["code"]) == (409, "NB-1332")
 
@@ -194,7 +185,7 @@ async def test_helping_takes_the_hand_down_and_undoing_puts_it_up_again(
         # What the student asks next is a new matter, quiet or not.
         await raise_hand(stage, student, occurred_at=(datetime.now(UTC) + timedelta(seconds=1)).isoformat())
         await follow(socket, board, lambda b: len(b.alerts) == 1)
-    assert (await read_inbox(stage, student))["help"] | {"since": 0} == {
+    assert (await stage.read_inbox(student))["help"] | {"since": 0} == {
         "open": True,
         "since": 0,
         "coming": None,
@@ -224,7 +215,7 @@ async def test_a_snoozed_alert_comes_back_when_its_time_is_over(stage: Stage) ->
     answer = await act(stage, alert, student, "snooze", minutes=1)
     assert abs(answer.json()["snoozed_until"] - time.time() * 1000 - 60_000) < 10_000
     await until(lambda: shows(stage, []), 5)
-    assert (await read_inbox(stage, student))["help"]["open"] is True, "a student's hand is theirs"
+    assert (await stage.read_inbox(student))["help"]["open"] is True, "a student's hand is theirs"
     async with open_stage(stage.database_url, stage.redis_url) as other:
         other.course, other.teacher_token = stage.course, stage.teacher_token
         await forget_time(stage, student, 60)
@@ -239,9 +230,9 @@ async def test_the_place_in_the_queue_moves_up_without_a_word(stage: Stage) -> N
     first, second = await stage.join("first"), await stage.join("second")
     await raise_hand(stage, first)
     await raise_hand(stage, second)
-    assert [(await read_inbox(stage, one))["help"]["place"] for one in (first, second)] == [1, 2]
-    inbox = await read_inbox(stage, second)
-    waiting = asyncio.create_task(read_inbox(stage, second, inbox["after"], wait_s=9))
+    assert [(await stage.read_inbox(one))["help"]["place"] for one in (first, second)] == [1, 2]
+    inbox = await stage.read_inbox(second)
+    waiting = asyncio.create_task(stage.read_inbox(second, inbox["after"], wait_s=9))
     await asyncio.sleep(0.3)
     started = time.monotonic()
     await act(stage, await find_hand(stage, first), first, "helped")

@@ -10,7 +10,6 @@ from uuid import UUID, uuid4
 
 import httpx2
 import pytest
-from test_actions import read_inbox
 
 from stage import Stage, make_run, open_stage
 from stores import connect
@@ -63,7 +62,7 @@ async def test_a_message_reaches_a_waiting_student_within_a_second_at_another_ap
 ) -> None:
     student = await stage.join()
     async with open_stage(stage_database, embedded_valkey) as other:
-        waiting = asyncio.create_task(read_inbox(other, student, wait_s=9))
+        waiting = asyncio.create_task(other.read_inbox(student, wait_s=9))
         await asyncio.sleep(0.5)
         assert not waiting.done()
         started = time.monotonic()
@@ -82,7 +81,7 @@ async def test_a_message_reaches_a_waiting_student_within_a_second_at_another_ap
     }
     assert message["thread_id"] == message["id"]
     assert abs(message["at"] - time.time() * 1000) < 10_000
-    again = await read_inbox(stage, student, inbox["after"])
+    again = await stage.read_inbox(student, inbox["after"])
     assert (again["messages"], again["after"]) == ([], inbox["after"])
 
 
@@ -94,7 +93,7 @@ async def test_a_thread_goes_on_from_both_ends_and_survives_a_restart_of_jupyter
     answered = await send(stage, {"user_ids": [student["user_id"]]}, "plt.show() は?", thread_id=thread_id)
     assert answered.status_code == 201
     assert (await write(stage, student, "出ました", thread_id=thread_id)).status_code == 201
-    inbox = await read_inbox(stage, student)
+    inbox = await stage.read_inbox(student)
     assert [(one["text"], one["is_mine"], one["from"]) for one in inbox["messages"]] == [
         ("グラフが出ません", True, None),
         ("plt.show() は?", False, "teacher"),
@@ -119,8 +118,8 @@ async def test_writing_again_under_the_same_id_changes_nothing(stage: Stage) -> 
     assert sorted(answer.status_code for answer in sent) == [200, 200, 200, 200, 201]
     late = await stage.join("late comer")
     assert (await send(stage, {"all": True}, **dispatch)).json()["recipients"] == 1
-    assert len((await read_inbox(stage, student))["messages"]) == 2
-    assert (await read_inbox(stage, late))["messages"] == []
+    assert len((await stage.read_inbox(student))["messages"]) == 2
+    assert (await stage.read_inbox(late))["messages"] == []
 
 
 async def test_an_offer_is_accepted_put_off_or_refused_and_staff_see_it(stage: Stage) -> None:
@@ -136,7 +135,7 @@ async def test_an_offer_is_accepted_put_off_or_refused_and_staff_see_it(stage: S
     batch_id = sent.json()["batch_id"]
     ids = []
     for student in students:
-        (message,) = (await read_inbox(stage, student))["messages"]
+        (message,) = (await stage.read_inbox(student))["messages"]
         assert message["offer"] == {"notebook_path": "week1.ipynb"} | {
             name: offer[name] for name in ("notebook_id", "cell_id", "source")
         }
@@ -148,7 +147,7 @@ async def test_an_offer_is_accepted_put_off_or_refused_and_staff_see_it(stage: S
     for state in ("later", "never", "accepted", "shown"):  # never is final
         assert await set_state(stage, students[1], ids[1], state) == 204
     assert await set_state(stage, students[2], ids[2], "later") == 204
-    assert [(await read_inbox(stage, one))["messages"][0]["state"] for one in students] == [
+    assert [(await stage.read_inbox(one))["messages"][0]["state"] for one in students] == [
         *("accepted", "never", "later", "sent")
     ]
     later = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
@@ -163,7 +162,7 @@ async def test_an_offer_is_accepted_put_off_or_refused_and_staff_see_it(stage: S
 async def test_what_became_of_a_message_is_only_its_student_s_to_say(stage: Stage) -> None:
     first, second = await stage.join("first"), await stage.join("second")
     await send(stage, {"user_ids": [first["user_id"]]})
-    (message,) = (await read_inbox(stage, first))["messages"]
+    (message,) = (await stage.read_inbox(first))["messages"]
     assert await set_state(stage, second, message["id"], "shown") == 404
     assert await set_state(stage, first, str(uuid4()), "shown") == 404
     own = (await write(stage, second, "hello")).json()
@@ -190,9 +189,9 @@ async def test_an_announcement_to_an_error_reaches_those_who_have_it_now_and_tel
     text = {"en": "3 of you: `df` is not defined. Run cell 3 first.", "ja": "3 人: `df` が未定義です。"}
     sent = await send(stage, {"error_fingerprint": fingerprint}, text)
     assert (sent.status_code, sent.json()["recipients"]) == (201, 3), sent.text
-    (message,) = (await read_inbox(stage, students[0]))["messages"]
+    (message,) = (await stage.read_inbox(students[0]))["messages"]
     assert (message["kind"], message["text"]) == ("announcement", text)
-    assert [(await read_inbox(stage, one))["messages"] for one in students[3:]] == [[], []]
+    assert [(await stage.read_inbox(one))["messages"] for one in students[3:]] == [[], []]
     for student in students[:2]:
         after = (datetime.now(UTC) + timedelta(seconds=2)).isoformat()
         await stage.post(student["token"], make_run(3, "ok", sequence=3, occurred_at=after))
@@ -208,7 +207,7 @@ async def test_unknown_students_are_named_and_the_others_get_it(stage: Stage) ->
     sent = await send(stage, {"user_ids": [student["user_id"], stranger, str(stage.teacher_id)]})
     assert (sent.status_code, sent.json()["recipients"]) == (201, 1)
     assert set(sent.json()["unknown"]) == {stranger, str(stage.teacher_id)}
-    assert len((await read_inbox(stage, student))["messages"]) == 1
+    assert len((await stage.read_inbox(student))["messages"]) == 1
     refused = await send(stage, {"user_ids": [stranger]})
     assert (refused.status_code, refused.json()["code"]) == (404, "NB-1330")
     assert stranger in refused.json()["title"]
@@ -236,7 +235,7 @@ async def test_what_cannot_be_sent_is_refused_and_sent_to_nobody(stage: Stage, b
         headers=stage.staff,
     )
     assert answer.status_code == 422, answer.text
-    assert (await read_inbox(stage, student))["messages"] == []
+    assert (await stage.read_inbox(student))["messages"] == []
 
 
 async def test_the_longest_text_and_source_are_taken_and_longer_ones_refused(stage: Stage) -> None:
@@ -248,7 +247,7 @@ async def test_the_longest_text_and_source_are_taken_and_longer_ones_refused(sta
     for length, status in ((20_000, 201), (20_001, 422)):
         offer = {"notebook_id": notebook_id, "cell_id": "a", "source": "あ" * length, "text": "い" * 1_000}
         assert (await send(stage, {"all": True}, offer=offer)).status_code == status
-    (message,) = (await read_inbox(stage, student))["messages"]
+    (message,) = (await stage.read_inbox(student))["messages"]
     assert len(message["offer"]["source"]) == 20_000
     assert (await write(stage, student, "う" * 500)).status_code == 201
     assert (await write(stage, student, "う" * 501)).status_code == 422
@@ -258,14 +257,14 @@ async def test_an_inbox_begins_with_the_last_fifty_of_a_day(stage: Stage) -> Non
     student = await stage.join()
     for number in range(52):
         assert (await send(stage, {"all": True}, f"{number}")).status_code == 201
-    inbox = await read_inbox(stage, student)
+    inbox = await stage.read_inbox(student)
     assert [one["text"] for one in inbox["messages"]] == [str(number) for number in range(2, 52)]
     async with connect(stage.database_url) as owner:
         await owner.execute(
             "UPDATE messages SET created_at = created_at - interval '24 hours' WHERE user_id = $1",
             UUID(student["user_id"]),
         )
-    assert (await read_inbox(stage, student))["messages"] == []
+    assert (await stage.read_inbox(student))["messages"] == []
 
 
 async def test_nothing_is_missed_by_a_client_that_goes_on_from_the_last_answer(stage: Stage) -> None:
@@ -278,7 +277,7 @@ async def test_nothing_is_missed_by_a_client_that_goes_on_from_the_last_answer(s
         after, rose = 0, []
         while True:
             last = is_over.is_set()
-            inbox = await read_inbox(stage, student, after, wait_s=0.2)
+            inbox = await stage.read_inbox(student, after, wait_s=0.2)
             rose.append(inbox["after"] >= after)
             after = inbox["after"]
             heard.update({one["id"]: one["state"] for one in inbox["messages"]})
@@ -312,7 +311,7 @@ async def test_texts_are_sealed_and_only_their_own_student_and_staff_read_them(s
         bodies = await owner.fetch("SELECT body FROM messages WHERE course_id = $1", stage.course.id)
     assert len(bodies) == 1
     assert "private-word" not in bodies[0]["body"]
-    assert (await read_inbox(stage, classmate))["messages"] == []
+    assert (await stage.read_inbox(classmate))["messages"] == []
     answer = await stage.http.get(
         f"/api/v1/courses/{stage.course.id}/messages",
         params={"student": student["user_id"]},

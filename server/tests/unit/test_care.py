@@ -9,8 +9,8 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_classroom import START_MS, Class, fail
 
+from classes import START_MS, Class, fail
 from nbpulse import classroom
 from nbpulse.classroom import Action, LearnerState, fold_actions
 from nbpulse.classroom.care import QUIET_MS, UNDO_MS, decide, list_effective

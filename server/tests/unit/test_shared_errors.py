@@ -8,8 +8,8 @@ from uuid import UUID
 
 from hypothesis import given
 from hypothesis import strategies as st
-from test_classroom import START_MS, Class, fail, make
 
+from classes import START_MS, Class, fail, make
 from nbpulse import classroom
 from nbpulse.classroom import LearnerState, Run
 from nbpulse.classroom.shared import CURRENT_MS, SHOWN_MAX

@@ -8,6 +8,7 @@ column, and what a student is shown of staff is the names of those who wrote to 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any, Final, Literal
 from uuid import UUID
 
@@ -105,7 +106,8 @@ async def advance_inboxes(connection: asyncpg.Connection, course_id: UUID, user_
     rows = await connection.fetch(_LOCK_INBOXES, course_id, list(user_ids))
     if not rows:
         return {}
-    return dict(await connection.fetch(_ADVANCE, course_id, [row["user_id"] for row in rows]))
+    advanced = await connection.fetch(_ADVANCE, course_id, [row["user_id"] for row in rows])
+    return {row["user_id"]: int(row["inbox_revision"]) for row in advanced}
 
 
 async def note_hand(connection: asyncpg.Connection, user_id: UUID, course_id: UUID) -> None:
@@ -153,7 +155,7 @@ def read_action(row: asyncpg.Record, names: dict[UUID, str]) -> Action:
     )
 
 
-def to_ms(when: Any) -> int:
+def to_ms(when: datetime) -> int:
     """A time of the database's in ms since 1970."""
     return round(when.timestamp() * 1000)
 

@@ -183,7 +183,8 @@ class Messages:
         if dispatch.error_fingerprint is None:
             rows = await connection.fetch(_STUDENTS, course_id, dispatch.user_ids)
             return {row["user_id"]: None for row in rows}
-        now_ms, found = to_ms(datetime.now(UTC)), {}
+        now_ms = to_ms(datetime.now(UTC))
+        found: dict[UUID, Run | None] = {}
         for row in await connection.fetch(_STATES, course_id):
             run = list_errors(read_state(row, self._seal).recent).get(dispatch.error_fingerprint)
             if run is not None and is_current(run, now_ms):
