@@ -8,10 +8,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import asyncpg
 import httpx2
 import pytest
 
-from stage import Stage, make_run, open_stage
+from nbpulse.crypto import EncryptedField
+from nbpulse.records.merging import merge_users
+from stage import KEY, Stage, make_run, open_stage
 from stores import connect
 
 
@@ -319,3 +322,46 @@ async def test_texts_are_sealed_and_only_their_own_student_and_staff_read_them(s
     )
     assert answer.status_code == 403
     assert (await read_threads(stage, student))[0]["messages"][0]["text"] == "private-word"
+
+
+async def test_what_two_users_were_told_comes_to_the_one_they_prove_to_be(stage: Stage) -> None:
+    first, second = await stage.join("s"), await stage.join("s")
+    await stage.post(second["token"], make_run(1, event_type="help_request", data={}))
+    await stage.work()
+    await send(stage, {"user_ids": [second["user_id"]]}, "to the second")
+    thread_id = (await write(stage, second, "from the second")).json()["thread_id"]
+    note = {"id": str(uuid4()), "user_id": second["user_id"], "text": "a note"}
+    path = f"/api/v1/courses/{stage.course.id}"
+    assert (await stage.http.post(f"{path}/alerts/{uuid4()}/note", json=note, headers=stage.staff)).status_code == 200
+    await send(stage, {"user_ids": [first["user_id"]]}, "to the first")
+    read_on = await stage.read_inbox(first)
+    async with asyncpg.create_pool(stage.database_url, min_size=1, max_size=1) as pool:
+        keep_id, drop_id = UUID(first["user_id"]), UUID(second["user_id"])
+        await merge_users(pool, EncryptedField(KEY), keep_id=keep_id, drop_id=drop_id)
+    async with open_stage(stage.database_url, stage.redis_url) as other:  # which knows no token's owner from before
+        for student in (first, second):  # the second's machine goes on as the first
+            inbox = await other.read_inbox(student, read_on["after"])
+            assert [(one["text"], one["is_mine"]) for one in inbox["messages"]] == [
+                ("to the second", False),
+                ("from the second", True),
+            ]
+            assert inbox["help"]["open"] is True
+        assert (await write(other, second, "goes on", thread_id=thread_id)).status_code == 201
+    assert sorted(len(one["messages"]) for one in await read_threads(stage, first)) == [1, 1, 2]
+    (log,) = (await stage.http.get(f"{path}/interventions", headers=stage.staff)).json()["interventions"]
+    assert (log["user_id"], log["note"]) == (first["user_id"], "a note")
+
+
+async def test_a_removed_course_leaves_no_message_and_no_word_of_what_was_done(stage: Stage) -> None:
+    student = await stage.join()
+    await send(stage, {"all": True})
+    claim = {"id": str(uuid4()), "user_id": student["user_id"]}
+    path = f"/api/v1/courses/{stage.course.id}/alerts/{uuid4()}/claim"
+    assert (await stage.http.post(path, json=claim, headers=stage.staff)).status_code == 200
+    async with connect(stage.database_url) as owner:
+        for table in ("messages", "interventions"):
+            rows = f"SELECT count(*) FROM {table} WHERE course_id = $1"
+            assert await owner.fetchval(rows, stage.course.id) == 1
+        await stage.courses.delete_course(stage.course.id)
+        for table in ("messages", "interventions"):
+            assert await owner.fetchval(f"SELECT count(*) FROM {table} WHERE course_id = $1", stage.course.id) == 0
