@@ -16,7 +16,7 @@ import structlog
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from nbpulse.api.bodies import decode_body, read_body, read_small_body
+from nbpulse.api.bodies import NO_NUL, decode_body, read_body, read_small_body
 from nbpulse.api.context import describe_body, get_context, get_person, parse_id
 from nbpulse.api.joining import answer
 from nbpulse.errors import InvalidInput, Unavailable
@@ -41,8 +41,8 @@ class ActionRequest(msgspec.Struct):
 
     id: UUID
     user_id: UUID
-    rule: Annotated[str, msgspec.Meta(max_length=20)] | None = None
-    cell: Annotated[str, msgspec.Meta(max_length=256)] | None = None
+    rule: Annotated[str, msgspec.Meta(max_length=20, pattern=NO_NUL)] | None = None
+    cell: Annotated[str, msgspec.Meta(max_length=256, pattern=NO_NUL)] | None = None
     text: Text1000 | None = None
     minutes: Annotated[int, msgspec.Meta(ge=1, le=120)] = 5
 
@@ -51,7 +51,7 @@ class Recipients(msgspec.Struct):
     """Exactly one of the three."""
 
     user_ids: Annotated[list[UUID], msgspec.Meta(min_length=1, max_length=2_000)] | None = None
-    error_fingerprint: Annotated[str, msgspec.Meta(min_length=16, max_length=16)] | None = None
+    error_fingerprint: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")] | None = None
     all: bool = False
 
 
@@ -59,7 +59,7 @@ class OfferRequest(msgspec.Struct):
     """A cell's new text with a word to it."""
 
     notebook_id: UUID
-    cell_id: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+    cell_id: Annotated[str, msgspec.Meta(min_length=1, max_length=256, pattern=NO_NUL)]
     source: Annotated[str, msgspec.Meta(max_length=20_000)]
     text: Text1000
 
