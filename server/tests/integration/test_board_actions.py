@@ -81,7 +81,7 @@ async def test_a_claim_is_seen_by_the_other_within_a_second_and_helping_can_be_u
         started = time.monotonic()
         await first.locator("[data-act=claim]").click()
         await expect(first.locator("[data-act=claim]")).to_have_text("I’m on it")
-        await expect(second.locator(".claim")).to_have_text("田中 is on it", timeout=3_000)
+        await expect(second.locator(".claim .unseen")).to_have_text("田中 is on it", timeout=3_000)
         assert time.monotonic() - started < 1
         assert (await stage.read_inbox(student))["help"]["coming"]["name"] == "田中"
 

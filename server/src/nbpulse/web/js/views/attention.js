@@ -7,7 +7,7 @@ import { html, useRef, useState } from "../preact.js";
 import { formatClock, formatNumber, formatWait, t } from "../i18n.js";
 import { cellNumberAt } from "../state.js";
 import { alerts, cellNumbers, cells, classroom, labelOf, layout, now, rankedAlerts, rows, selected, tab, talk } from "../store.js";
-import { Acts } from "./acts.js";
+import { Acts, OnIt } from "./acts.js";
 import { Glyph } from "./glyph.js";
 import { Command } from "./pages.js";
 
@@ -93,7 +93,7 @@ function Entry({ alert, isDone }) {
     <${tag} class="entry" aria-pressed=${isPressable ? selected.value === alert.i : null} onClick=${isPressable ? point : null}>
       <span class="pill"><${Glyph} kind=${alert.kind} />${t(`status.${alert.kind}`)}</span>
       <bdi class="name">${labelOf(row)}</bdi>
-      ${seat && html`<bdi class="seat">${seat}</bdi>`}
+      <span class="between"><${OnIt} alert=${alert} />${seat && html`<bdi class="seat">${seat}</bdi>`}</span>
       <time title=${isDone ? "" : formatClock(alert.since)}>${isDone ? t("attention.done") : formatWait(now.value - alert.since)}</time>
       <span class="reason">${explain(alert, row)}
         ${alert.label && html` <code>${alert.label}${Number(alert.n) > 1 ? ` ×${alert.n}` : ""}</code>`}
