@@ -3,6 +3,7 @@
 import { html } from "../preact.js";
 import { claim, dismiss, help, snooze } from "../actions.js";
 import { t } from "../i18n.js";
+import { Glyph } from "./glyph.js";
 import { labelOf, me, notes, rows, talk } from "../store.js";
 
 /** @param {{alert: import("../state.js").Alert, isDone: boolean}} props */
@@ -14,10 +15,10 @@ export function Acts({ alert, isDone }) {
   return html`<div class="acts" inert=${isDone}>
     ${(isMine || !alert.claim) && html`<button data-act="claim" aria-pressed=${isMine} title=${t("act.claim_key")}
       aria-label=${words(isMine ? "act.claimed" : "act.claim")} onClick=${() => claim(alert)}>${t(isMine ? "act.claimed" : "act.claim")}</button>`}
-    <button data-act="helped" title=${t("act.helped_key")} aria-label=${words("act.helped")} onClick=${() => help(alert)}>${t("act.helped")}</button>
-    <button data-act="snooze" aria-label=${words("act.snooze")} onClick=${() => snooze(alert)}>${t("act.snooze")}</button>
+    <button data-act="helped" title=${t("act.helped_key")} aria-label=${words("act.helped")} onClick=${() => help(alert)}><${Glyph} kind="ok" /><span class="word">${t("act.helped")}</span></button>
+    <button data-act="snooze" title=${t("act.snooze_key")} aria-label=${words("act.snooze")} onClick=${() => snooze(alert)}><${Glyph} kind="later" /><span class="word">${t("act.snooze")}</span></button>
     <button data-act="message" title=${t("act.message_key")} aria-label=${words("act.message")} onClick=${() => (talk.value = { student: row.id })}>
-      ${row.mail ? t("act.mail", { n: row.mail }) : t("act.message")}
+      <${Glyph} kind="letter" /><span class="word">${row.mail ? t("act.mail", { n: row.mail }) : t("act.message")}</span>
     </button>
   </div>`;
 }

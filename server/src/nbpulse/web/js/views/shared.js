@@ -34,8 +34,7 @@ function Item({ error, outcome }) {
   return html`<li class="shared-error" data-shared=${error.fp} data-students=${error.n}>
     <b>${t("shared.students", { n: error.n })}</b>
     <code>${error.label}</code>
-    ${cell && html`<span class="muted">${t("attention.at_cell", { cell })}</span>`}
-    <time class="muted">${formatWait(now.value - error.since)}</time>
+    <span class="muted">${cell && t("attention.at_cell", { cell })}</span>
     <button data-act="announce" onClick=${() => announce(error, cell)}>${t("shared.announce")}</button>
     ${outcome && html`<span class="outcome" data-outcome=${outcome.batch_id}>
       ${t("shared.outcome", { passed: outcome.passed ?? 0, n: outcome.recipients, wait: formatWait(now.value - Date.parse(outcome.at)) })}
