@@ -88,6 +88,19 @@ async def test_a_message_reaches_a_waiting_student_within_a_second_at_another_ap
     assert (again["messages"], again["after"]) == ([], inbox["after"])
 
 
+async def test_an_announcement_wakes_every_waiting_student_of_the_class_at_once(stage: Stage) -> None:
+    students = [await stage.join(f"student {number}") for number in range(60)]
+    waiting = [asyncio.create_task(stage.read_inbox(student, wait_s=20)) for student in students]
+    await asyncio.sleep(1.5)
+    assert not any(one.done() for one in waiting)
+    started = time.monotonic()
+    sent = await send(stage, {"all": True}, "休憩")
+    assert (sent.status_code, sent.json()["recipients"]) == (201, 60)
+    inboxes = await asyncio.gather(*waiting)
+    assert time.monotonic() - started < 2, "about 0.2 s on a quiet machine; they are all one process here"
+    assert [[one["text"] for one in inbox["messages"]] for inbox in inboxes] == [["休憩"]] * 60
+
+
 async def test_a_thread_goes_on_from_both_ends_and_survives_a_restart_of_jupyter(stage: Stage) -> None:
     student = await stage.join()
     begun = await write(stage, student, "グラフが出ません")

@@ -45,6 +45,7 @@ CREATE TABLE messages (
 );
 CREATE INDEX idx_messages_inbox ON messages(user_id, course_id, revision);
 CREATE INDEX idx_messages_course ON messages(course_id, created_at);
+CREATE INDEX idx_messages_students ON messages(course_id, created_at) WHERE NOT is_from_staff;
 CREATE INDEX idx_messages_batch ON messages(batch_id);
 CREATE TABLE interventions (
     user_id UUID NOT NULL,
