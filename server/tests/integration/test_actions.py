@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -12,14 +15,14 @@ from uuid import UUID, uuid4
 import asyncpg
 import httpx2
 import pytest
+from redis.asyncio import Redis
 
 from boards import Board, follow, settle
-from nbpulse.cache import Cache
-from nbpulse.errors import Unavailable
 from nbpulse.migrations.runner import with_login
 from nbpulse.records.interventions import find_helped_hands
-from stage import Stage, make_run, open_stage
+from stage import KEY, Stage, make_run, open_stage
 from stores import WORKER_PASSWORD, connect
+from torture.systems import find_free_port, make_environment
 from working import until
 
 
@@ -128,22 +131,67 @@ async def test_a_claim_made_at_one_api_is_seen_at_the_other_and_by_the_student_w
     assert heard["after"] > inbox["after"]
 
 
-async def test_an_api_that_dies_before_it_tells_leaves_every_board_right(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@asynccontextmanager
+async def run_api(stage: Stage) -> AsyncIterator[tuple[httpx2.AsyncClient, asyncio.subprocess.Process]]:
+    """A second API on the same stores, in a process of its own that can be killed."""
+    port = find_free_port()
+    settings = {
+        "NBPULSE_API_DATABASE_URL": with_login(stage.database_url, "nbpulse_api", WORKER_PASSWORD),
+        "NBPULSE_DATABASE_URL": stage.database_url,
+        "NBPULSE_REDIS_URL": stage.redis_url,
+        "NBPULSE_ENCRYPTION_KEYS": KEY.decode(),
+        "NBPULSE_PROMISE": "memory",
+        "NBPULSE_PORT": str(port),
+    }
+    command = (sys.executable, "-m", "nbpulse", "api")
+    process = await asyncio.create_subprocess_exec(
+        *command, env=make_environment(settings), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
+
+            async def answers() -> bool:
+                assert process.returncode is None, "the API did not start"
+                with contextlib.suppress(httpx2.TransportError):
+                    return (await http.get("/health/live")).status_code == 200
+                return False
+
+            await until(answers, 30)
+            yield http, process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def test_an_api_that_is_killed_between_deciding_and_telling_leaves_every_board_right(stage: Stage) -> None:
     student = await stage.join()
     await raise_hand(stage, student)
     alert = await find_hand(stage, student)
     first = await stage.snapshot()
     board = Board(first)
-
-    async def die(*_: Any) -> None:
-        raise Unavailable("NB-2001")
-
-    monkeypatch.setattr(Cache, "announce_actions", die)
-    async with stage.watch(first) as socket:
+    async with (
+        run_api(stage) as (http, process),
+        Redis.from_url(stage.redis_url) as redis,
+        stage.watch(first) as socket,
+    ):
+        await redis.execute_command("CLIENT", "PAUSE", "30000", "WRITE")  # nothing can be published
+        claim = asyncio.create_task(
+            http.post(
+                f"/api/v1/courses/{stage.course.id}/alerts/{alert['id']}/claim",
+                json={"id": str(uuid4()), "user_id": student["user_id"]},
+                headers=stage.staff,
+            )
+        )
+        async with connect(stage.database_url) as owner:
+            count = "SELECT count(*) FROM interventions WHERE user_id = $1"
+            await until(lambda: owner.fetchval(count, UUID(student["user_id"])), 5)
+        process.kill()
+        await process.wait()
+        with pytest.raises(httpx2.TransportError):
+            await claim  # nobody has heard an answer
+        await redis.execute_command("CLIENT", "UNPAUSE")
         started = time.monotonic()
-        assert (await act(stage, alert, student, "claim")).status_code == 200
         await follow(socket, board, lambda b: b.alerts[alert["id"]].get("claim") is not None)
         assert time.monotonic() - started < 3.5, "the hub looks every 2 s"
     await asyncio.sleep(0.3)

@@ -176,6 +176,14 @@ async def test_a_word_to_all_who_share_an_error_says_how_many_got_past_it(stage:
         await stage.work()
         await expect(error).to_contain_text("2 students")
         await expect(error.locator("[data-outcome]")).to_contain_text("1 of 3 got past it", timeout=8_000)
+        for student in students[1:3]:
+            await stage.post(student["token"], make_run(2, occurred_at=later, sequence=9))
+        await stage.work()
+        # Nobody shares it any more; what became of the announcement stays in sight.
+        await expect(error).to_have_count(0)
+        over = page.locator("[data-over]")
+        await expect(over).to_contain_text("Run cell 2 first.")
+        await expect(over).to_contain_text("3 of 3 got past it", timeout=8_000)
 
 
 @pytest.mark.parametrize("width", [1280, 820, 390])

@@ -1,9 +1,8 @@
 // @ts-check
-/** Errors that several students have now: how many, where; a word to all of them, and whether it helped. */
+/** Errors that several students have now: how many, where; a word to all of them, and whether it helped, also once it has. */
 import { html, useEffect, useState } from "../preact.js";
 import { fetchBatches } from "../api.js";
-import { draft } from "../i18n.js";
-import { formatNumber, formatWait, t } from "../i18n.js";
+import { draft, formatNumber, formatWait, language, t } from "../i18n.js";
 import { announced, cellNumbers, now, sharedErrors, talk } from "../store.js";
 
 const LOOK_EVERY_MS = 5_000;
@@ -16,14 +15,19 @@ const DRAFTS = { NameError: "draft.name", ModuleNotFoundError: "draft.module", K
 export function Shared() {
   const errors = sharedErrors.value;
   const outcomes = useOutcomes();
+  const shared = new Set(errors.map((error) => error.fp));
+  const over = Object.values(outcomes).filter((one) => !shared.has(one.error_fingerprint));
   return html`<section class="shared panel" aria-labelledby="shared-title">
     <header class="panel-head">
       <h2 id="shared-title">${t("shared.title")}</h2>
       <span class="count">${formatNumber(errors.length)}</span>
       <button class="chip plain" data-act="announce-all" onClick=${() => (talk.value = { key: "all", drafts: ["", ""] })}>${t("shared.to_class")}</button>
     </header>
-    ${errors.length === 0 ? html`<p class="calm">${t("shared.none")}</p>` : html`<ol class="entries" tabindex="0" aria-labelledby="shared-title">
+    ${errors.length + over.length === 0 ? html`<p class="calm">${t("shared.none")}</p>` : html`<ol class="entries" tabindex="0" aria-labelledby="shared-title">
       ${errors.map((error) => html`<${Item} key=${error.fp} error=${error} outcome=${outcomes[error.fp]} />`)}
+      ${over.map((one) => html`<li key=${one.batch_id} class="shared-error over" data-over=${one.error_fingerprint}>
+        <bdi>${typeof one.text === "string" ? one.text : one.text[language.value]}</bdi><${Outcome} of=${one} />
+      </li>`)}
     </ol>`}
   </section>`;
 }
@@ -36,10 +40,14 @@ function Item({ error, outcome }) {
     <code>${error.label}</code>
     <span class="muted">${cell && t("attention.at_cell", { cell })}</span>
     <button data-act="announce" onClick=${() => announce(error, cell)}>${t("shared.announce")}</button>
-    ${outcome && html`<span class="outcome" data-outcome=${outcome.batch_id}>
-      ${t("shared.outcome", { passed: outcome.passed ?? 0, n: outcome.recipients, wait: formatWait(now.value - Date.parse(outcome.at)) })}
-    </span>`}
+    ${outcome && html`<${Outcome} of=${outcome} />`}
   </li>`;
+}
+
+/** @param {{of: any}} props a batch */
+function Outcome({ of: { batch_id: id, passed, recipients: n, at } }) {
+  const wait = formatWait(now.value - Date.parse(at));
+  return html`<span class="outcome" data-outcome=${id}>${t("shared.outcome", { passed: passed ?? 0, n, wait })}</span>`;
 }
 
 /** @param {SharedError} error @param {number|undefined} cell */
