@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from nbpulse_capture.cli import RefusedError
 from nbpulse_capture.desk import Desk, describe_place, list_texts
 from nbpulse_capture.execution import describe_event
 from nbpulse_capture.membership import MembershipFile, forget_membership, get_outbox_file
+from nbpulse_capture.messages import RefusedError
 from nbpulse_capture.outbox import Outbox
 
 from .conftest import FakeApi, wait_until
@@ -150,8 +150,9 @@ def test_leaving_in_a_terminal_is_seen_by_the_front_end(desk: Desk, api: FakeApi
 
 
 def test_every_text_of_the_front_end_is_there_in_both_languages() -> None:
-    script = Path(__file__).resolve().parents[1] / "labextension" / "static" / "remoteEntry.js"
-    used = {word.split("texts.")[1] for word in _find_words(script.read_text(encoding="utf-8"))}
+    scripts = (Path(__file__).resolve().parents[1] / "labextension" / "static").glob("*.js")
+    words = [word for script in scripts for word in _find_words(script.read_text(encoding="utf-8"))]
+    used = {word.split("texts.")[1] for word in words}
     assert used == list_texts("en").keys() == list_texts("ja").keys()
 
 

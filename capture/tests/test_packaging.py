@@ -16,6 +16,7 @@ from student_jupyter import install_capture
 
 SOURCES = sorted(Path(nbpulse_capture.__file__).parent.glob("*.py"))
 JUPYTERS = {"IPython", "ipykernel", "jupyter_core", "jupyter_server", "tornado", "nbpulse_capture", "traitlets", "zmq"}
+OF_SERVER, OF_LAB = ("jupyter_server", "extension"), ("jupyterlab.labextensions",)
 POSIX_ONLY = {"fcntl", "grp", "posix", "pwd", "resource", "termios", "tty"}
 
 
@@ -36,10 +37,10 @@ def test_only_the_standard_library_and_jupyter_are_imported() -> None:
     assert not imported & POSIX_ONLY
 
 
-def list_server_extensions(python: Path, home: Path) -> str:
-    """What `jupyter server extension list` says, without its colours."""
+def list_extensions(python: Path, home: Path, *module: str) -> str:
+    """What `jupyter server extension list` or `jupyter labextension list` says, without its colours."""
     env = os.environ | {f"JUPYTER_{name}_DIR": str(home / name) for name in ("CONFIG", "DATA", "RUNTIME")}
-    command = [str(python), "-m", "jupyter_server", "extension", "list"]
+    command = [str(python), "-m", *module, "list"]
     done = subprocess.run(command, env=env, check=True, capture_output=True, text=True, timeout=60)
     return re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
 
@@ -51,13 +52,16 @@ def test_pip_install_enables_and_pip_uninstall_leaves_nothing(tmp_path: Path) ->
     assert json.loads(config.read_text()) == {"IPKernelApp": {"extra_extensions": ["nbpulse_capture.kernel"]}}
     server_config = root / "etc" / "jupyter" / "jupyter_server_config.d" / "nbpulse_capture.json"
     assert json.loads(server_config.read_text()) == {"ServerApp": {"jpserver_extensions": {"nbpulse_capture": True}}}
-    listed = list_server_extensions(python, tmp_path)
+    listed = list_extensions(python, tmp_path, *OF_SERVER)
     assert re.search(r"nbpulse_capture enabled\b", listed), listed
     assert re.search(rf"nbpulse_capture {nbpulse_capture.__version__} OK\b", listed), listed
+    listed = list_extensions(python, tmp_path, *OF_LAB)
+    assert re.search(rf"nbpulse-capture v{nbpulse_capture.__version__} enabled OK\b", listed), listed
     with zipfile.ZipFile(next((tmp_path / "dist").glob("*.whl"))) as wheel:
         metadata = next(name for name in wheel.namelist() if name.endswith("METADATA"))
         assert "Requires-Dist" not in wheel.read(metadata).decode()
     pip = [sys.executable, "-m", "pip", "--python", str(python), "uninstall", "-y", "nbpulse-capture"]
     subprocess.run(pip, check=True, capture_output=True, timeout=60)
     assert [path for path in root.rglob("*") if "nbpulse" in path.name or path == config] == []
-    assert "nbpulse" not in list_server_extensions(python, tmp_path)
+    assert "nbpulse" not in list_extensions(python, tmp_path, *OF_SERVER)
+    assert "nbpulse" not in list_extensions(python, tmp_path, *OF_LAB)

@@ -311,8 +311,10 @@ def test_a_long_outage_never_fills_the_disk(student: Path, monkeypatch: pytest.M
     for _ in range(1000):
         rig.outbox.put(make_event(data={"error_message": "x" * 1000}), rig.account)
     rig.sender.start()
-    wait_until(lambda: rig.outbox.read_notes().get("dropped", 0) > 0)
-    assert rig.count_waiting() + rig.outbox.read_notes()["dropped"] == 1000
+    wait_until(lambda: rig.outbox.read_notes().get("dropped_told", 0) > 0)
+    told = [event["data"] for _, event, _ in rig.outbox.read_last_events(5) if event["event_type"] == "kernel_status"]
+    assert told == [{"status": "events_lost", "event_count": rig.outbox.read_notes()["dropped"]}]
+    assert rig.count_waiting() - len(told) + rig.outbox.read_notes()["dropped"] == 1000
     rig.close()
 
 

@@ -9,7 +9,7 @@ import asyncio
 import gzip
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -26,6 +26,7 @@ from nbpulse.connections import open_pool, open_redis
 from nbpulse.crypto import EncryptedField, make_key
 from nbpulse.events import decode
 from nbpulse.hub import LiveHub
+from nbpulse.jupyterhub import JupyterHub, open_jupyterhub
 from nbpulse.live import LivePublisher
 from nbpulse.migrations.runner import with_login
 from nbpulse.pipeline import process_events
@@ -54,6 +55,7 @@ class StageParts:
     hub: LiveHub
     series: TimeSeriesStore
     promise: str = "power"
+    jupyterhub: JupyterHub | None = None
 
 
 @dataclass
@@ -160,34 +162,43 @@ def make_run(cell: int = 0, status: str = "ok", **changes: Any) -> dict[str, Any
 
 
 @asynccontextmanager
-async def open_parts(database_url: str, redis_url: str, influx_url: str | None = None) -> AsyncIterator[StageParts]:
+async def open_parts(
+    database_url: str, redis_url: str, influx_url: str | None = None, hub_api_url: str | None = None
+) -> AsyncIterator[StageParts]:
     """What one API process shares."""
     api_url = with_login(database_url, "nbpulse_api", WORKER_PASSWORD)
-    async with open_redis(redis_url) as redis, open_pool(api_url, 6) as pool:
+    opening_hub = open_jupyterhub(hub_api_url) if hub_api_url else nullcontext()
+    async with open_redis(redis_url) as redis, open_pool(api_url, 6) as pool, opening_hub as jupyterhub:
         seal, cache, stream = EncryptedField(KEY), Cache(redis), EventStream(redis)
         classes = ClassReader(pool, seal)
         hub = LiveHub(redis, classes, cache.read_presence, stream.measure_backlog)
-        parts = StageParts(stream, cache, People(pool, seal), classes, hub, PostgresTimeSeries(pool))
+        series = PostgresTimeSeries(pool)
+        parts = StageParts(stream, cache, People(pool, seal), classes, hub, series, jupyterhub=jupyterhub)
         try:
             if influx_url is None:
                 yield parts
             else:
-                async with open_influx(influx_url) as series:
-                    yield replace(parts, series=series)
+                async with open_influx(influx_url) as influx:
+                    yield replace(parts, series=influx)
         finally:
             await stream.close()
 
 
 @asynccontextmanager
 async def serve_api(
-    database_url: str, redis_url: str, *, influx_url: str | None = None, **options: Any
+    database_url: str,
+    redis_url: str,
+    *,
+    influx_url: str | None = None,
+    hub_api_url: str | None = None,
+    **options: Any,
 ) -> AsyncIterator[tuple[str, StageParts]]:
     """An API on a free port: its URL and its parts."""
     opened: list[StageParts] = []
 
     @asynccontextmanager
     async def open_noted() -> AsyncIterator[StageParts]:
-        async with open_parts(database_url, redis_url, influx_url) as parts:
+        async with open_parts(database_url, redis_url, influx_url, hub_api_url) as parts:
             opened.append(parts)
             yield parts
 

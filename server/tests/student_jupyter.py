@@ -234,12 +234,12 @@ async def open_jupyter(
 
 
 @asynccontextmanager
-async def open_notebook(http: httpx2.AsyncClient, path: str) -> AsyncIterator[Notebook]:
+async def open_notebook(http: httpx2.AsyncClient, path: str, *, old_form: bool = False) -> AsyncIterator[Notebook]:
     """Start the notebook's session as JupyterLab does and wait until its kernel answers."""
     asked = {"path": path, "name": Path(path).name, "type": "notebook", "kernel": {"name": "python3"}}
     answer = await http.post("/api/sessions", json=asked)
     answer.raise_for_status()
-    async with connect_kernel(http, answer.json()["kernel"]["id"]) as notebook:
+    async with connect_kernel(http, answer.json()["kernel"]["id"], old_form=old_form) as notebook:
         notebook.session_id = answer.json()["id"]
         yield notebook
     await http.delete(f"/api/sessions/{answer.json()['id']}")
@@ -251,7 +251,7 @@ async def connect_kernel(
 ) -> AsyncIterator[Notebook]:
     """The websocket to a kernel, as a browser holds it; messages in the form of today's front ends or of older ones."""
     address = str(http.base_url).replace("http", "ws", 1).rstrip("/")
-    headers = {"Authorization": f"token {TOKEN}"}
+    headers = {"Authorization": http.headers["Authorization"]}
     url = f"{address}/api/kernels/{kernel_id}/channels"
     forms = [] if old_form else [Subprotocol("v1.kernel.websocket.jupyter.org")]
     async with connect(url, additional_headers=headers, max_size=None, subprotocols=forms or None) as socket:

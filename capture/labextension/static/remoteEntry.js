@@ -1,4 +1,4 @@
-// The front end of nbpulse-capture, written by hand: no build step, no dependency, one file.
+// The front end of nbpulse-capture, written by hand: no build step, no dependency, two files.
 //
 // What it tells (to our own server extension only, which knows the class's address and token): that the student is
 // there, which cell is active, that something is being typed (never what), cells added, removed, moved, markdown cells
@@ -11,6 +11,7 @@
   "use strict";
 
   const NAME = "nbpulse-capture";
+  const HERE = document.currentScript.src;
   const PRESENCE_EVERY_MS = 20_000;
   const TYPING_FOR_MS = 5_000;
   const ACTIVE_FOR_MS = 60_000;
@@ -48,7 +49,7 @@
       const request = { method, ...(body === undefined ? {} : { body: JSON.stringify(body) }) };
       const answer = await this._connection.makeRequest(url, request, this._settings);
       const content = answer.status === 204 ? null : await answer.json().catch(() => null);
-      if (!answer.ok) throw { status: answer.status, text: (content && content.text) || "" };
+      if (!answer.ok) throw { status: answer.status, text: (content && content.text) || "", version: content && content.notice_version };
       return content;
     }
   }
@@ -208,6 +209,7 @@
     if (state.server === "unreachable") return ["⚠", texts.away];
     if (!state.joined) return ["○", texts.join];
     if (state.server === "refused") return ["⚠", texts.refused];
+    if (state.paused || state.notice?.due) return state.paused ? ["‖", texts.paused] : ["!", texts.notice_due];
     if (state.waiting > 0 && state.server !== "connected") return ["…", fill(texts.waiting, { n: state.waiting })];
     return ["●", texts.connected];
   }
@@ -225,7 +227,7 @@
       const inputs = fields.map((field) =>
         make("input", { type: "text", className: "jp-mod-styled", style: "width:100%", name: field.name, value: field.value || "",
           maxLength: field.max || 500, autocomplete: "off", required: Boolean(field.required) }));
-      const problem = make("p", { role: "alert", className: "nbpulse-problem", style: "max-width:40em" });
+      const problem = make("p", { role: "alert", className: "nbpulse-problem", style: "max-width:40em;white-space:pre-line" });
       const notice = make("p", { textContent: note, style: "max-width:40em" });
       const labels = inputs.map((input, n) => make("label", { style: "display:block;margin-bottom:8px" },
         make("span", { textContent: fields[n].label, style: "display:block;margin-bottom:4px" }), input));
@@ -252,7 +254,9 @@
         { name: "name", label: texts.your_name, max: 200, required: true },
         { name: "student_number", label: texts.number, max: 64 },
       ];
-      const send = (values) => this._desk.ask("POST", "join", values);
+      let version; // of a notice that says more than the one below: the form then shows it and is sent once more
+      const send = (values) => this._desk.ask("POST", "join", { ...values, notice_version: version })
+        .catch((error) => { version = error.version || version; throw error; });
       const done = await this.ask(texts.join_title, fields, texts.join, send, texts.notice);
       if (done === null) return;
       const { course, name, resume_code: code } = done.answer;
@@ -280,7 +284,7 @@
   }
 
   /** The toolbar's item of one notebook. */
-  function makeItem(panel, status, dialogs, widgets) {
+  function makeItem(panel, status, dialogs, widgets, showMore) {
     const state = make("button", { type: "button", className: "jp-ToolbarButtonComponent nbpulse-state" });
     const hand = make("button", { type: "button", className: "jp-ToolbarButtonComponent nbpulse-hand" });
     const node = make("div", { className: "nbpulse-item", style: "display:flex;gap:2px;align-items:center" }, state, hand);
@@ -313,8 +317,7 @@
         const prepared = panel.context.model.sharedModel.getMetadata("nbpulse") || {};
         return dialogs.join(prepared.url || now.address || "");
       }
-      const more = now.waiting > 0 ? [fill(texts.details_waiting, { n: now.waiting })] : [];
-      return dialogs.say(fill(texts.details, { course: now.course, name: now.name }), [texts.notice, ...more]);
+      return showMore(now);
     };
     hand.onclick = () => {
       const isUp = Boolean(status.now && status.now.help && status.now.help.open);
@@ -361,7 +364,9 @@
         app.docRegistry.addWidgetExtension("Notebook", {
           createNew: (panel) => {
             follow(panel, observer);
-            const item = makeItem(panel, status, dialogs, widgets);
+            const showMore = async (now) => (await import(new URL("recording.js", HERE)))
+              .showRecording(now, { ...apputils, ...widgets, desk, texts, language, fill, make });
+            const item = makeItem(panel, status, dialogs, widgets, showMore);
             panel.toolbar.insertAfter("spacer", "nbpulse", item) || panel.toolbar.addItem("nbpulse", item);
             return item;
           },

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import ssl
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,10 +20,16 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from nbpulse_capture import __version__
-from nbpulse_capture.membership import Membership, MembershipFile, get_data_dir
+from nbpulse_capture.membership import (
+    Membership,
+    MembershipFile,
+    get_config_dir,
+    get_data_dir,
+    read_hub_membership,
+)
 from nbpulse_capture.messages import get_text
 
 TIMEOUT_S = 5.0
@@ -53,6 +60,7 @@ def examine() -> list[Finding]:
     """Every check, in the order in which an event takes its way."""
     membership = MembershipFile().read()
     found = [check_installation(), check_server_extension(), check_kernel_extension(), check_folder()]
+    found += check_privacy()
     found.append(check_membership(membership))
     if membership is not None:
         found += check_way(membership)
@@ -102,12 +110,22 @@ def check_folder() -> Finding:
     return Finding("folder", "ok", facts) if is_usable else Finding("folder", "wrong", facts, "NB-7022")
 
 
+def check_privacy() -> Iterator[Finding]:
+    """Where a file system keeps no modes (Windows, FAT, some shares), only the folder keeps the token from others."""
+    file = get_config_dir() / "membership.json"
+    if file.exists() and stat.S_IMODE(file.stat().st_mode) & 0o077:
+        yield Finding("privacy", "unknown", {"file": file})
+
+
 def check_membership(membership: Membership | None) -> Finding:
     """Whether somebody has joined."""
     if membership is None:
-        return Finding("joined", "wrong", {"course": "-", "url": "-"}, "NB-7001")
+        hub = read_hub_membership()
+        facts: dict[str, object] = {"course": "-", "url": "-", "name": hub.hub_user if hub else "-"}
+        return Finding("joined", "wrong", facts, "NB-7062" if hub else "NB-7001")
     course = membership.course_title or membership.course_id or "-"
-    return Finding("joined", "ok", {"course": course, "url": membership.url})
+    facts = {"course": course, "url": membership.url, "name": membership.display_name}
+    return Finding("joined", "ok", facts, text="doctor_through_hub" if membership.hub_user else "")
 
 
 def check_way(membership: Membership) -> Iterator[Finding]:
@@ -137,16 +155,17 @@ def check_server(membership: Membership, facts: dict[str, object]) -> Iterator[F
     """Whether it is our server that answers, takes the token, and has the same time."""
     asked_at = datetime.now(UTC)
     try:
-        status, date, is_ours = _ask(membership)
+        status, date, content = _ask(membership)
     except (HTTPException, OSError) as error:
         yield Finding("server", "wrong", facts | {"reason": _describe(error)}, "NB-7005")
         return
-    if not is_ours:
+    if not (isinstance(content, dict) and {"code", "user_id", "after"} & set(content)):
         yield Finding("server", "wrong", facts | {"reason": f"HTTP {status}"}, "NB-7005")
         return
     yield Finding("server", "ok", facts | {"reason": f"HTTP {status}"})
     if status in {401, 403}:
-        yield Finding("token", "wrong", facts | {"reason": f"HTTP {status}"}, "NB-7011")
+        told = f"HTTP {status} {content.get('code', '')}: {content.get('title', '')}"
+        yield Finding("token", "wrong", facts | {"reason": told}, "NB-7061" if membership.hub_user else "NB-7011")
     else:
         yield Finding("token", "ok" if status == 200 else "unknown", facts | {"reason": f"HTTP {status}"})
     yield check_clock(date, asked_at)
@@ -179,21 +198,27 @@ def format_findings(findings: list[Finding]) -> str:
     return "\n".join(lines)
 
 
-def _ask(membership: Membership) -> tuple[int, str | None, bool]:
-    """Status and Date of the answer to "who am I", and whether it is an answer of our server's."""
+def _ask(membership: Membership) -> tuple[int, str | None, Any]:
+    """
+    Status, Date and content of the answer to "who am I".
+
+    Under a JupyterHub it is asked what only a student of one course may: that says whether scopes and groups fit.
+    """
     parts = urlsplit(membership.url)
     kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
     connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
     try:
         headers = {"Authorization": f"Bearer {membership.token}", "Accept": "application/json"}
-        connection.request("GET", parts.path.rstrip("/") + "/api/v1/me", headers=headers)
+        path = "/api/v1/me"
+        if membership.hub_user:
+            path, headers["Nbpulse-Course"] = "/api/v1/me/inbox?wait_s=0", quote(membership.course_id)
+        connection.request("GET", parts.path.rstrip("/") + path, headers=headers)
         response = connection.getresponse()
         try:
             content: Any = json.loads(response.read(100_000))
         except ValueError:
             content = None
-        is_ours = isinstance(content, dict) and bool({"code", "user_id"} & set(content))
-        return response.status, response.getheader("Date"), is_ours
+        return response.status, response.getheader("Date"), content
     finally:
         connection.close()
 

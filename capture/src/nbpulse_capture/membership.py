@@ -1,7 +1,8 @@
 """Which class this computer's student has joined, and where the files of capture lie.
 
 Nothing is recorded before somebody has joined. The token is kept in a file that only its owner may read,
-and never leaves it except in the Authorization header of a request to the class's own server.
+and never leaves it except in the Authorization header of a request to the class's own server. Under a JupyterHub that
+names a class's server, nobody need join: who it is stands in the environment, and the hub's token is written nowhere.
 """
 
 from __future__ import annotations
@@ -10,18 +11,25 @@ import hashlib
 import json
 import os
 import sys
+import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
+
+TURNED_AWAY_S = 300.0
 
 
 @dataclass(frozen=True)
 class Membership:
-    """One student's place in one course, and the token that speaks for the student."""
+    """
+    One student's place in one course, and the token that speaks for the student.
+
+    `hub_user`: whom a JupyterHub says it is; then `course_id` is NBPULSE_COURSE, and empty where there is one course.
+    """
 
     url: str
-    token: str
+    token: str = field(repr=False)
     user_id: str = ""
     course_id: str = ""
     course_title: str = ""
@@ -29,6 +37,7 @@ class Membership:
     username: str = ""
     resume_code: str = ""
     joined_at: str = ""
+    hub_user: str = ""
 
     @cached_property
     def account(self) -> str:
@@ -88,6 +97,34 @@ def write_membership(membership: Membership) -> Path:
     return path
 
 
+def read_hub_membership() -> Membership | None:
+    """
+    The place a JupyterHub gives its user; None where there is no hub, or it knows no class's server.
+
+    Its token is another at each start of the user's server; `account` does not depend on it, so what waits goes out
+    with the next one.
+    """
+    names = ("NBPULSE_URL", "JUPYTERHUB_API_TOKEN", "JUPYTERHUB_USER")
+    url, token, user = (os.environ.get(name, "") for name in names)
+    if not (url and token and user):
+        return None
+    who = {"user_id": f"jupyterhub {user}", "display_name": user, "username": user, "hub_user": user}
+    return Membership(url=url.rstrip("/"), token=token, course_id=os.environ.get("NBPULSE_COURSE", ""), **who)
+
+
+def turn_away(account: str) -> None:
+    """
+    The class's server says that the hub's user is none of its students (their teacher, or in other courses only):
+    nothing is recorded of them, in any process, until it is time to ask again.
+    """
+    make_private_dir(get_data_dir())
+    _get_turned_away_file(account).touch(mode=0o600)
+
+
+def _get_turned_away_file(account: str) -> Path:
+    return get_data_dir() / f"turned-away-{account}"
+
+
 def forget_membership() -> None:
     """Remove the token from this computer."""
     (get_config_dir() / "membership.json").unlink(missing_ok=True)
@@ -101,11 +138,11 @@ class MembershipFile:
         self._stamp: tuple[int, int] | None = None
         self._membership: Membership | None = None
         url, token = os.environ.get("NBPULSE_CAPTURE_URL"), os.environ.get("NBPULSE_CAPTURE_TOKEN")
-        self._given = Membership(url=url.rstrip("/"), token=token) if url and token else None
+        self._given = Membership(url=url.rstrip("/"), token=token) if url and token else read_hub_membership()
 
     def read(self) -> Membership | None:
         """The current membership, or None. Costs one `stat` while nothing changes (about 2 us)."""
-        if self._given is not None:
+        if self._given is not None and not (self._given.hub_user and self._is_turned_away(self._given.account)):
             return self._given
         try:
             found = self._path.stat()
@@ -117,6 +154,13 @@ class MembershipFile:
             self._membership = _load(self._path)
             self._stamp = stamp
         return self._membership
+
+    def _is_turned_away(self, account: str) -> bool:
+        try:
+            turned_away_at_s = _get_turned_away_file(account).stat().st_mtime
+        except OSError:
+            return False
+        return 0 <= time.time() - turned_away_at_s < TURNED_AWAY_S
 
 
 def _load(path: Path) -> Membership | None:

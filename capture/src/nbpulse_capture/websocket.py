@@ -10,9 +10,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote
 
-from nbpulse_capture.notebook import parse_id
+from nbpulse_capture.notebook import locate_vscode, parse_id
 
 V1_PROTOCOL = "v1.kernel.websocket.jupyter.org"
 TAG_LIMIT, TAG_CHARS = 10, 50
@@ -84,10 +83,9 @@ def describe_cell(cell_id: str | None, metadata: Mapping[str, Any]) -> dict[str,
     described["exercise_id"] = str(exercise_id)[:200] if exercise_id is not None else None
     if isinstance(ours, dict) and (notebook_id := parse_id(ours.get("notebook_id"))):
         described["notebook_id"] = notebook_id
-    if cell_id and cell_id.startswith("vscode-notebook-cell:"):
-        address, _, fragment = cell_id.partition("#")
-        described["cell_id"] = fragment or None
-        described["notebook_path"] = unquote(address.rstrip("/").rsplit("/", 1)[-1])
+    if cell_id and (place := locate_vscode(cell_id)) is not None:
+        described["cell_id"] = cell_id.partition("#")[2] or None
+        described["notebook_path"] = place.path
     return described
 
 

@@ -82,30 +82,32 @@ class Writer(threading.Thread):
                 self._outbox = Outbox(get_outbox_file(), busy_wait_s=1.0)
             batch = list(self._waiting)
             with self._outbox.together():
-                for work in batch:
-                    self._do(work, self._outbox)
-                self._note_troubles(self._outbox)
+                lost_count = self._dropped_count + sum(not self._do(work, self._outbox) for work in batch)
+                fault_count = self._faults.total
+                self._note_troubles(self._outbox, lost_count, fault_count - self._noted_faults)
+            # Only now: a note whose transaction fails, as on a full disk, was not made.
+            self._dropped_count, self._noted_faults = 0, fault_count
             for _ in batch:
                 self._waiting.popleft()
         except Exception as error:  # noqa: BLE001 - this thread must go on: the events wait in memory
             self._faults.note(error, "outbox")
         self._after_writing()
 
-    def _do(self, work: Work, outbox: Outbox) -> None:
+    def _do(self, work: Work, outbox: Outbox) -> bool:
+        """False for what can never be done."""
         try:
             work(outbox)
         except (OSError, sqlite3.OperationalError):
             raise
         except Exception as error:  # noqa: BLE001 - it must not stand in the way of those behind it
             self._faults.note(error, "outbox")
-            self._dropped_count += 1
+            return False
+        return True
 
-    def _note_troubles(self, outbox: Outbox) -> None:
-        """Leave our own faults and losses where `nbpulse-capture status` finds them."""
-        if self._dropped_count:
-            outbox.add_to_count("dropped", self._dropped_count)
-            self._dropped_count = 0
-        if self._faults.total != self._noted_faults:
-            new_count, self._noted_faults = self._faults.total - self._noted_faults, self._faults.total
-            outbox.add_to_count("fault_count", new_count)
+    def _note_troubles(self, outbox: Outbox, lost_count: int, fault_count: int) -> None:
+        """Leave our own losses and faults where the sender and `nbpulse-capture status` find them."""
+        if lost_count:
+            outbox.add_to_count("dropped", lost_count)
+        if fault_count:
+            outbox.add_to_count("fault_count", fault_count)
             outbox.write_notes(last_faults=list(self._faults))

@@ -12,15 +12,17 @@ import os
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from nbpulse import collecting
 from nbpulse.errors import InvalidInput, NbpulseError, StartupError
+from nbpulse.hubconfig import print_hub_config
 from nbpulse.terminal import answer, describe_error, get_text, say
-
-if TYPE_CHECKING:
-    from nbpulse.settings import Settings
+from nbpulse.whereabouts import connect as _connect
+from nbpulse.whereabouts import find_data_dir as _find_data_dir
+from nbpulse.whereabouts import find_running as _find_running
 
 app = typer.Typer(
     help=get_text("help_nbpulse"),
@@ -229,6 +231,21 @@ def link(data: DataDir = None, as_json: Json = False) -> None:
         say(get_text("link_once"))
 
 
+@app.command(**_describe("prepare", "prepare week1.ipynb"))
+def prepare(
+    file: Annotated[Path, typer.Argument(help=get_text("arg_notebook"))],
+    *,
+    course: Annotated[str, typer.Option("--course", help=get_text("opt_course"))] = "class",
+    public_url: PublicUrl = None,
+    data: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    from nbpulse import handouts
+
+    url = public_url or _find_running(data).get("url")
+    handouts.prepare_notebook(_connect(data), file, course=course, url=url, as_json=as_json)
+
+
 @app.command("rotate-keys", **_describe("rotate_keys", "rotate-keys --drop-old"))
 def rotate_keys(
     *,
@@ -265,6 +282,9 @@ def restore(
     from nbpulse import backup
 
     backup.restore(_connect(data, is_needed=False), file, keep_stream=keep_stream, as_json=as_json)
+
+
+app.command("hub-config", **_describe("hub_config", "hub-config --public-url https://nb.example"))(print_hub_config)
 
 
 @app.command("merge-users", **_describe("merge_users", "merge-users class-12 class-31"))
@@ -337,43 +357,7 @@ def drop_letters(letter_id: Annotated[str, typer.Argument(metavar="ID|all")], da
     say(get_text("letters_dropped", count=administration.drop_letters(_connect(data), letter_id)))
 
 
-# --- where things are -------------------------------------------------------------------------------------------------
-
-
-def _find_data_dir(given: Path | None) -> Path:
-    """As given, else where this kind of user keeps data."""
-    if given is not None:
-        return given.absolute()
-    from nbpulse.settings import find_data_dir
-
-    return find_data_dir()
-
-
-def _find_running(data: Path | None) -> dict[str, Any]:
-    from nbpulse.directory import read_running
-
-    return read_running(_find_data_dir(data)) or {}
-
-
-def _connect(data: Path | None, *, is_needed: bool = True) -> Settings:
-    """
-    Settings of NBPULSE_*; what is unset there comes from the nbpulse that runs on the data directory.
-
-    Raises StartupError (NB-3019) when nothing runs there and no servers are named either.
-    """
-    from nbpulse.settings import read_settings
-
-    os.environ["NBPULSE_DATA_DIR"] = str(_find_data_dir(data))
-    if not (os.environ.get("NBPULSE_DATABASE_URL") and os.environ.get("NBPULSE_REDIS_URL")):
-        running = _find_running(data)
-        names = {"NBPULSE_DATABASE_URL": "admin_database_url", "NBPULSE_REDIS_URL": "redis_url"}
-        names["NBPULSE_INFLUX_URL"] = "influx_url"
-        for variable, name in names.items():
-            if running.get(name):
-                os.environ.setdefault(variable, running[name])
-        if not running and is_needed and not os.environ.get("NBPULSE_DATABASE_URL"):
-            raise StartupError("NB-3019", path=_find_data_dir(data))
-    return read_settings()
+collecting.add_command(app, _connect)
 
 
 def main() -> None:

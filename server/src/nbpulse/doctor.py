@@ -80,6 +80,7 @@ async def _examine_all(data_dir: Path, settings: Settings, tell: Callable[[Check
         _look_at_postgresql(settings),
         _look_at_stream(settings),
         _look_at_conservation(settings),
+        _look_at_jupyterhub(settings),
         _look_at_processes(running),
     ]
     checks = []
@@ -232,6 +233,18 @@ async def _look_at_conservation(settings: Settings) -> Findings:
         else:
             fix = get_text("todo_unaccounted") if unaccounted else ""
             yield Check("unaccounted", "failure" if unaccounted else "ok", str(unaccounted), fix)
+
+
+async def _look_at_jupyterhub(settings: Settings) -> Findings:
+    if not settings.hub_api_url:
+        return
+    from nbpulse.jupyterhub import open_jupyterhub  # its HTTP client is slow to import
+
+    try:
+        async with open_jupyterhub(settings.hub_api_url) as hub:
+            yield Check("jupyterhub", "ok", f"JupyterHub {await hub.read_version()} ({settings.hub_api_url})")
+    except NbpulseError as error:
+        yield _fail("jupyterhub", error)
 
 
 async def _look_at_processes(running: dict[str, Any] | None) -> Findings:

@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 import msgspec
 
-from nbpulse.errors import InvalidEvent, InvalidInput, PoisonEvent
+from nbpulse.errors import InvalidEvent, PoisonEvent
 
 SCHEMA_VERSION: Final = 1
-BATCH_EVENTS_MAX: Final = 500
 BODY_BYTES_MAX: Final = 1_000_000
 EVENT_BYTES_MAX: Final = 32_768
 DEPTH_MAX: Final = 20
 CLOCK_AHEAD_MAX: Final = timedelta(hours=24)
+CLOCK_AHEAD_NOTED: Final = timedelta(minutes=2)
 OCCURRED_AT_MIN: Final = datetime(2000, 1, 1, tzinfo=UTC)
 LATE_AFTER: Final = timedelta(minutes=15)  # then it changes rows, never an alert: last week's spool raises no hand
 
@@ -48,7 +47,7 @@ EVENT_TYPES: Final = NOTEBOOK_EVENT_TYPES | FREE_EVENT_TYPES
 HELP_EVENT_TYPES: Final = frozenset({"help_request", "help_cancel"})
 CLASS_ENDED: Final = "class_ended"  # `data.reason` of the help_cancel that we make, never a client's
 EXECUTION_STATUSES: Final = frozenset({"ok", "error", "interrupted", "aborted", "kernel_died", "unknown"})
-PRESENCE_STATES: Final = frozenset({"active", "idle", "hidden"})
+PRESENCE_STATES: Final = frozenset({"active", "idle", "hidden", "paused"})
 
 _Text500 = Annotated[str, msgspec.Meta(max_length=500)]
 _Text256 = Annotated[str, msgspec.Meta(max_length=256)]
@@ -74,6 +73,7 @@ class _Envelope(msgspec.Struct):
     cell_index: Annotated[int, msgspec.Meta(ge=0, le=100_000)] | None = None
     cell_type: _Text256 | None = None
     exercise_id: _Text200 | None = None
+    cell_prints: Annotated[str, msgspec.Meta(max_length=384)] | None = None
     data: dict[str, Any] | None = None
     user_id: UUID | None = None
     # The specification's flat form.
@@ -129,6 +129,7 @@ class ReceivedEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     cell_index: int | None = None
     cell_type: str | None = None
     exercise_id: str | None = None
+    cell_prints: str | None = None
     sequence: int = 0
     data: dict[str, Any] = {}
     entry: tuple[str, str] | None = None
@@ -141,55 +142,7 @@ class ReceivedEvent(msgspec.Struct, frozen=True, omit_defaults=True):
 
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
 _decode_received = msgspec.json.Decoder(ReceivedEvent).decode
-_decode_parts = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
-
-
-def split_batch(body: bytes) -> tuple[list[bytes], bool]:
-    """
-    The events of a request's body as bytes each, and whether it was a batch (a JSON array).
-
-    Raises InvalidInput: not JSON (NB-1001), an empty batch (NB-1002), more than 500 events (NB-1003).
-    """
-    text = body.strip()
-    if not text.startswith(b"["):
-        if not text.startswith(b"{"):
-            raise InvalidInput("NB-1001")
-        return [text], False
-    try:
-        parts = [bytes(part) for part in _decode_parts(text)]
-    except (msgspec.DecodeError, RecursionError):
-        # One element is no JSON: find the elements' borders, so that only that one is refused.
-        parts = list(_split_elements(text))
-    if not parts:
-        raise InvalidInput("NB-1002")
-    if len(parts) > BATCH_EVENTS_MAX:
-        raise InvalidInput("NB-1003", events=len(parts), limit=BATCH_EVENTS_MAX)
-    return parts, True
-
-
-_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{},]', re.DOTALL)
-
-
-def _split_elements(text: bytes) -> Iterator[bytes]:
-    """The top-level elements of an array whose inside may be anything with balanced brackets."""
-    depth, start = 0, 1
-    for match in _STRUCTURE.finditer(text):
-        token = match.group()
-        if token in b"[{":
-            depth += 1
-        elif token in b"]}":
-            depth -= 1
-            if depth == 0:
-                if text[match.end() :].strip():
-                    raise InvalidInput("NB-1001")
-                if text[start : match.start()].strip():
-                    yield text[start : match.start()].strip()
-                return
-        elif token == b"," and depth == 1:
-            yield text[start : match.start()].strip()
-            start = match.end()
-    raise InvalidInput("NB-1001")
 
 
 def receive(raw: bytes, *, user_id: UUID, course_id: UUID, received_at: datetime) -> ReceivedEvent:
@@ -226,8 +179,9 @@ def receive(raw: bytes, *, user_id: UUID, course_id: UUID, received_at: datetime
         cell_index=envelope.cell_index,
         cell_type=envelope.cell_type,
         exercise_id=envelope.exercise_id,
+        cell_prints=envelope.cell_prints,
         sequence=envelope.sequence or 0,
-        data=_check_data(envelope),
+        data=_check_data(envelope) | _note_ahead(occurred_at, received_at),
     )
 
 
@@ -313,6 +267,12 @@ def _check_clock(occurred_at: datetime, received_at: datetime) -> datetime:
     return min(occurred_at, received_at)
 
 
+def _note_ahead(occurred_at: datetime, received_at: datetime) -> dict[str, int]:
+    """How far a clock is ahead that is minutes wrong: the time brought back to ours no longer tells."""
+    ahead = occurred_at - received_at
+    return {"clock_ahead_ms": round(ahead / timedelta(milliseconds=1))} if ahead > CLOCK_AHEAD_NOTED else {}
+
+
 def _check_path(envelope: _Envelope) -> str | None:
     """The path in one spelling (NFC, `/`): macOS and Windows write the same Japanese name in other bytes."""
     if envelope.notebook_path is None:
@@ -342,7 +302,7 @@ def _check_data(envelope: _Envelope) -> dict[str, Any]:
         if event_type == "help_cancel":
             data = {name: value for name, value in data.items() if name != "reason"}  # ours to say
         if event_type == "presence" and msgspec.convert(data, _PresenceData).state not in PRESENCE_STATES:
-            raise InvalidEvent("NB-1011", "invalid_field", detail="data.state: active, idle or hidden")
+            raise InvalidEvent("NB-1011", "invalid_field", detail="data.state: active, idle, hidden, paused")
     except msgspec.ValidationError as error:
         raise InvalidEvent("NB-1011", "invalid_field", detail=f"data: {error}") from error
     return data

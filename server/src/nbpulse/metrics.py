@@ -48,14 +48,21 @@ PostgresQuery = Literal[
     "mark_changed_notebooks",
     # people, tokens, courses
     "find_person",
+    "enter_by_identity",
     "create_token",
     "use_link",
     "revoke_token",
     "list_tokens",
     "describe_person",
     "join",
+    "find_notice",
+    "show_collection",
+    "change_collection",
+    "show_consent",
+    "note_consent",
     "ensure_course",
     "ensure_teacher",
+    "register_original",
     "delete_course",
     "open_rehearsal",
     "remove_demo_course",
@@ -82,6 +89,7 @@ PostgresQuery = Literal[
     "check_notebook",
     "find_session",
     "list_members",
+    "list_signs",
     # a course's history
     "find_course",
     "sessions",
@@ -216,6 +224,9 @@ REGISTRY.register(pools)
 
 ingest_events = Counter(
     "nbpulse_ingest_events_total", "Events answered by the API, by what was said of each", ["result"]
+)
+ingest_stripped_fields = Counter(
+    "nbpulse_ingest_stripped_fields_total", "Fields that were sent though the course does not collect them", ["field"]
 )
 ingest_ack_duration = Histogram(
     "nbpulse_ingest_ack_seconds",

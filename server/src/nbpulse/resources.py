@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import asyncpg
 from redis.asyncio import Redis
@@ -29,6 +30,9 @@ from nbpulse.stream.copying import StreamCopy
 from nbpulse.timeseries import TimeSeriesStore
 from nbpulse.timeseries.postgres import PostgresTimeSeries
 
+if TYPE_CHECKING:
+    from nbpulse.jupyterhub import JupyterHub
+
 _PROMISE_RANKS = {"memory": 0, "process": 1, "power": 2}
 
 
@@ -47,6 +51,7 @@ class Resources:
     classes: ClassReader
     series: TimeSeriesStore
     ledger: PostgresLedger
+    jupyterhub: JupyterHub | None
     promise: str
 
 
@@ -95,6 +100,8 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
             classes=classes,
             series=await stack.enter_async_context(_open_series(settings, pool)),
             ledger=PostgresLedger(pool, seal, NotebookDirectory(), full_texts=settings.has_full_texts),
+            # Only the API is shown people's tokens.
+            jupyterhub=await stack.enter_async_context(_open_hub(settings)) if login == "nbpulse_api" else None,
             promise=await _check_promise(settings, stream),
         )
 
@@ -138,6 +145,18 @@ async def _open_series(settings: Settings, pool: asyncpg.Pool) -> AsyncIterator[
         error_text=settings.influx_error_text,
     ) as series:
         yield series
+
+
+@asynccontextmanager
+async def _open_hub(settings: Settings) -> AsyncIterator[JupyterHub | None]:
+    """None where no JupyterHub is set. Raises StartupError (NB-3082): that is no address."""
+    if not settings.hub_api_url:
+        yield None
+        return
+    from nbpulse.jupyterhub import open_jupyterhub  # as above
+
+    async with open_jupyterhub(settings.hub_api_url) as hub:
+        yield hub
 
 
 async def _check_keys(pool: asyncpg.Pool, seal: EncryptedField) -> None:

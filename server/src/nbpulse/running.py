@@ -306,5 +306,6 @@ def _note(running: Running) -> None:
     for program in [*running.apis, *running.workers, *([running.demo] if running.demo else [])]:
         with contextlib.suppress(psutil.NoSuchProcess):
             processes.append([program.pid, psutil.Process(program.pid).create_time()])
-    private = {"admin_database_url": running.get_admin_url(), "influx_url": os.environ.get("NBPULSE_INFLUX_URL")}
+    private: dict[str, str | None] = {"admin_database_url": running.get_admin_url()}
+    private |= {name: os.environ.get(f"NBPULSE_{name.upper()}") for name in ("influx_url", "hub_api_url")}
     write_running(running.options.data_dir, described | private | {"processes": processes})

@@ -67,6 +67,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Literal["normalised", "none", "full"],
         Meta(description="What the field error_message holds: the masked text, nothing, or all the student was told"),
     ] = "normalised"
+    hub_api_url: Annotated[
+        str | None,
+        Meta(description="API of a JupyterHub whose users take part, as `http://127.0.0.1:8081/hub/api`; unset = none"),
+    ] = None
     encryption_keys: Annotated[
         str | None, Meta(description="Fernet keys, newest first, comma between; unset = the data directory's key file")
     ] = None

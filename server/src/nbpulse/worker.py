@@ -37,7 +37,7 @@ from nbpulse.stream import LANES, Delivery, EventStream, Lane
 DRAIN_S: Final = 10.0
 DEBT_AGE_S: Final = 5.0
 SWEEP_S: Final = 15.0
-MARKS_S: Final = 5.0
+MARKS_S: Final = 10.0
 # From its third delivery on an entry is tried alone; alone it may fail to end twice (the worker died of it).
 SUSPECT_DELIVERIES: Final = 3
 SUSPECT_TRIES_MAX: Final = 2

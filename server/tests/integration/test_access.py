@@ -207,6 +207,27 @@ async def test_a_revoked_token_ends_within_30_seconds(stage: Stage, monkeypatch:
     assert (await stage.post(token, make_run())).status_code == 401
 
 
+async def test_alices_token_with_bobs_name_is_refused_and_nothing_of_it_is_stored(stage: Stage) -> None:
+    alice, bob = await stage.join("Alice"), await stage.join("Bob")
+    forged, own = make_run(user_id=bob["user_id"]), make_run()
+    answer = await stage.post(alice["token"], forged)
+    assert (answer.status_code, answer.json()["code"]) == (403, "NB-1102")
+    answer = await stage.post(alice["token"], [forged, own])
+    assert [(one["status"], one.get("code")) for one in answer.json()["results"]] == [
+        ("rejected", "NB-1102"),
+        ("accepted", None),
+    ]
+    await stage.work()
+    connection = await asyncpg.connect(stage.database_url)
+    try:
+        rows = await connection.fetch(
+            "SELECT user_id::text, event_id::text FROM events WHERE course_id = $1", stage.course.id
+        )
+    finally:
+        await connection.close()
+    assert [tuple(row) for row in rows] == [(alice["user_id"], own["event_id"])]
+
+
 async def test_the_database_holds_no_secret(stage: Stage) -> None:
     token = (await stage.join())["token"]
     secret = token.split("_", 3)[3]

@@ -195,6 +195,42 @@ async def test_news_that_comes_while_points_are_written_waits_for_nobody_and_sta
     assert max(one.error_rate for one in found if one.user_id == students[0]) > 0
 
 
+async def test_a_mark_is_paid_from_the_standing_before_it_and_reads_nothing_older(
+    embedded_postgres: str, embedded_valkey: str
+) -> None:
+    database_url = await create_database(embedded_postgres)
+    course_id, (student,) = await make_class(database_url, 1)
+    start = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
+    session = UUID(int=7)
+    async with open_stores(database_url, embedded_valkey) as stores, connect(database_url) as owner:
+
+        async def run(number: int, status: str) -> ReceivedEvent:
+            at = start + timedelta(seconds=60 * number)
+            event = make_event(
+                *(student, course_id),
+                occurred_at=at,
+                received_at=at + timedelta(hours=2),
+                session_id=session,
+                cell_id=f"cell-{number % 3}",
+                data={"status": status},
+                sequence=number,
+            )
+            await stores.ledger.record_events([event])
+            await pay_marks(stores.pool, stores.series)
+            return event
+
+        trace = [await run(number, status) for number, status in enumerate(("ok", "ok", "error", "ok", "error"))]
+        # Had it to be read, the ledger's past would be missed from here on.
+        await owner.execute("DELETE FROM events WHERE occurred_at < $1", start + timedelta(seconds=100))
+        trace += [await run(number, status) for number, status in ((5, "ok"), (6, "error"))]
+        wanted, _ = derive_points(trace, await read_notebooks(database_url), {course_id: 1})
+        # The first three were made when the notebook had fewer cells.
+        last = sorted(wanted, key=lambda one: one.time_ns)[3:]
+        assert [one.completed_cells for one in last] == [2, 1, 2, 1]
+        found = await read_points(database_url, LearningProgressPoint)
+        assert sorted(found, key=lambda one: one.time_ns)[3:] == last
+
+
 async def test_a_mark_in_the_ledgers_hand_is_left_and_not_waited_for(
     embedded_postgres: str, embedded_valkey: str
 ) -> None:
@@ -342,9 +378,8 @@ async def test_the_work_of_a_mark_goes_by_index(embedded_postgres: str, embedded
 
 async def explain(owner: asyncpg.Connection, student: UUID, notebook_id: UUID) -> None:
     month = f"events_{datetime.now(UTC):%Y_%m}"
-    for statement in (derived._PROGRESS, derived._PERFORMANCE):
-        rows = await owner.fetch(
-            f"EXPLAIN (COSTS OFF) {statement}", [student], [notebook_id], [datetime.now(UTC) - timedelta(hours=1)], None
-        )
+    since = datetime.now(UTC) - timedelta(hours=1)
+    for statement, *more in ((derived._PROGRESS, True), (derived._PERFORMANCE,)):
+        rows = await owner.fetch(f"EXPLAIN (COSTS OFF) {statement}", [student], [notebook_id], [since], None, *more)
         plan = "\n".join(row[0] for row in rows)
         assert f"Seq Scan on {month}" not in plan, plan

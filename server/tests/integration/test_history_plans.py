@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from nbpulse.migrations.runner import with_login
 from nbpulse.records import analysis
+from nbpulse.timeseries import ClassScope, Window, postgres, statements
 from stores import WORKER_PASSWORD, connect, create_database, make_class
 
 # Twenty courses' work of a day, 100 students with 40 runs each: enough for the planner to prefer an index.
@@ -42,6 +44,13 @@ QUERIES = {
     "slow_cells": analysis._SLOW_CELLS,
     "recovery_times": analysis._RECOVERY_TIMES,
 }
+POINTS = """
+INSERT INTO timeseries.cell_executions (user_id, time_ns, notebook_path, event_type, has_error, execution_duration_ms,
+    course_id)
+SELECT user_id, (extract(epoch FROM occurred_at)::bigint - abs(hashtext(event_id::text)) % 1200) * 1000000000 + ordinal,
+    'week1.ipynb', event_type, false, 1, course_id FROM events
+"""
+RAW = re.compile(r"cell_executions_(default|\d{4}_\d{2})")
 LARGE = ("events", "learning_sessions", "learner_cells")
 
 
@@ -71,6 +80,7 @@ async def fill(url: str, courses: int) -> list[UUID]:
         await owner.execute(FILL, users, course_ids, notebooks)
         await owner.execute(SESSIONS)
         await owner.execute(CELLS)
+        await owner.execute(POINTS)
         await owner.execute("VACUUM ANALYZE")
     return [course_ids[0], teacher]
 
@@ -114,3 +124,23 @@ async def test_history_is_read_by_index_and_its_policy_checked_no_row_by_row(
     for node in large:
         assert node["Actual Rows"] == 0 or node["Node Type"] != "Seq Scan", node
         assert "my_taught_courses" not in node.get("Filter", ""), node
+
+
+@pytest.mark.parametrize("name", ["SLOT_ACTIVITY", "SLOT_ERROR_RATE", "SLOT_PERCENTILES"])
+async def test_of_raw_points_a_long_window_reads_its_edges_alone(school: tuple[str, UUID, UUID], name: str) -> None:
+    """Joined to a table of ranges, or as one condition with OR, all that the class ever ran was read."""
+    url, course_id, teacher = school
+    now_s = int(datetime.now(UTC).timestamp())
+    end = datetime.fromtimestamp(now_s // 600 * 600 - 300, UTC)
+    window = Window(end - timedelta(hours=12), end, timedelta(minutes=10))
+    whole = postgres._find_whole(window, statements.SLOT_NS)
+    async with connect(with_login(url, "nbpulse_api", WORKER_PASSWORD)) as api, api.transaction():
+        await api.execute(f"SET LOCAL app.current_user_id = '{teacher}'")
+        roster = "SELECT user_id FROM enrolments WHERE course_id = $1 AND role = 'student'"
+        students = await api.fetch(roster, course_id)
+        scope = ClassScope(course_id, [row["user_id"] for row in students], ())
+        nodes = await explain(api, getattr(statements, name), *postgres._bind(window, scope), *whole)
+    raw = [node for node in nodes if RAW.fullmatch(node.get("Relation Name", ""))]
+    removed = ("Rows Removed by Filter", "Rows Removed by Index Recheck")
+    read = sum((node["Actual Rows"] + sum(node.get(one, 0) for one in removed)) * node["Actual Loops"] for node in raw)
+    assert 0 < read <= 300, "100 students' runs of twice five minutes, of 3,600 in the window"

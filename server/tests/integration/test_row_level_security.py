@@ -86,6 +86,9 @@ class School:
             "courses": {"id": uuid4(), "title": "x", "short_name": f"c{number}"},
             "enrolments": {"user_id": user_id, "course_id": course_id, "role": "student"},
             "tokens": {"user_id": user_id, "kind": "student", "secret_hash": b"x"},
+            "external_identities": {"provider": "jupyterhub", "subject": str(number), "user_id": user_id},
+            "collection_versions": {"course_id": course_id, "version": number, "level": "metadata"},
+            "consents": mine | {"id": uuid4(), "course_id": course_id, "action": "accept"},
             "notebooks": {"course_id": course_id, "path": f"{number}.ipynb"},
             "notebook_cells": {"notebook_id": notebook_id, "cell_id": str(number)},
             "class_meetings": {"course_id": course_id, "ended_at": when},
@@ -121,6 +124,7 @@ class School:
             | {"completed_cells": 1, "total_cells": 1, "progress_percentage": 100.0, "session_duration_ms": 1},
             "timeseries.performance_metrics": point | {"cell_type": "code", "error_rate": 0.0},
             "series_marks": mine | {"notebook_id": notebook_id, "since": when},
+            "series_standings": mine | {"notebook_id": notebook_id, "until": when, "oks": "{}", "sessions": "{}"},
             "dead_letters": {"stream": "x", "entry_id": str(number), "user_id": user_id, "code": "x", "reason": "x"}
             | {"deliveries": 1, "payload": "x"},
             "series_debt": {"id": uuid4(), "points": b"x"},
@@ -271,6 +275,7 @@ async def test_the_truth_table_holds_for_the_api(school: School, table: str) -> 
                         "series_debt",
                         "series_rejects",
                         "series_marks",
+                        "series_standings",
                         "sealing_progress",
                     ):
                         assert scopes == "-"

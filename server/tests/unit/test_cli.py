@@ -25,9 +25,12 @@ COMMANDS = [
     "token",
     "dead-letters",
     "merge-users",
+    "prepare",
     "rotate-keys",
     "backup",
     "restore",
+    "hub-config",
+    "collection",
 ]
 SUBCOMMANDS = ["token list", "token revoke", "dead-letters list", "dead-letters show", "dead-letters replay"]
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbpulse import events
+from nbpulse import deliveries, events
 from nbpulse.errors import InvalidEvent, InvalidInput, PoisonEvent, load_catalogue
 
 USER, COURSE = uuid4(), uuid4()
@@ -181,7 +181,7 @@ def test_old_events_are_history_and_recent_ones_are_not() -> None:
 def test_a_batch_with_broken_elements_is_split_so_that_the_good_ones_survive() -> None:
     good = json.dumps(make()).encode()
     broken = [b'{"a":NaN}', b'"\\ud800"', b"[" * 2000 + b"]" * 2000, b'{"text": "],{\\"" }']
-    parts, is_batch = events.split_batch(b"[" + b" , ".join([good, *broken, good]) + b"]")
+    parts, is_batch = deliveries.split_batch(b"[" + b" , ".join([good, *broken, good]) + b"]")
     assert is_batch
     assert parts == [good, *broken, good]
 
@@ -200,14 +200,14 @@ def test_a_batch_with_broken_elements_is_split_so_that_the_good_ones_survive() -
 )
 def test_a_body_that_is_no_batch_is_refused_as_a_whole(body: bytes, code: str) -> None:
     with pytest.raises(InvalidInput) as refused:
-        events.split_batch(body)
+        deliveries.split_batch(body)
     assert refused.value.code == code
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_whatever_break_the_door(body: bytes) -> None:
     try:
-        parts, _ = events.split_batch(body)
+        parts, _ = deliveries.split_batch(body)
     except InvalidInput:
         return
     for part in parts:

@@ -17,6 +17,7 @@ from uuid import UUID
 
 from starlette.requests import HTTPConnection, Request
 
+from nbpulse.api.hub_access import COURSE_HEADER, KIND, HubGate, choose_course
 from nbpulse.errors import AccessDenied, NotFound, Unavailable
 from nbpulse.records.people import People, Person
 
@@ -58,6 +59,7 @@ RULES: Final[dict[str, Rule]] = {
     "GET /api/v1/openapi.json": Rule.ANYONE,
     "GET /api/v1/errors": Rule.ANYONE,
     "POST /api/v1/join": Rule.ANYONE,
+    "GET /api/v1/join/notice": Rule.ANYONE,
     "POST /api/v1/sign-in": Rule.ANYONE,
     "POST /api/v1/sign-out": Rule.SIGNED_IN,
     "POST /api/v1/events": Rule.DELIVERER,
@@ -66,6 +68,8 @@ RULES: Final[dict[str, Rule]] = {
     "POST /api/v1/me/messages": Rule.DELIVERER,
     "PUT /api/v1/me/messages/{message_id}/state": Rule.DELIVERER,
     "GET /api/v1/me/session": Rule.STUDENT,
+    "GET /api/v1/me/collection": Rule.STUDENT,
+    "POST /api/v1/me/consent": Rule.STUDENT,
     "GET /api/v1/courses/{course_id}/live": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/series": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/notebooks/{notebook_id}/summary": Rule.STAFF,
@@ -78,6 +82,7 @@ RULES: Final[dict[str, Rule]] = {
     "GET /api/v1/courses/{course_id}/recovery-times": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/activity": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/error-rate": Rule.STAFF,
+    "GET /api/v1/courses/{course_id}/integrity": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/meetings": Rule.STAFF,
     "POST /api/v1/courses/{course_id}/meetings": Rule.STAFF,
     "POST /api/v1/courses/{course_id}/meetings/end": Rule.STAFF,
@@ -87,6 +92,8 @@ RULES: Final[dict[str, Rule]] = {
     "GET /api/v1/courses/{course_id}/messages": Rule.STAFF,
     "POST /api/v1/courses/{course_id}/tickets": Rule.STAFF,
     "POST /api/v1/courses/{course_id}/rehearsals": Rule.STAFF,
+    "GET /api/v1/courses/{course_id}/collection": Rule.STAFF,
+    "PUT /api/v1/courses/{course_id}/collection": Rule.STAFF,
     "DELETE /api/v1/courses/{course_id}": Rule.STAFF,
     "WS /api/v1/courses/{course_id}/ws": Rule.FIRST_MESSAGE,
 }
@@ -102,8 +109,9 @@ def check_rules(routes: Iterable[str]) -> None:
 class Gate:
     """Knows who is asking, and lets them in by the route's rule."""
 
-    def __init__(self, people: People, public_url: str | None) -> None:
+    def __init__(self, people: People, public_url: str | None, hub: HubGate | None = None) -> None:
         self._people = people
+        self._hub = hub
         self._public_origin = _find_origin(public_url) if public_url else None
         self._known: OrderedDict[str, tuple[Person, float]] = OrderedDict()
         self._lookups: dict[str, asyncio.Task[Person | None]] = {}
@@ -112,8 +120,8 @@ class Gate:
         """
         Let the request through by `rule`, as whom (None: nobody in particular).
 
-        Raises AccessDenied (NB-1101 nobody, NB-1103 not you, NB-1107 from another site), NotFound (NB-1202: a course
-        that is none of theirs), Unavailable.
+        Raises AccessDenied (NB-1101 nobody, NB-1103 not you, NB-1107 from another site, NB-111x by a JupyterHub's
+        word), NotFound (NB-1202: a course that is none of theirs), Unavailable.
         """
         if rule is Rule.ANYONE:
             self._check_origin(request, is_required=False)
@@ -126,24 +134,24 @@ class Gate:
             self._check_origin(request, is_required=True)
         person = await self.find_person(token)
         if rule is Rule.DELIVERER or rule is Rule.STUDENT:
-            _check_scope(person, "events:write" if rule is Rule.DELIVERER else "inbox:read")
+            scope = "events:write" if rule is Rule.DELIVERER else "inbox:read"
+            person = _as_student(person, scope, request.headers.get(COURSE_HEADER))
         elif rule is Rule.STAFF:
             check_staff(person, request.path_params.get("course_id"))
         return person
 
-    async def find_learner(self, authorization: str | None) -> Person:
+    async def find_learner(self, authorization: str | None, course: str | None = None) -> Person:
         """
-        Who delivers events, from the Authorization header's value.
+        Who delivers events, from the Authorization header's value, and to which course, where it is named.
 
-        While the database is away a yes of the last 15 min stands: accepted events must not wait for PostgreSQL.
+        While the database (or the hub) is away a yes of the last 15 min stands: accepted events must not wait for it.
         Raises as `admit`.
         """
         person = await self.find_person(_read_bearer(authorization), grace_s=_GRACE_S)
-        _check_scope(person, "events:write")
-        return person
+        return _as_student(person, "events:write", course)
 
     async def find_person(self, token: str | None, *, grace_s: float = 0.0) -> Person:
-        """Whom the token stands for. Raises AccessDenied (NB-1101), Unavailable."""
+        """Whom the token stands for. Raises AccessDenied (NB-1101, NB-111x, NB-1340), Unavailable."""
         if not token:
             raise AccessDenied("NB-1101")
         person, found_at = self._known.get(token, (None, 0.0))
@@ -162,7 +170,8 @@ class Gate:
         except (Unavailable, TimeoutError) as error:
             if person is not None and age_s < YES_LIFE_S + grace_s:
                 return person
-            raise Unavailable("NB-2003") from error
+            who_is_away = "NB-2010" if self._is_hubs(token) else "NB-2003"
+            raise Unavailable(error.code if isinstance(error, Unavailable) else who_is_away) from error
         if fresh is None:
             raise AccessDenied("NB-1101")
         return fresh
@@ -171,6 +180,13 @@ class Gate:
         """Somebody signed out: no cached yes of theirs is left in this process."""
         for token in [token for token, (known, _) in self._known.items() if known.token_id == person.token_id]:
             del self._known[token]
+
+    def forget_students(self, course_id: UUID, user_id: UUID | None = None) -> None:
+        """What may be collected of the course's students (or of this one) is another now: look them up anew."""
+        for token, (known, _) in list(self._known.items()):
+            is_meant = known.course_id == course_id or course_id in known.policies
+            if is_meant and user_id in (None, known.user_id):
+                del self._known[token]
 
     async def find_staff(self, token_id: UUID, course_id: UUID) -> Person:
         """Whom a token proved earlier stands for now, as staff of the course. Raises as `admit`."""
@@ -194,8 +210,16 @@ class Gate:
         if (is_required or "origin" in request.headers) and not self.is_own_origin(request):
             raise AccessDenied("NB-1107")
 
+    def _is_hubs(self, token: str) -> bool:
+        return self._hub is not None and not token.startswith("nbp_")
+
     async def _look_up(self, token: str) -> Person | None:
-        person = await self._people.find_person(token)
+        try:
+            ask = self._hub.find_person if self._hub and self._is_hubs(token) else self._people.find_person
+            person = await ask(token)
+        except AccessDenied:
+            self._known.pop(token, None)
+            raise
         if person is None:
             self._known.pop(token, None)
         else:
@@ -224,10 +248,15 @@ def check_staff(person: Person, course_id: object) -> None:
     raise NotFound("NB-1202")
 
 
-def _check_scope(person: Person, scope: str) -> None:
-    # A student's token is made for one course; without one there is nowhere to put an event.
-    if scope not in person.scopes or person.course_id is None:
+def _as_student(person: Person, scope: str, course: str | None) -> Person:
+    """The person in the one course in which they do this: that of the token; a hub's token is made for none."""
+    if scope not in person.scopes:
         raise AccessDenied("NB-1103")
+    if person.kind == KIND:
+        return choose_course(person, course, delivers=scope == "events:write")
+    if person.course_id is None:  # there is nowhere to put an event
+        raise AccessDenied("NB-1103")
+    return person
 
 
 def _check_local(request: Request) -> None:
@@ -246,7 +275,7 @@ def _read_token(request: Request) -> tuple[str | None, bool]:
 
 def _read_bearer(authorization: str | None) -> str | None:
     scheme, _, token = (authorization or "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else None
+    return token.strip() if scheme.lower() in ("bearer", "token") else None  # `token` is how Jupyter's clients say it
 
 
 def _find_origin(url: str) -> tuple[str, str, int] | None:

@@ -17,6 +17,7 @@ from nbpulse.api.downloads import AskedForm, Form, Subject, answer_table
 from nbpulse.api.sharing import SharedRoute
 from nbpulse.errors import InvalidInput
 from nbpulse.records.analysis import Course, Place, Span, Table
+from nbpulse.records.integrity import list_signs
 from nbpulse.timeseries import Activity, Percentiles, Window
 
 router = APIRouter(prefix="/api/v1/courses/{course_id}", route_class=SharedRoute)
@@ -128,6 +129,16 @@ async def list_error_rate(request: Request, scope: AskedScope, form: AskedForm, 
         ],
     )
     return await answer_table(request, table, scope.name("error-rate"), form)
+
+
+@router.get("/integrity")
+async def list_integrity(request: Request, scope: AskedScope, form: AskedForm) -> Response:
+    """
+    Students whose data has gaps, by default of the last day: what is missing, repeated or off, never why. All data is
+    self-reported; whoever is not named here may still have hidden something.
+    """
+    table = await list_signs(get_context(request).people, scope.course_id, scope.span)
+    return await answer_table(request, table, scope.name("integrity"), form)
 
 
 @router.get("/progress")

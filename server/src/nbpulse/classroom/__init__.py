@@ -8,6 +8,7 @@ from nbpulse.classroom.board import Classroom
 from nbpulse.classroom.care import Action, AlertStanding, Care, Claim, fold_actions
 from nbpulse.classroom.entries import Alert, Column, Learner
 from nbpulse.classroom.errorgroups import fingerprint_error, label_error, normalise_message
+from nbpulse.classroom.integrity import Sign, Trace, find_signs
 from nbpulse.classroom.learners import (
     RUN_EVENT_TYPES,
     CellFold,
@@ -20,6 +21,7 @@ from nbpulse.classroom.learners import (
     merge_states,
     to_ms,
 )
+from nbpulse.classroom.originals import Original, make_original, read_prints, recognise
 from nbpulse.classroom.rules import AlertRules, find_streak
 from nbpulse.classroom.shared import SharedError, group_errors, is_current, list_errors
 
@@ -38,8 +40,12 @@ __all__ = [
     "HelpRequest",
     "Learner",
     "LearnerState",
+    "Original",
     "Run",
     "SharedError",
+    "Sign",
+    "Trace",
+    "find_signs",
     "find_streak",
     "fingerprint_error",
     "fold_actions",
@@ -49,7 +55,10 @@ __all__ = [
     "is_current",
     "label_error",
     "list_errors",
+    "make_original",
     "merge_states",
     "normalise_message",
+    "read_prints",
+    "recognise",
     "to_ms",
 ]

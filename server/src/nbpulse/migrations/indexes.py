@@ -17,6 +17,7 @@ _LOCK_LIMIT_MS: Final = 300
 _TRIES: Final = 200
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 _IS_PARTITIONED: Final = "SELECT relkind = 'p' FROM pg_class WHERE oid = '{table}'::regclass"
+_IS_PARTITIONED_INDEX: Final = "SELECT relkind = 'I' FROM pg_class WHERE oid = to_regclass('{index}')"
 _IS_VALID: Final = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('{index}')"
 _CHILDREN: Final = """
 SELECT quote_ident(n.nspname), c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
@@ -50,9 +51,12 @@ def make_index(name: str, table: str, definition: str) -> None:
 
 
 def drop_index(name: str) -> None:
-    """Drop it while its table is read and written; nothing where it is not there."""
+    """Drop it, if it is there, while its table is read and written; a partitioned one keeps others out for a moment."""
     with op.get_context().autocommit_block():
-        op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
+        if _ask(_IS_PARTITIONED_INDEX.format(index=name)):
+            _run_briefly(f"DROP INDEX {name}")
+        else:
+            op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
 
 
 def _fill_partitions(schema: str, name: str, table: str, definition: str) -> None:

@@ -215,7 +215,7 @@ class PostgresLedger:
         unique: dict[tuple[UUID, UUID], ReceivedEvent] = {}
         for event in events:
             unique.setdefault((event.user_id, event.event_id), event)
-        items = [_Item(event, await self._notebooks.resolve(connection, event)) for event in unique.values()]
+        items = [_Item(*await self._notebooks.resolve(connection, event)) for event in unique.values()]
         async with connection.transaction():
             return await self._record(connection, items, events)
 

@@ -70,12 +70,14 @@ _MOVE_LEDGER = (
     "UPDATE learning_sessions SET user_id = $1, shard = $3 WHERE user_id = $2",
     """
     WITH gone AS (DELETE FROM enrolments WHERE user_id = $2 AND $3 >= 0 RETURNING *)
-    INSERT INTO enrolments AS k (user_id, course_id, role, student_number, seat, team)
-    SELECT $1, course_id, role, student_number, seat, team FROM gone
+    INSERT INTO enrolments AS k (user_id, course_id, role, student_number, seat, team, granted_by)
+    SELECT $1, course_id, role, student_number, seat, team, granted_by FROM gone
     ON CONFLICT (user_id, course_id) DO UPDATE SET seat = coalesce(k.seat, excluded.seat),
         team = coalesce(k.team, excluded.team), student_number = coalesce(k.student_number, excluded.student_number)
     """,
     "UPDATE tokens SET user_id = $1 WHERE user_id = $2 AND kind <> 'link' AND $3 >= 0",
+    "UPDATE external_identities SET user_id = $1 WHERE user_id = $2 AND $3 >= 0",
+    "UPDATE consents SET user_id = $1, shard = $3 WHERE user_id = $2",
 )
 # What the second still holds of an event both sent is the first's already.
 _CLEAR = (
@@ -90,6 +92,7 @@ _CLEAR = (
     "DELETE FROM timeseries.learning_progress WHERE user_id = $1",
     "DELETE FROM timeseries.performance_metrics WHERE user_id = $1",
     "DELETE FROM series_marks WHERE user_id = $1",
+    "DELETE FROM series_standings WHERE user_id = $1",
 )
 # Sessions and cells are counted anew from the ledger: a number added up twice could not be told apart afterwards.
 _DROP_EMPTY_SESSIONS = """

@@ -73,9 +73,10 @@ SELECT id, title, (extract(epoch FROM started_at) * 1000)::bigint AS started_at,
     (extract(epoch FROM ended_at) * 1000)::bigint AS ended_at
 FROM class_meetings WHERE course_id = $1 ORDER BY started_at DESC LIMIT 1
 """
-# A cell makes a column when the teacher registered it, or 3 students (or 10 % of a small class) ran it.
+# A cell makes a column when the teacher registered it, or 3 students (or 10 % of a small class) ran it. Markdown never.
 _COLUMNS = """
-SELECT cell_id, cell_index, title FROM notebook_cells WHERE notebook_id = $1 AND (is_registered OR student_count >=
+SELECT cell_id, cell_index, title FROM notebook_cells WHERE notebook_id = $1 AND cell_type IS DISTINCT FROM 'markdown'
+    AND (is_registered OR student_count >=
     greatest(1, least(3, ceil(0.1 * (SELECT count(*) FROM enrolments WHERE course_id = $2 AND role = 'student')))))
 ORDER BY cell_index NULLS LAST, cell_id LIMIT 500
 """

@@ -57,6 +57,11 @@ export function fetchLive(courseId, notebookId) {
   return request("GET", `/api/v1/courses/${encodeURIComponent(courseId)}/live${query}`);
 }
 
+/** @typedef {{user_id: string, sign: string, count: number, off_s: ?number}} Sign */
+/** @param {string} courseId @returns {Promise<{integrity: Sign[]}>} of the last day */
+export const fetchIntegrity = (courseId) =>
+  request("GET", `/api/v1/courses/${encodeURIComponent(courseId)}/integrity`);
+
 /** @param {string} courseId */
 export const startMeeting = (courseId) =>
   request("POST", `/api/v1/courses/${encodeURIComponent(courseId)}/meetings`, {});

@@ -28,6 +28,9 @@ export const now = signal(Date.now());
 export const minute = computed(() => Math.floor(now.value / 15_000) * 15_000);
 export const clockOffsetMs = signal(0);
 
+/** @type {{value: Record<string, import("./api.js").Sign[]>}} what is missing of whose data, by student */
+export const gaps = signal({});
+
 export const isNamed = signal(sessionStorage.getItem("nbpulse.names") === "shown");
 export const searchText = signal("");
 export const shownRows = computed(() => filterRows(rows.value, searchText.value));

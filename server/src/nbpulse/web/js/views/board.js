@@ -1,12 +1,12 @@
 // @ts-check
 /** The live page of one class: its parts, laid out for wall, tablet and phone. */
+import { ApiError, fetchIntegrity, fetchMe } from "../api.js";
 import { effect, html, useEffect, useState } from "../preact.js";
 import { Connection } from "../connection.js";
 import { claim, help } from "../actions.js";
-import { fetchMe } from "../api.js";
 import { t } from "../i18n.js";
 import {
-  alerts, classroom, clockOffsetMs, course, counts, hasShortcuts, isHelpOpen, labelOf, layout, link, me,
+  alerts, classroom, clockOffsetMs, course, counts, gaps, hasShortcuts, isHelpOpen, labelOf, layout, link, me,
   rankedAlerts, rows, searchText, selected, setShortcuts, tab, talk, toggleNames,
 } from "../store.js";
 import { Notes } from "./acts.js";
@@ -19,6 +19,7 @@ import { Shared } from "./shared.js";
 import { Talk } from "./talk.js";
 
 const POLITE_EVERY_MS = 10_000;
+const GAPS_EVERY_MS = 60_000;
 
 /** @param {{courseId: string}} props */
 export function Board({ courseId }) {
@@ -40,6 +41,7 @@ export function Board({ courseId }) {
     fetchMe().then((who) => (me.value = who), (error) => console.warn(error));
     return () => line.stop();
   }, [courseId]);
+  useEffect(() => keepGaps(courseId), [courseId]);
   useEffect(listenToKeys, []);
   if (refusal) return html`<${Refused} error=${refusal} />`;
   if (!classroom.value) return html`<${Connecting} />`;
@@ -101,6 +103,23 @@ function Announcer() {
     return () => clearInterval(timer);
   }, []);
   return html`<div class="unseen" role="alert">${urgent}</div><div class="unseen" role="status">${polite}</div>`;
+}
+
+/** Asks each minute whose data has gaps; nothing waits for that. @param {string} courseId */
+function keepGaps(courseId) {
+  const ask = async () => {
+    try {
+      /** @type {Record<string, import("../api.js").Sign[]>} */
+      const found = {};
+      for (const sign of (await fetchIntegrity(courseId)).integrity) (found[sign.user_id] ??= []).push(sign);
+      gaps.value = found;
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error; // what is known stays; the line to the class says what is wrong
+    }
+  };
+  ask();
+  const timer = setInterval(ask, GAPS_EVERY_MS);
+  return () => clearInterval(timer);
 }
 
 function listenToKeys() {

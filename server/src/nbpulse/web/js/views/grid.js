@@ -5,9 +5,9 @@
  * A square says its state in `data-state`: 0 not run, 1 ok, 2 running, 3 error, 4 stuck.
  */
 import { Component, html, memo, useEffect, useRef, useState } from "../preact.js";
-import { formatClock, formatWait, t } from "../i18n.js";
+import { formatClock, formatWait, language, t } from "../i18n.js";
 import { cellNumberAt, SQUARE_NAMES } from "../state.js";
-import { cells, isNamed, link, minute, rows, searchText, selected, shownRows } from "../store.js";
+import { cells, gaps, isNamed, link, minute, rows, searchText, selected, shownRows } from "../store.js";
 import { Glyph } from "./glyph.js";
 
 /** @typedef {import("../state.js").Row} Row */
@@ -49,7 +49,7 @@ export function Grid() {
           <${Header} columns=${columns} />
           ${shownRows.value.map((/** @type {Row} */ row) => html`<${Line}
             key=${row.id} row=${row} columns=${columns} isNamed=${isNamed.value} isSelected=${selected.value === row.i}
-            minute=${row.st === "ok" ? 0 : minute.value}
+            minute=${row.st === "ok" ? 0 : minute.value} gap=${describeGap(gaps.value[row.id])}
           />`)}
         </div>`}
     <${Legend} />
@@ -65,14 +65,15 @@ const Header = memo(({ columns }) => html`<div class="row head" role="row">
   </div>
 </div>`);
 
-const Line = memo(({ row, columns, isNamed, isSelected, minute }) => html`<div
+const Line = memo(({ row, columns, isNamed, isSelected, minute, gap }) => html`<div
   class="row" role="row" data-student=${row.id} data-st=${row.st} data-selected=${isSelected} data-pos=${row.pos}
 >
-  <div class="who" role="rowheader" tabindex="-1" data-i=${row.i} aria-label=${describeRow(row, columns, minute)}>
+  <div class="who" role="rowheader" tabindex="-1" data-i=${row.i} aria-label=${`${describeRow(row, columns, minute)} ${gap}`.trim()}>
     <span class="state" title=${row.quiet ? t("grid.quiet", { time: formatClock(row.quiet).slice(0, 5) }) : null}>
       ${row.st !== "ok" ? html`<${Glyph} kind=${row.st} />` : row.quiet ? html`<${Glyph} kind="later" />` : null}
     </span>
     <bdi class="name">${isNamed ? row.name : row.num}</bdi>
+    ${gap && html`<span class="gap" title=${gap} aria-hidden="true">…</span>`}
     <span class="pos">${cellNumberAt(columns, row.pos) || ""}</span>
   </div>
   <${Squares} s=${row.s} columns=${columns} />
@@ -148,6 +149,13 @@ function describeRow(row, columns, at) {
   const wait = row.st === "ok" || !row.since ? "" : formatWait(Math.max(0, at - row.since));
   const name = isNamed.peek() ? row.name : row.num;
   return t("grid.row_summary", { name, pos, total, status: t(`status.${row.st}`), wait }).trim();
+}
+
+/** What of a student's data is missing, in words; "" where nothing is. @param {import("../api.js").Sign[] | undefined} signs */
+function describeGap(signs) {
+  if (!signs) return "";
+  const what = signs.map(({ sign, count, off_s }) => t(`gap.${sign}`, { n: count, minutes: Math.round(Math.abs(off_s ?? 0) / 60) }));
+  return t("grid.gap", { what: new Intl.ListFormat(language.value, { type: "unit" }).format(what) });
 }
 
 /** @param {Row} row @param {number} column @param {Cell[]} columns */

@@ -7,8 +7,8 @@ staff and places in the queue go to students through functions of their own.
 
 from alembic import op
 
-revision = "0010"
-down_revision = "0009"
+revision = "0013"
+down_revision = "0012"
 
 ME = "nullif(current_setting('app.current_user_id', true), '')::uuid"
 TAUGHT = "course_id = ANY(my_taught_courses())"
