@@ -57,6 +57,7 @@ class RandomClass:
             "cells": [],
             "students": [],
             "alerts": [],
+            "errors": [],
             "median": None,
         }
         for _ in range(self.random.randrange(8)):
@@ -81,7 +82,8 @@ class RandomClass:
         """A quarter of a second passes."""
         self.clock += 250
         deeds = [self.run_cell] * 6 + [self.change_status, self.raise_alert, self.change_alert, self.clear_alert]
-        rare = [self.add_student, self.rename_student, self.add_cell]
+        deeds += [self.claim_alert]
+        rare = [self.share_error, self.add_student, self.rename_student, self.add_cell]
         for _ in range(self.random.randrange(9)):
             self.random.choice(deeds)()
         if self.random.random() < 0.3:
@@ -149,6 +151,15 @@ class RandomClass:
         if alert := self.pick("alerts"):
             alert |= {"label": "NameError df", "n": self.random.randrange(3, 9), "score": self.random.random()}
 
+    def claim_alert(self) -> None:
+        if alert := self.pick("alerts"):
+            claim = {"by": "s", "name": "田中", "at": self.clock}
+            alert["claim"] = None if alert.get("claim") else claim
+
+    def share_error(self) -> None:
+        error = {"fp": self.new_id(), "label": "NameError df", "cell": "c", "n": self.made, "since": self.clock}
+        self.truth["errors"] = [error, *self.truth["errors"]][:3]
+
     def clear_alert(self) -> None:
         if alert := self.pick("alerts"):
             self.truth["alerts"].remove(alert)
@@ -158,7 +169,7 @@ class RandomClass:
         after = self.take_snapshot()
         after["seq"] = self.truth["seq"] = before["seq"] + 1
         frame: Frame = {"t": "d", "seq": after["seq"], "at": after["at"], "h": after["h"]}
-        for name in ("counts", "median", "connected", "cells", "notebooks"):
+        for name in ("counts", "median", "connected", "cells", "notebooks", "errors"):
             if before[name] != after[name]:
                 frame[name] = after[name]
         frame |= describe_rows(before, after) | describe_alerts(before["alerts"], after["alerts"])
@@ -230,6 +241,22 @@ def test_a_snapshot_and_its_frames_are_the_later_snapshot(page: Page) -> None:
 @pytest.mark.timeout(900)
 def test_a_snapshot_and_its_frames_are_the_later_snapshot_in_many_long_classes(page: Page) -> None:
     check_seeds(page, range(1000, 1100), steps=300)
+
+
+def test_what_was_just_done_here_shows_before_the_server_has_told_and_changes_nothing_of_what_it_told(
+    page: Page,
+) -> None:
+    shown = page.evaluate("""async () => {
+      const { supposeAlerts } = await import("/js/state.js");
+      const told = { a: { id: "a", claim: null }, b: { id: "b" }, c: { id: "c" } };
+      const claim = { by: "me", name: "n", at: 1 };
+      const supposed = supposeAlerts(told, { a: { claim }, b: { isGone: true }, gone: { isGone: true } });
+      return { supposed, told, isSame: supposeAlerts(told, { gone: { claim } }) === told };
+    }""")
+    claimed = {"id": "a", "claim": {"by": "me", "name": "n", "at": 1}}
+    assert shown["supposed"] == {"a": claimed, "c": {"id": "c"}}
+    assert shown["told"] == {"a": {"id": "a", "claim": None}, "b": {"id": "b"}, "c": {"id": "c"}}
+    assert shown["isSame"], "without a guess about them alerts keep their identity"
 
 
 def test_frames_seen_again_change_nothing_and_a_missed_one_is_noticed(page: Page) -> None:

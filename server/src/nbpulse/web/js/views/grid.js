@@ -5,7 +5,7 @@
  * A square says its state in `data-state`: 0 not run, 1 ok, 2 running, 3 error, 4 stuck.
  */
 import { Component, html, memo, useEffect, useRef, useState } from "../preact.js";
-import { formatWait, language, t } from "../i18n.js";
+import { formatClock, formatWait, language, t } from "../i18n.js";
 import { cellNumberAt, SQUARE_NAMES } from "../state.js";
 import { cells, gaps, isNamed, link, minute, rows, searchText, selected, shownRows } from "../store.js";
 import { Glyph } from "./glyph.js";
@@ -69,7 +69,9 @@ const Line = memo(({ row, columns, isNamed, isSelected, minute, gap }) => html`<
   class="row" role="row" data-student=${row.id} data-st=${row.st} data-selected=${isSelected} data-pos=${row.pos}
 >
   <div class="who" role="rowheader" tabindex="-1" data-i=${row.i} aria-label=${`${describeRow(row, columns, minute)} ${gap}`.trim()}>
-    <span class="state">${row.st !== "ok" && html`<${Glyph} kind=${row.st} />`}</span>
+    <span class="state" title=${row.quiet ? t("grid.quiet", { time: formatClock(row.quiet).slice(0, 5) }) : null}>
+      ${row.st !== "ok" ? html`<${Glyph} kind=${row.st} />` : row.quiet ? html`<${Glyph} kind="later" />` : null}
+    </span>
     <bdi class="name">${isNamed ? row.name : row.num}</bdi>
     ${gap && html`<span class="gap" title=${gap} aria-hidden="true">…</span>`}
     <span class="pos">${cellNumberAt(columns, row.pos) || ""}</span>
