@@ -104,6 +104,10 @@ async def test_a_tab_closed_inside_jupyterlab_is_a_notebook_closed(
 ) -> None:
     async with open_desk(installed_python, joined, chromium_path, "jupyterlab") as desk:
         await recorded.wait_until(lambda: recorded.of("notebook_open"))
+        await desk.wait_for_kernel()
+        await desk.page.click(".jp-CodeCell >> nth=1 >> .cm-content")
+        await press(desk.page, "Control+s")  # else it asks
+        await desk.page.wait_for_selector(".lm-DockPanel-tabBar .lm-mod-current:not(.jp-mod-dirty)")
         await desk.page.hover(".lm-DockPanel-tabBar .lm-mod-current")
         await desk.page.click(".lm-DockPanel-tabBar .lm-mod-current .lm-TabBar-tabCloseIcon")
         await recorded.wait_until(lambda: recorded.of("notebook_close"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -157,21 +158,25 @@ async def test_an_offered_change_is_made_only_when_the_student_says_so_and_one_u
         await recorded.wait_until(lambda: teacher.hears("PUT", state="accepted"))
         assert await read_cell(desk) == OFFERED
         assert await page.evaluate("document.activeElement.classList.contains('nbpulse-message')")
-        await page.click(".jp-CodeCell >> nth=1 >> .jp-InputPrompt")
-        await page.keyboard.press("z")
+        await page.click(".jp-CodeCell >> nth=1 >> .cm-content")
+        await page.keyboard.press("Control+z")
         await page.wait_for_function(
             "(source) => !document.querySelector('.jp-Notebook').innerText.includes(source)", arg="[1, 2, 3]"
         )
         assert await read_cell(desk) == SOURCE
 
 
-async def test_what_changed_meanwhile_is_shown_again_before_it_is_replaced(open_joined: Open, teacher: Teacher) -> None:
+async def test_what_changed_meanwhile_is_shown_again_before_it_is_replaced(
+    open_joined: Open, teacher: Teacher, recorded: Recorded
+) -> None:
     async with open_joined("jupyterlab") as desk:
         page = desk.page
         teacher.offer()
         await desk.says(STATE, "1 new")
         await page.click(STATE)
         await desk.says(f"{TALK} del", "values = [1, 2]")
+        await recorded.wait_until(lambda: teacher.hears("PUT", state="shown"))
+        await asyncio.sleep(1)  # what the class's word changes on the page has changed
         await page.click(".jp-CodeCell >> nth=1 >> .cm-content")
         await page.keyboard.type("mine ")
         await page.click(f"{TALK} .nbpulse-accept")
@@ -226,6 +231,7 @@ async def test_it_can_be_read_by_everybody_in_both_languages_and_themes(
         teacher.say("どこで困っていますか?")
         teacher.offer()
         await desk.says(HAND, {"ja": "2番目", "en": "place 2"}[language])
+        await page.wait_for_selector(".Toastify__toast")
         assert await desk.examine(".Toastify") == []
         await page.click(STATE)
         await desk.says(f"{TALK} ins", "values = [1, 2, 3]")

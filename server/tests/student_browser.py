@@ -60,9 +60,10 @@ class Desk:
         await self.page.screenshot(path=SCREENSHOTS / f"student-{name}.png")
 
 
+# Of the two front ends only these tell the truth: JupyterLab's indicator says "idle" while it still connects.
 READY = """
-() => document.querySelector('.jp-Notebook-ExecutionIndicator[data-status="idle"], .jp-NotebookKernelStatus-idle,'
-  + ' .jp-NotebookKernelStatus-info, .jp-NotebookKernelStatus-success') !== null
+() => document.querySelector('#jp-main-statusbar')?.innerText.includes('| Idle')
+  || document.querySelector('.jp-NotebookKernelStatus-info, .jp-NotebookKernelStatus-success') !== null
 """
 
 

@@ -93,7 +93,7 @@ class Talk:
 
     def list_messages(self) -> list[Message]:
         """Oldest first; `is_due`: was put off, and the time has come. Under the lock."""
-        ordered = sorted(self._messages.values(), key=lambda one: (one["at"], one["id"]))
+        ordered = sorted(self._messages.values(), key=lambda one: int(one["at"]))
         return [one | {"is_due": self._is_due(one)} for one in ordered]
 
     def note_time(self) -> None:
@@ -134,7 +134,8 @@ class Talk:
         self._later_until_ms.pop(message_id, None)
         if state == "later":
             self._later_until_ms[message_id] = _now_ms() + LATER_MS
-        self._keep(message | {"state": state})
+        self._messages[message_id] = message | {"state": state}
+        self._note_change()
         path = f"/api/v1/me/messages/{quote(message_id, safe='')}/state"
         for errand in [one for one in self._errands if one.path == path]:
             self._errands.remove(errand)  # nobody has to hear of what no longer holds
@@ -144,11 +145,16 @@ class Talk:
         return bool(message["state"] == "later" and message["id"] not in self._later_until_ms)
 
     def _keep(self, message: Message) -> None:
+        if self._messages.get(message["id"]) == message:
+            return
         self._messages[message["id"]] = message
         while len(self._messages) > KEPT_MAX:
             oldest = min(self._messages.values(), key=lambda one: one["at"])
             self._messages.pop(oldest["id"])
             self._later_until_ms.pop(oldest["id"], None)
+        self._note_change()
+
+    def _note_change(self) -> None:
         self.revision += 1
         self._tell()
 
