@@ -109,6 +109,15 @@ class Stage:
                 processed += len(events)
         return processed
 
+    async def read_inbox(self, student: dict[str, Any], after: int = 0, wait_s: float = 0) -> dict[str, Any]:
+        """What the student (as `join` gave them) is told."""
+        answer = await self.http.get(
+            f"/api/v1/me/inbox?after={after}&wait_s={wait_s}", headers={"Authorization": f"Bearer {student['token']}"}
+        )
+        assert answer.status_code == 200, answer.text
+        inbox: dict[str, Any] = answer.json()
+        return inbox
+
     async def snapshot(self, **query: str) -> dict[str, Any]:
         answer = await self.http.get(f"/api/v1/courses/{self.course.id}/live", params=query, headers=self.staff)
         assert answer.status_code == 200, answer.text

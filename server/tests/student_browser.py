@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -42,8 +43,11 @@ class Desk:
         )
 
     async def wait_for_kernel(self) -> None:
-        """The front ends run nothing, and do not say so, before the kernel is there."""
-        await self.page.wait_for_function(READY, timeout=60_000)
+        """The front ends run nothing, and do not say so, before the kernel is there; at first they call that "idle"."""
+        async with asyncio.timeout(60):
+            while not any(one["connections"] for one in (await self.jupyter.http.get("/api/kernels")).json()):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        await self.page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
 
     async def examine(self, selector: str) -> list[str]:
         """What axe finds serious or critical there."""
@@ -58,13 +62,6 @@ class Desk:
         """To `.cache/screenshots`, for people."""
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         await self.page.screenshot(path=SCREENSHOTS / f"student-{name}.png")
-
-
-# Of the two front ends only these tell the truth: JupyterLab's indicator says "idle" while it still connects.
-READY = """
-() => document.querySelector('#jp-main-statusbar')?.innerText.includes('| Idle')
-  || document.querySelector('.jp-NotebookKernelStatus-info, .jp-NotebookKernelStatus-success') !== null
-"""
 
 
 def write_notebook(work: Path, name: str = "week1.ipynb", **prepared: str) -> None:

@@ -5,15 +5,22 @@ import { Refusal } from "./desk.js";
 import { guard } from "./guard.js";
 import { fill, make, texts } from "./words.js";
 
-/** The student's cell for an offer: in the notebook of that path if one is open, else wherever the cell is open. */
-export function findCell(tracker, offer) {
+const readMark = (model) => model.sharedModel.getMetadata("nbpulse") || {};
+
+/**
+ * The student's cell for an offer: known by its id, or by the original's id that a prepared cell bears; best in the notebook
+ * that was meant.
+ */
+export function findCell(tracker, { cell_id: id, notebook_id: notebookId, notebook_path: path }) {
   const found = [];
   tracker.forEach((panel) => {
-    const cell = panel.content.widgets.find((one) => one.model.id === offer.cell_id);
+    const cells = panel.content.widgets;
+    const cell = cells.find((one) => one.model.id === id) || cells.find((one) => readMark(one.model).cell_id === id);
     if (cell) found.push({ panel, cell });
   });
-  const isNamed = ({ panel }) => panel.context.path.split(":").pop().endsWith(offer.notebook_path || "");
-  return found.find(isNamed) || found[0] || null;
+  const isMeant = ({ panel }) => panel.context.path.split(":").pop() === path ||
+    (panel.context.model && notebookId && readMark(panel.context.model).notebook_id === notebookId);
+  return found.find(isMeant) || found[0] || null;
 }
 
 /** One step of the notebook's undo, whatever was typed just before and after. */

@@ -17,6 +17,7 @@ import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from nbpulse.classroom import Action
 from nbpulse.errors import Unavailable
 
 TICKET_LIFE_S: Final = 30
@@ -98,6 +99,21 @@ class Cache:
         """Tell the boards that somebody joined or changed."""
         async with _deadline():
             await self._redis.publish(f"nbpulse:live:{course_id}", _encode({"t": "roster"}))
+
+    async def announce_actions(self, course_id: UUID, actions: Sequence[Action]) -> None:
+        """Tell the boards, and those students' inboxes, what staff have just done."""
+        async with _deadline():
+            await self._redis.publish(f"nbpulse:live:{course_id}", _encode({"t": "actions", "actions": actions}))
+
+    async def announce_inboxes(self, course_id: UUID, user_ids: Sequence[str]) -> None:
+        """Wake who waits for the news of these students."""
+        async with _deadline():
+            await self._redis.publish(f"nbpulse:live:{course_id}", _encode({"t": "inbox", "user_ids": user_ids}))
+
+    async def announce_mail(self, course_id: UUID) -> None:
+        """Tell the boards that a student wrote, or was answered."""
+        async with _deadline():
+            await self._redis.publish(f"nbpulse:live:{course_id}", _encode({"t": "mail"}))
 
     async def read_presence(self, course_id: UUID) -> dict[str, int]:
         """Who was heard of in the last minute: user id -> when, in ms. Older entries are removed on the way."""

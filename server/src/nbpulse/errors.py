@@ -6,6 +6,7 @@
     ├── AccessDenied             nobody, or not you                                              NB-11xx
     ├── NotFound                 no such thing, or not yours to know of                          NB-12xx
     ├── TooMuch                  too large or too fast                                           NB-13xx
+    ├── Conflict                 another was quicker, or it is too late for it                   NB-133x
     ├── Unavailable              not now; the same again later succeeds (retryable)              NB-20xx
     ├── StartupError             a part cannot start; says the exact fix                         NB-30xx
     └── PoisonEvent              a stored entry the worker can never process                     NB-40xx
@@ -103,6 +104,14 @@ class NotFound(NbpulseError):
 
 class TooMuch(NbpulseError):
     """Larger or faster than the stated limit."""
+
+
+class Conflict(NbpulseError):
+    """Another was quicker, or it is too late. `members` go into the answer as they are, and into no log."""
+
+    def __init__(self, code: str, *, claim: object = None, **facts: object) -> None:
+        super().__init__(code, **facts)
+        self.members = {"claim": claim} if claim is not None else {}
 
 
 class Unavailable(NbpulseError):

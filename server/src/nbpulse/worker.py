@@ -28,7 +28,7 @@ from nbpulse.errors import PoisonEvent, Unavailable
 from nbpulse.events import ReceivedEvent
 from nbpulse.patience import Backoff, Breaker, sleep_until
 from nbpulse.pipeline import Recorded, measure, process_events
-from nbpulse.records import derived, meetings, upkeep
+from nbpulse.records import derived, interventions, meetings, upkeep
 from nbpulse.records.accounting import Accounts
 from nbpulse.records.dead_letters import DeadLetters
 from nbpulse.resources import Resources
@@ -135,8 +135,9 @@ class Worker:
         changed = await meetings.keep_meetings(self._resources.pool)
         for course_id in changed.course_ids:
             await self._resources.cache.announce_roster(course_id)
-        if changed.withdrawals:
-            await self._resources.stream.append(changed.withdrawals)
+        answered = await interventions.find_helped_hands(self._resources.pool)
+        if withdrawals := [*changed.withdrawals, *answered]:
+            await self._resources.stream.append(withdrawals)
 
     async def _watch_stream(self) -> None:
         backlog = await self._resources.stream.measure_backlog()

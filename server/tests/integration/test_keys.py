@@ -20,7 +20,9 @@ from nbpulse.migrations.runner import with_login
 from nbpulse.records import debts
 from nbpulse.records.courses import Courses
 from nbpulse.records.dead_letters import DeadLetters
-from nbpulse.records.people import open_name
+from nbpulse.records.interventions import Interventions, Wanted
+from nbpulse.records.messages import Dispatch, Messages, Offer
+from nbpulse.records.people import People, open_name
 from nbpulse.records.sealing import SEALED_COLUMNS
 from nbpulse.resources import Resources, open_resources
 from nbpulse.settings import Settings
@@ -92,6 +94,13 @@ async def fill(place: Place, worker: Resources) -> UUID:
     await worker.ledger.record_events([error, run, hand])
     async with asyncpg.create_pool(place.database_url, min_size=1, max_size=1) as owner:
         teacher_id = await Courses(owner, worker.seal).ensure_teacher(course_id, display_name="佐藤 樹")
+        people = People(owner, worker.seal)
+        notebook_id = await owner.fetchval("SELECT id FROM notebooks WHERE course_id = $1", course_id)
+        offer = Offer(notebook_id, "cell-0", "x = 1")
+        dispatch = Dispatch(uuid4(), "どうぞ", user_ids=[user_id], offer=offer)
+        await Messages(people, worker.seal).send(course_id, teacher_id, dispatch)
+        note = Wanted(uuid4(), user_id, "note", uuid4(), note="次回も見る")
+        await Interventions(people, worker.seal).act(course_id, teacher_id, note)
     async with worker.pool.acquire() as connection:
         await debts.note(connection, (), worker.seal)
     await DeadLetters(worker.pool, worker.seal).bury(

@@ -96,6 +96,11 @@ async def test_a_button_begins_and_ends_it_once(stage: Stage) -> None:
     assert [one["id"] for one in listed] == [first.json()["id"]]
 
 
+async def test_a_title_that_no_store_can_hold_is_refused(stage: Stage) -> None:
+    refused = await stage.http.post(path(stage), json={"title": "\x00"}, headers=stage.staff)
+    assert (refused.status_code, refused.json()["code"]) == (422, "NB-1007")
+
+
 async def test_students_may_not(stage: Stage) -> None:
     token = (await stage.join())["token"]
     student = {"Authorization": f"Bearer {token}"}

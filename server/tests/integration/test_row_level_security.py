@@ -24,6 +24,7 @@ ROLES = ("app_writer", "app_reader", "nbpulse_operator", "app_maintenance")
 COMMANDS = {"S": "SELECT", "I": "INSERT", "U": "UPDATE", "D": "DELETE"}
 # A column every reader of the table may read and, where anybody may change something, change.
 COLUMNS = {"tokens": "last_used_at", "users": "username", "courses": "title", "sealing_keys": "canary"}
+COLUMNS |= {"learner_states": "inbox_revision", "messages": "state"}
 # Who adds a row, and whose.
 ADDED = (
     ("fresh", "fresh"),
@@ -99,6 +100,12 @@ class School:
             | {"revision": 1, "attempt_count": 1, "error_count": 0, "last_status": "ok", "last_at": when}
             | {"last_sequence": 1},
             "help_requests": mine | {"id": uuid4(), "course_id": course_id, "opened_at": when},
+            "messages": mine
+            | {"id": uuid4(), "course_id": course_id, "batch_id": uuid4(), "thread_id": uuid4(), "sender_id": user_id}
+            | {"is_from_staff": False, "kind": "message", "body": "x", "revision": number},
+            "interventions": mine
+            | {"id": uuid4(), "course_id": course_id, "alert_id": uuid4(), "staff_id": user_id, "action": "claim"}
+            | {"revision": number},
             "event_ids": mine | event | {"ordinal": number, "received_at": when},
             "event_contents": mine | event,
             "timeseries.cell_executions": point | {"event_type": "cell_execution", "has_error": False},

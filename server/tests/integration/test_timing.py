@@ -27,19 +27,19 @@ def read_pool(database: str) -> list[float | None]:
 
 
 async def test_a_call_to_postgresql_counts_once_under_its_name_also_when_it_fails(embedded_postgres: str) -> None:
-    before = {name: count_calls("postgresql", name) for name in ("check", "load_help", "other")}
+    before = {name: count_calls("postgresql", name) for name in ("check", "read_inbox", "other")}
     async with open_pool(embedded_postgres, 2) as pool:
         with name_query("check"):
             await pool.fetch("SELECT 1")
             await asyncio.gather(pool.execute("SELECT 1/0"), return_exceptions=True)
-        with name_query("load_help"):
+        with name_query("read_inbox"):
             acquiring = pool.acquire()
         async with acquiring as connection:
             await connection.execute("SELECT 1")
             await connection.execute("SELECT 2")
         await pool.execute("SELECT 'of a person'")
     after = {name: count_calls("postgresql", name) - count for name, count in before.items()}
-    assert after == {"check": 2, "load_help": 1, "other": 1}
+    assert after == {"check": 2, "read_inbox": 1, "other": 1}
 
 
 async def test_postgresqls_pool_is_told_as_it_is_now(embedded_postgres: str) -> None:

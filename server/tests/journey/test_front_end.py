@@ -135,13 +135,13 @@ async def test_a_prepared_notebook_is_joined_with_three_clicks_and_one_line(
     python = await asyncio.to_thread(install_capture, tmp_path)
     async with System(data_dir / "data", worker_count=1) as system:
         facts = system.facts
-        write_notebook(tmp_path / "授業", url=system.url, join_code=facts["join_code"], course=facts["course_title"])
+        write_notebook(tmp_path / "授業", url=system.url, join_code=facts["join_code"], course="My class")
         async with open_desk(python, tmp_path, chromium_path, program, language="ja", prepare=count) as desk:
             page = desk.page
             await desk.says(STATE, "授業に参加")
             await page.click(STATE)
             await page.wait_for_selector(".jp-Dialog input[name=name]:focus")
-            assert facts["course_title"] in await page.inner_text(".jp-Dialog")
+            assert "授業に参加: My class" in await page.inner_text(".jp-Dialog")
             await page.keyboard.type("Sato Hanako")
             await page.keyboard.press("Enter")
             await desk.says(".Toastify", "Sato Hanako として参加しました")

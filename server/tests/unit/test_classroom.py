@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -13,88 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from classes import COURSE, NOTEBOOK, OTHER_NOTEBOOK, START_MS, Class, fail, fold, make
 from nbpulse import classroom
-from nbpulse.classroom import Classroom, Column, Learner, LearnerState
+from nbpulse.classroom import Action, Column, Learner, LearnerState
 from nbpulse.events import ReceivedEvent
-
-COURSE, NOTEBOOK, OTHER_NOTEBOOK = uuid4(), uuid4(), uuid4()
-START = datetime(2026, 11, 23, 1, 0, tzinfo=UTC)
-START_MS = int(START.timestamp() * 1000)
-MINUTE = 60_000
-
-
-def make(user: UUID, at_s: float, event_type: str = "cell_execution", cell: int = 0, **data: Any) -> ReceivedEvent:
-    at = START + timedelta(seconds=at_s)
-    if event_type == "cell_execution":
-        data.setdefault("status", "ok")
-    return ReceivedEvent(
-        event_id=uuid4(),
-        event_type=event_type,
-        occurred_at=at,
-        received_at=at,
-        user_id=user,
-        course_id=COURSE,
-        notebook_path="week1.ipynb",
-        cell_id=f"cell-{cell}",
-        cell_index=cell,
-        sequence=int(at_s * 10),
-        data=data,
-    )
-
-
-def fold(user: UUID, news: list[ReceivedEvent]) -> LearnerState:
-    """The state a ledger would publish after these events."""
-    blank = LearnerState(user_id=str(user), course_id=str(COURSE))
-    state = classroom.fold_events(blank, [(event, NOTEBOOK) for event in news])
-    cells = [
-        classroom.CellState(
-            notebook_id=str(NOTEBOOK),
-            cell_id=cell_id,
-            cell_index=one.cell_index,
-            revision=one.revision,
-            attempt_count=one.attempt_count,
-            error_count=one.error_count,
-            last_status=one.last_status,
-            last_at_ms=int(one.last_at.timestamp() * 1000),
-            first_finished_ms=int(one.first_finished_at.timestamp() * 1000) if one.first_finished_at else None,
-        )
-        for (_, _, cell_id), one in classroom.fold_cells((event, NOTEBOOK) for event in news).items()
-    ]
-    return msgspec.structs.replace(state, revision=len(news), cells=tuple(cells))
-
-
-class Class:
-    """A board with n learners, heard of at every look."""
-
-    def __init__(self, learners: int, columns: int = 10) -> None:
-        self.users = [uuid4() for _ in range(learners)]
-        self.news: dict[UUID, list[ReceivedEvent]] = {user: [] for user in self.users}
-        self.room = Classroom(
-            str(COURSE),
-            str(NOTEBOOK),
-            columns=[Column(f"cell-{i}", i) for i in range(columns)],
-            learners=[Learner(str(user), f"name {i}", f"n{i}") for i, user in enumerate(self.users)],
-        )
-
-    def happen(self, event: ReceivedEvent) -> None:
-        self.news[event.user_id].append(event)
-        self.room.apply(fold(event.user_id, self.news[event.user_id]))
-
-    def look(self, at_s: float, *, away: set[int] = frozenset()) -> dict[str, Any]:  # type: ignore[assignment]
-        now_ms = START_MS + int(at_s * 1000)
-        for i, user in enumerate(self.users):
-            if i not in away:
-                self.room.hear(str(user), now_ms)
-        self.room.evaluate(now_ms)
-        return self.room.snapshot()
-
-    def find_alerts(self, at_s: float) -> set[tuple[int, str]]:
-        return {(alert.i, alert.kind) for alert in self.look(at_s)["alerts"]}
-
-
-def fail(user: UUID, at_s: float, cell: int = 0, **data: Any) -> ReceivedEvent:
-    data = {"error_name": "NameError", "error_message": "name 'df' is not defined"} | data
-    return make(user, at_s, cell=cell, status="error", **data)
 
 
 def walk_trace(seed: int, user: UUID) -> Iterator[ReceivedEvent]:
@@ -231,7 +153,7 @@ def test_an_older_state_and_a_stranger_change_nothing() -> None:
 
 def replay(board: dict[str, Any], frame: dict[str, Any]) -> None:
     """What a viewer does with a frame (the browser's reducer, in Python)."""
-    for name in ("counts", "median", "connected", "cells"):
+    for name in ("counts", "median", "connected", "cells", "errors"):
         board[name] = frame.get(name, board[name])
     students = {student["i"]: student for student in board["students"]}
     for student in frame.get("students", []):
@@ -251,6 +173,15 @@ def replay(board: dict[str, Any], frame: dict[str, Any]) -> None:
     board["alerts"] = sorted(alerts.values(), key=lambda alert: (alert.score, alert.id))
 
 
+def act(rng: random.Random, user_id: str, alert_id: str, at_s: float) -> Action:
+    """Something that somebody does about an alert, which need not be that user's."""
+    name = rng.choice(["claim", "release", "helped", "snooze"])
+    at_ms = START_MS + int(at_s * 1000)
+    until_ms = at_ms + 50_000 if name in ("helped", "snooze") else 0
+    action_id = str(rng.randrange(2**32))
+    return Action(action_id, user_id, alert_id, name, "s", "S", at_ms, at_ms, until_ms=until_ms)  # type: ignore[arg-type]
+
+
 @given(st.integers(0, 10**6))
 def test_a_snapshot_and_its_frames_are_the_next_snapshot(seed: int) -> None:
     rng = random.Random(seed)
@@ -262,16 +193,21 @@ def test_a_snapshot_and_its_frames_are_the_next_snapshot(seed: int) -> None:
     for _ in range(40):
         at_s += rng.choice([1, 20, 100])
         user = rng.choice(group.users)
-        kind = rng.choice(["help_request", "help_cancel", "run", "run", "fail", "fail", "fail", "name", "column"])
+        kinds = ["help_request", "help_cancel", "run", "run", "fail", "fail", "fail", "name", "column", "act", "mail"]
+        kind = rng.choice(kinds)
         if kind == "run":
             group.happen(make(user, at_s, cell=rng.randrange(5)))
         elif kind == "fail":
             group.happen(fail(user, at_s, cell=rng.randrange(2)))
         elif kind == "name":
             group.room.set_roster([Learner(str(user), f"renamed {at_s}", "n")])
+        elif kind == "act" and board["alerts"]:
+            group.room.apply_actions([act(rng, str(user), rng.choice(board["alerts"]).id, at_s)])
+        elif kind == "mail":
+            group.room.set_mail({str(user): rng.randrange(3)})
         elif kind == "column":
             group.room.set_columns([Column(f"cell-{i}", i) for i in range(rng.randrange(3, 7))])
-        else:
+        elif kind.startswith("help"):
             group.happen(make(user, at_s, kind))
         wanted = group.look(at_s, away={rng.randrange(6)})
         replay(board, group.room.take_changes())

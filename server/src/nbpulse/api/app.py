@@ -20,7 +20,19 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from nbpulse import __version__
-from nbpulse.api import classrooms, health, ingest, joining, meetings, pages, queries, rehearsals, sockets
+from nbpulse.api import (
+    actions,
+    classrooms,
+    health,
+    inbox,
+    ingest,
+    joining,
+    meetings,
+    pages,
+    queries,
+    rehearsals,
+    sockets,
+)
 from nbpulse.api.access import check_rules
 from nbpulse.api.catalogue import describe_problems, show_errors
 from nbpulse.api.context import ApiOptions, Context, Parts, admit, make_context
@@ -100,6 +112,8 @@ def create_app(
     for router in (
         joining.router,
         classrooms.router,
+        actions.router,
+        inbox.router,
         classrooms.shared,
         queries.router,
         meetings.router,

@@ -12,6 +12,8 @@ from starlette.types import Receive
 from nbpulse.errors import InvalidInput
 from nbpulse.events import BODY_BYTES_MAX
 
+# PostgreSQL holds no NUL.
+NO_NUL: Final = r"^[^\x00]*$"
 SMALL_BODY_BYTES_MAX: Final = 16_384
 _GZIP_WINDOW: Final = 31
 

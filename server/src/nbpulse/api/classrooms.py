@@ -1,11 +1,9 @@
-"""A class as its staff see it, and what a student hears back."""
+"""A class as its staff see it."""
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final, Literal
-from uuid import UUID
+from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Query, Request
@@ -15,18 +13,8 @@ from nbpulse.api.context import get_context, get_person, parse_id
 from nbpulse.api.joining import answer
 from nbpulse.api.sharing import SharedRoute
 from nbpulse.cache import TICKET_LIFE_S, Ticket
-from nbpulse.classroom import HelpRequest
-from nbpulse.errors import AccessDenied
-from nbpulse.events import CLASS_ENDED
 from nbpulse.live import SESSION_LIFE_S, SUMMARY_LIFE_S, encode_session, name_session, name_summary
-from nbpulse.records.people import Person
 from nbpulse.timeseries import Window
-
-# The word to a student whose hand was up when the class ended.
-_CLASS_ENDED_TEXT: Final = {
-    "en": "The class has ended, so your raised hand was taken down. Ask again next time, or ask your teacher directly.",
-    "ja": "授業が終了したため、挙手を取り下げました。次回もう一度手を挙げるか、先生に直接聞いてください。",
-}
 
 router = APIRouter(prefix="/api/v1")
 shared = APIRouter(prefix="/api/v1", route_class=SharedRoute)
@@ -77,29 +65,6 @@ async def create_ticket(request: Request, course_id: str) -> Response:
     return answer({"ticket": secret, "expires_in_s": TICKET_LIFE_S}, 201)
 
 
-@router.get("/me/inbox")
-async def read_inbox(
-    request: Request,
-    after: Annotated[int, Query(ge=0, le=2**62)] = 0,
-    wait_s: Annotated[float, Query(ge=0, le=30)] = 25,
-) -> Response:
-    """
-    What the student has not heard yet: whether their raised hand is seen as open. Answers at once when that differs
-    from what they knew (`after`), else when it changes or the wait is over.
-    """
-    context, person = get_context(request), get_person(request)
-    deadline = time.monotonic() + wait_s
-    help_request = await context.classes.load_help(person.user_id, _course_of(person))
-    while (left_s := deadline - time.monotonic()) > 0 and _count_help(help_request) <= after:
-        if context.is_stopping or await request.is_disconnected():
-            break
-        # In short spans: a server that stops or a client that left is noticed soon.
-        state = await context.hub.wait_for_state(_course_of(person), person.user_id, min(left_s, 1.0))
-        if state is not None:
-            help_request = state.help
-    return answer(_describe_inbox(help_request, after))
-
-
 @shared.get("/courses/{course_id}/series")
 async def show_series(
     request: Request,
@@ -137,25 +102,3 @@ def _make_window(metric: str, window_minutes: int | None) -> Window:
     bucket = timedelta(hours=1) if by_hour or minutes > 1440 else timedelta(minutes=10)
     end = datetime.now(UTC)
     return Window(end - timedelta(minutes=minutes), end, bucket)
-
-
-def _course_of(person: Person) -> UUID:
-    if person.course_id is None:
-        raise AccessDenied("NB-1103")
-    return person.course_id
-
-
-def _count_help(help_request: HelpRequest) -> int:
-    """A number that rises whenever the hand goes up or down."""
-    return max(help_request.opened_ms, help_request.closed_ms)
-
-
-def _describe_inbox(help_request: HelpRequest, after: int) -> dict[str, Any]:
-    known = help_request.opened_ms > 0
-    was_ended = known and not help_request.is_open and help_request.closed_reason == CLASS_ENDED
-    is_news = was_ended and help_request.closed_ms > after
-    return {
-        "messages": [{"kind": CLASS_ENDED, "at": help_request.closed_ms, "text": _CLASS_ENDED_TEXT}] if is_news else [],
-        "help": {"open": help_request.is_open, "since": help_request.opened_ms} if known else None,
-        "after": max(after, _count_help(help_request)),
-    }

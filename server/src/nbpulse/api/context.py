@@ -17,7 +17,10 @@ from nbpulse.errors import NotFound
 from nbpulse.hub import LiveHub
 from nbpulse.identity import ask_as
 from nbpulse.records.analysis import CourseHistory
+from nbpulse.records.inboxes import Inboxes
+from nbpulse.records.interventions import Interventions
 from nbpulse.records.meetings import Meetings
+from nbpulse.records.messages import Messages
 from nbpulse.records.people import People, Person
 from nbpulse.records.views import ClassReader
 from nbpulse.stream import EventStream
@@ -63,6 +66,9 @@ class Context:
     series: TimeSeriesStore
     history: CourseHistory
     meetings: Meetings
+    interventions: Interventions
+    messages: Messages
+    inboxes: Inboxes
     promise: str
     gate: Gate
     ingest: Ingest
@@ -87,6 +93,9 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         series=parts.series,
         history=CourseHistory(parts.people),
         meetings=Meetings(parts.people),
+        interventions=Interventions(parts.people, parts.people.seal),
+        messages=Messages(parts.people, parts.people.seal),
+        inboxes=Inboxes(parts.people, parts.people.seal),
         promise=parts.promise,
         gate=gate,
         ingest=Ingest(gate, parts.stream, parts.cache),
@@ -123,6 +132,17 @@ def parse_id(text: str) -> UUID:
 
 def describe_body(kind: type[msgspec.Struct]) -> dict[str, Any]:
     """The request body of a route for OpenAPI."""
-    schema = msgspec.json.schema(kind)
-    definition = schema["$defs"][kind.__name__]
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": definition}}}}
+    definitions = msgspec.json.schema(kind)["$defs"]
+    schema = _write_out(definitions[kind.__name__], definitions)
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _write_out(schema: Any, definitions: dict[str, Any]) -> Any:
+    """`schema` with what it refers to in its place: a request body stands alone."""
+    if isinstance(schema, list):
+        return [_write_out(one, definitions) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _write_out(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {name: _write_out(one, definitions) for name, one in schema.items()}

@@ -9,7 +9,7 @@ import structlog
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from nbpulse.api.bodies import decode_body, read_small_body
+from nbpulse.api.bodies import NO_NUL, decode_body, read_small_body
 from nbpulse.api.context import Context, describe_body, get_context, get_person, parse_id
 from nbpulse.api.joining import answer
 from nbpulse.errors import Unavailable
@@ -21,7 +21,7 @@ _log = structlog.get_logger(__name__)
 class MeetingRequest(msgspec.Struct):
     """What the meeting is called; by default its day says enough."""
 
-    title: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
+    title: Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=NO_NUL)] | None = None
 
 
 @router.get("")

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from nbpulse.errors import (
     AccessDenied,
+    Conflict,
     InvalidInput,
     NbpulseError,
     NotFound,
@@ -25,6 +26,7 @@ _STATUS_BY_TYPE: Final[tuple[tuple[type[NbpulseError], int], ...]] = (
     (Unavailable, 503),
     (TooMuch, 429),
     (NotFound, 404),
+    (Conflict, 409),
     (AccessDenied, 403),
     (InvalidInput, 422),
 )
@@ -73,6 +75,8 @@ def make_problem(error: NbpulseError, accept_language: str | None) -> Response:
         # Jitter, so that a class that was turned away together does not come back together.
         body["retry_after_s"] = random.randint(1, 5)  # noqa: S311
         headers["Retry-After"] = str(body["retry_after_s"])
+    if isinstance(error, Conflict):
+        body |= error.members
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return Response(_encode(body), status, headers, MEDIA_TYPE)

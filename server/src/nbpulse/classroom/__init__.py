@@ -4,7 +4,9 @@ No clock, no store, no network: `now_ms` and everything else is passed in, so ev
 states shows the same class. Folding events into a state does not depend on their order, nor on how often one comes.
 """
 
-from nbpulse.classroom.board import Alert, Classroom, Column, Learner
+from nbpulse.classroom.board import Classroom
+from nbpulse.classroom.care import Action, AlertStanding, Care, Claim, fold_actions
+from nbpulse.classroom.entries import Alert, Column, Learner
 from nbpulse.classroom.errorgroups import fingerprint_error, label_error, normalise_message
 from nbpulse.classroom.learners import (
     RUN_EVENT_TYPES,
@@ -19,24 +21,34 @@ from nbpulse.classroom.learners import (
     to_ms,
 )
 from nbpulse.classroom.rules import AlertRules, find_streak
+from nbpulse.classroom.shared import SharedError, group_errors, is_current, list_errors
 
 __all__ = [
     "RUN_EVENT_TYPES",
+    "Action",
     "Alert",
     "AlertRules",
+    "AlertStanding",
+    "Care",
     "CellFold",
     "CellState",
+    "Claim",
     "Classroom",
     "Column",
     "HelpRequest",
     "Learner",
     "LearnerState",
     "Run",
+    "SharedError",
     "find_streak",
     "fingerprint_error",
+    "fold_actions",
     "fold_cells",
     "fold_events",
+    "group_errors",
+    "is_current",
     "label_error",
+    "list_errors",
     "merge_states",
     "normalise_message",
     "to_ms",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Final
-from uuid import UUID, uuid5
 
-import msgspec
-
-from nbpulse.classroom.learners import CellState, LearnerState
+from nbpulse.classroom.care import NO_CARE, Action, fold_actions
+from nbpulse.classroom.entries import Alert, Changes, Column, Learner, name_alert, score_alert
+from nbpulse.classroom.learners import CellState, LearnerState, Run
 from nbpulse.classroom.rules import (
     DEFAULT_RULES,
     RANKS,
@@ -21,46 +20,10 @@ from nbpulse.classroom.rules import (
     find_behind,
     find_streak,
 )
+from nbpulse.classroom.shared import SharedError, group_errors, list_errors
 
-_ALERT_NAMESPACE: Final = UUID("0d2f7a58-52c5-4a7a-9f43-2c6d1c9b0e11")
-_AGING_MS: Final = 600_000
 _CELL_CHARS: Final = {"running": "2", "ok": "1"}
 STATUSES: Final = ("help", "stuck", "idle", "behind", "ok", "offline")
-
-
-class Learner(msgspec.Struct, frozen=True):
-    """Somebody on the roster, as staff see them."""
-
-    user_id: str
-    name: str
-    number: str
-    seat: str | None = None
-    team: str | None = None
-    same_as: str | None = None
-    """The user who may be the same person: joined again with the same number, without the resume code."""
-
-
-class Column(msgspec.Struct, frozen=True):
-    """One column of the grid: a cell of the course's notebook."""
-
-    id: str
-    index: int | None
-    title: str | None = None
-
-
-class Alert(msgspec.Struct, frozen=True):
-    """Somebody needs attention. The same id in every API process; `score`: the lower, the sooner."""
-
-    id: str
-    i: int
-    kind: str
-    since: int
-    cell: str | None = None
-    idx: int | None = None
-    label: str | None = None
-    n: int | None = None
-    text: str | None = None
-    score: float = 0.0
 
 
 class _Row:
@@ -80,6 +43,11 @@ class _Row:
         self.status = "offline"
         self.since = 0
         self.alerts: dict[str, Alert] = {}
+        self.actions: dict[str, Action] = {}
+        self.care = NO_CARE
+        self.quiet_until = 0
+        self.errors: dict[str, Run] = {}
+        self.mail = 0
 
 
 class Classroom:
@@ -109,12 +77,13 @@ class Classroom:
         self._counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
         self._connected = 0
         self._median: float | None = None
+        self._errors: list[SharedError] = []
         self._meeting_since_ms = 0
         self._is_over = False
-        self._changes = _Changes()
+        self._changes = Changes()
         self.set_roster(learners)
         self.set_columns(columns)
-        self._changes = _Changes()
+        self._changes = Changes()
 
     def set_roster(self, learners: Iterable[Learner]) -> None:
         """Take in new learners and new names; a learner keeps the index `i` for this view's life."""
@@ -166,6 +135,7 @@ class Classroom:
         if row.state is None or state.revision >= row.state.revision:
             row.state = state
             row.streak = find_streak(state.recent)
+            row.errors = list_errors(state.recent)
             row.active_ms = max(row.active_ms, state.last_activity_ms)
         for cell in state.cells:
             known = row.cells.get(cell.cell_id)
@@ -174,6 +144,25 @@ class Classroom:
             row.cells[cell.cell_id] = cell
             self._lay_square(row, cell)
         self._place_learner(row)
+
+    def apply_actions(self, actions: Iterable[Action]) -> None:
+        """Take in what staff did; what is known already changes nothing."""
+        changed: dict[str, _Row] = {}
+        for action in actions:
+            row = self._rows.get(action.user_id)
+            if row is not None and action.id not in row.actions:
+                row.actions[action.id] = action
+                changed[action.user_id] = row
+        for row in changed.values():
+            row.care = fold_actions(row.actions.values())
+
+    def set_mail(self, waiting: Mapping[str, int]) -> None:
+        """How many messages of each student (by user id) nobody has answered."""
+        for row in self._by_index:
+            mail = waiting.get(row.learner.user_id, 0)
+            if mail != row.mail:
+                row.mail = mail
+                self._changes.students.add(row.i)
 
     def set_meeting(self, started_ms: int, *, is_over: bool) -> None:
         """The newest class meeting: what began before it is no alert but an open hand; after its end nothing is."""
@@ -199,7 +188,7 @@ class Classroom:
         for row in self._by_index:
             is_connected = self._is_connected(row, now_ms)
             row.behind_since = find_behind(row.behind_since, row.position, pace, self.rules)
-            standing = Standing(row.state, row.streak, is_connected, row.active_ms, row.behind_since)
+            standing = Standing(row.state, row.streak, is_connected, row.active_ms, row.behind_since, row.care)
             findings = (one for one in find_alerts(standing, pace, self.rules) if self._is_of_meeting(one))
             alerts = {one.kind: self._make_alert(row, one) for one in findings}
             self._note_alerts(row, alerts)
@@ -209,11 +198,18 @@ class Classroom:
             if (status, since) != (row.status, row.since):
                 row.status, row.since = status, since
                 self._changes.statuses.add(row.i)
+            quiet_until = row.care.find_quiet_until(now_ms)
+            if quiet_until != row.quiet_until:
+                row.quiet_until = quiet_until
+                self._changes.students.add(row.i)
             self._mark_stuck(row, alerts.get("stuck"))
             counts[status] += 1
         if (counts, len(connected), median) != (self._counts, self._connected, self._median):
             self._counts, self._connected, self._median = counts, len(connected), median
             self._changes.counters = True
+        errors = [] if self._is_over else group_errors((row.errors for row in self._by_index), now_ms)
+        if errors != self._errors:
+            self._errors, self._changes.errors = errors, True
 
     def snapshot(self) -> dict[str, object]:
         """The whole board as of the last `evaluate`."""
@@ -227,14 +223,17 @@ class Classroom:
                 (alert for row in self._by_index for alert in row.alerts.values()),
                 key=lambda a: (a.score, a.id),
             ),
+            "errors": self._errors,
         }
 
     def take_changes(self) -> dict[str, object]:
         """What differs since the last call, as the body of a frame; empty when nothing does."""
-        changes, self._changes = self._changes, _Changes()
+        changes, self._changes = self._changes, Changes()
         body: dict[str, object] = {}
         if changes.counters:
             body.update(counts=self._counts, median=self._median, connected=self._connected)
+        if changes.errors:
+            body["errors"] = self._errors
         if changes.columns:
             body["cells"] = self._describe_columns()
         if changes.students:
@@ -307,19 +306,20 @@ class Classroom:
         return [sorted(times)[half - 1] if half and len(times) >= half else 0 for times in reached]
 
     def _make_alert(self, row: _Row, finding: Finding) -> Alert:
-        kind, cell, since = finding.kind, finding.cell_id, finding.since_ms
-        place = self._places.get(cell) if cell else None
+        place = self._places.get(finding.cell_id) if finding.cell_id else None
+        alert_id = name_alert(self.course_id, row.learner.user_id, finding)
         return Alert(
-            id=str(uuid5(_ALERT_NAMESPACE, f"{self.course_id}:{row.learner.user_id}:{kind}:{cell}:{since}")),
+            id=alert_id,
             i=row.i,
-            kind=kind,
-            since=since,
-            cell=cell,
+            kind=finding.kind,
+            since=finding.since_ms,
+            cell=finding.cell_id,
             idx=self._columns[place].index if place is not None else None,
             label=finding.label,
             n=finding.count,
             text=finding.text,
-            score=since + RANKS[kind] * _AGING_MS,
+            score=score_alert(finding),
+            claim=row.care.claims.get(alert_id),
         )
 
     def _note_alerts(self, row: _Row, alerts: dict[str, Alert]) -> None:
@@ -353,30 +353,9 @@ class Classroom:
             "pos": row.position,
             "st": row.status,
             "since": row.since,
+            "quiet": row.quiet_until,
+            "mail": row.mail,
         }
-
-
-class _Changes:
-    """What happened to a Classroom since it was last asked."""
-
-    def __init__(self) -> None:
-        self.counters = False
-        self.columns = False
-        self.students: set[int] = set()
-        self.squares: set[tuple[int, int]] = set()
-        self.positions: set[int] = set()
-        self.statuses: set[int] = set()
-        self.alerts: dict[str, Alert | None] = {}
-        self.known: set[str] = set()
-
-    def note_alert(self, alert_id: str, alert: Alert | None, *, was_known: bool) -> None:
-        """Keep the last word on an alert, and whether boards had heard of it before."""
-        if alert_id not in self.alerts and was_known:
-            self.known.add(alert_id)
-        if alert is None and alert_id not in self.known:
-            self.alerts.pop(alert_id, None)
-            return
-        self.alerts[alert_id] = alert
 
 
 def _find_median(ordered: list[int]) -> float | None:

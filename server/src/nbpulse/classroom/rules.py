@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from nbpulse.classroom.care import NO_CARE, Care
 from nbpulse.classroom.learners import LearnerState, Run
 
 RANKS: Final = {"help": 0, "stuck": 1, "idle": 2, "behind": 3}
@@ -74,13 +75,14 @@ class ClassPace(msgspec.Struct, frozen=True):
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """What the rules look at in one learner. `behind_since` comes from `find_behind`."""
+    """What the rules look at in one learner. `behind_since` comes from `find_behind`; `care`: what staff did."""
 
     state: LearnerState | None
     streak: Streak | None
     is_connected: bool
     active_ms: int
     behind_since: int
+    care: Care = NO_CARE
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -95,7 +97,17 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def find_alerts(standing: Standing, pace: ClassPace, rules: AlertRules) -> Iterator[Finding]:
-    """Every rule that holds now. A raised hand counts whether or not its student is connected; the others do not."""
+    """
+    Every rule that holds now and is not quiet by what staff did; when the quiet ends and it still holds, it is there
+    again. A raised hand counts whether or not its student is connected; the others do not.
+    """
+    hand_id = standing.state.help.request_id if standing.state is not None else ""
+    for finding in _find_all(standing, pace, rules):
+        if not standing.care.is_quiet(finding.kind, hand_id, pace.now_ms):
+            yield finding
+
+
+def _find_all(standing: Standing, pace: ClassPace, rules: AlertRules) -> Iterator[Finding]:
     state, streak, now_ms = standing.state, standing.streak, pace.now_ms
     if state is not None and state.help.is_open:
         yield Finding("help", state.help.opened_ms, cell_id=state.help.cell_id, text=state.help.text)

@@ -24,9 +24,9 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
-from nbpulse.classroom import LearnerState
 from nbpulse.errors import Unavailable
-from nbpulse.hub.view import TICK_S, ClassSource, View, decode_message
+from nbpulse.hub.news import Listener
+from nbpulse.hub.view import TICK_S, ClassSource, LiveMessage, View, decode_message
 from nbpulse.identity import asking_as
 
 RECONCILE_S: Final = 2.0
@@ -38,17 +38,17 @@ _log = structlog.get_logger(__name__)
 
 
 class _Wire:
-    """One course's channel: whether the server has confirmed the subscription, and who waits for a learner's news."""
+    """One course's channel: whether the server has confirmed the subscription, and who waits for a student's news."""
 
     def __init__(self) -> None:
         self.is_confirmed = asyncio.Event()
         self.views: dict[UUID | None, View] = {}
         self.loading: dict[UUID | None, asyncio.Task[View]] = {}
-        self.waiters: dict[str, set[asyncio.Future[LearnerState]]] = {}
+        self.listeners: dict[str, set[Listener]] = {}
         self.used_at = time.monotonic()
 
     def is_idle(self) -> bool:
-        is_empty = not (self.views or self.loading or self.waiters)
+        is_empty = not (self.views or self.loading or self.listeners)
         return is_empty and time.monotonic() - self.used_at > _WIRE_LIFE_S
 
 
@@ -113,21 +113,20 @@ class LiveHub:
         wire = self._wires.get(course_id)
         return next((view for view in wire.views.values() if view.epoch == epoch), None) if wire else None
 
-    async def wait_for_state(self, course_id: UUID, user_id: UUID, timeout_s: float) -> LearnerState | None:
-        """The learner's next published state; None when none came in time."""
+    @asynccontextmanager
+    async def listening(self, course_id: UUID, user_id: UUID) -> AsyncIterator[Listener]:
+        """Hear of one student's news while inside: of all that is published from now on."""
         wire = await self._subscribe(course_id)
-        future: asyncio.Future[LearnerState] = asyncio.get_running_loop().create_future()
-        waiters = wire.waiters.setdefault(str(user_id), set())
-        waiters.add(future)
+        listener = Listener()
+        listeners = wire.listeners.setdefault(str(user_id), set())
+        listeners.add(listener)
         try:
-            async with asyncio.timeout(timeout_s):
-                return await future
-        except TimeoutError:
-            return None
+            yield listener
         finally:
-            waiters.discard(future)
-            if not waiters and wire.waiters.get(str(user_id)) is waiters:
-                del wire.waiters[str(user_id)]
+            listeners.discard(listener)
+            wire.used_at = time.monotonic()
+            if not listeners and wire.listeners.get(str(user_id)) is listeners:
+                del wire.listeners[str(user_id)]
 
     async def _load_view(self, wire: _Wire, course_id: UUID, notebook_id: UUID | None) -> View:
         loaded = await self._source.load_class(course_id, notebook_id)
@@ -197,10 +196,7 @@ class LiveHub:
                 return
             for view in wire.views.values():
                 view.receive(decoded)
-            for state in decoded.states if wire.waiters else ():
-                for future in wire.waiters.pop(state.user_id, ()):
-                    if not future.done():
-                        future.set_result(state)
+            _wake_listeners(wire, decoded)
 
     # --- time -----------------------------------------------------------------------------------------------------
 
@@ -244,6 +240,17 @@ class LiveHub:
         if self._subscriber is not None:
             with contextlib.suppress(RedisError, OSError):
                 await self._subscriber.unsubscribe(_name_channel(course_id))
+
+
+def _wake_listeners(wire: _Wire, message: LiveMessage) -> None:
+    if not wire.listeners:
+        return
+    for state in message.states:
+        for listener in wire.listeners.get(state.user_id, ()):
+            listener.hear(state)
+    for user_id in (*message.user_ids, *(action.user_id for action in message.actions)):
+        for listener in wire.listeners.get(user_id, ()):
+            listener.wake()
 
 
 def _name_channel(course_id: UUID) -> str:

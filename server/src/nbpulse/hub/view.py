@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 
 from nbpulse import metrics
-from nbpulse.classroom import Classroom, Column, Learner, LearnerState
+from nbpulse.classroom import Action, Classroom, Column, Learner, LearnerState
 from nbpulse.errors import Unavailable
 from nbpulse.identity import get_asker
 
@@ -36,6 +36,10 @@ class Pulse(Protocol):
     def default_notebook_id(self) -> UUID | None: ...
     @property
     def meeting(self) -> dict[str, Any] | None: ...
+    @property
+    def actions(self) -> Sequence[Action]: ...
+    @property
+    def mail(self) -> Mapping[str, int]: ...
 
 
 class LoadedClass(Protocol):
@@ -65,7 +69,7 @@ class ClassSource(Protocol):
 
 
 class LiveMessage(msgspec.Struct):
-    """What comes over `nbpulse:live:<course_id>`: states, presence or roster."""
+    """What comes over `nbpulse:live:<course_id>`: states, presence, roster, actions, whose inbox has news, or mail."""
 
     t: str
     received_ms: int = 0
@@ -73,6 +77,8 @@ class LiveMessage(msgspec.Struct):
     user_id: str = ""
     state: str = ""
     at: int = 0
+    actions: list[Action] = []
+    user_ids: list[str] = []
 
 
 decode_message = msgspec.json.Decoder(LiveMessage).decode
@@ -119,6 +125,8 @@ class View:
             learners=loaded.learners,
         )
         self._take_meeting(loaded.pulse.meeting)
+        self.classroom.apply_actions(loaded.pulse.actions)
+        self.classroom.set_mail(loaded.pulse.mail)
         for state in loaded.states:
             self._apply(state)
         self._columns = {column.id for column in loaded.pulse.columns}
@@ -141,6 +149,9 @@ class View:
             self.classroom.hear(message.user_id, message.at, message.state)
         elif message.t == "roster":
             self.wants_roster = True
+        elif message.t == "mail":
+            self.wants_reconcile = True
+        self.classroom.apply_actions(message.actions)
         for state in message.states:
             if not self.classroom.has_learner(state.user_id):
                 self.wants_roster = True
@@ -190,6 +201,8 @@ class View:
         if pulse.meeting != self._meeting:
             self._take_meeting(pulse.meeting)
             self._extra["meeting"] = pulse.meeting
+        self.classroom.apply_actions(pulse.actions)
+        self.classroom.set_mail(pulse.mail)
         self.default_notebook_id = pulse.default_notebook_id
 
     def tick(self, now_ms: int) -> None:

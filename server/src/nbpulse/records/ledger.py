@@ -22,7 +22,7 @@ from nbpulse.errors import Unavailable
 from nbpulse.events import ReceivedEvent
 from nbpulse.metrics import name_query, named_query
 from nbpulse.pipeline import CellExecutionPoint, Recorded, RejectedPoint
-from nbpulse.records import accounting, debts, learners, marks, sessions
+from nbpulse.records import accounting, debts, inboxes, learners, marks, sessions
 from nbpulse.records.failures import UNAVAILABLE
 from nbpulse.records.learners import StateKey
 from nbpulse.records.notebooks import CourseNotebook, NotebookDirectory
@@ -341,6 +341,7 @@ class PostgresLedger:
             await learners.write_states(connection, folded, self._seal)
         for key in sorted(asks_help):
             await connection.execute(_CLOSE_HELP, *key)
+            await inboxes.note_hand(connection, *key)
         return folded
 
     async def _record_cells(

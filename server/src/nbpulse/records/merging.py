@@ -24,6 +24,9 @@ _SEALED = (
     ("event_contents", "source"),
     ("event_contents", "output"),
     ("help_requests", "message"),
+    ("messages", "body"),
+    ("messages", "source"),
+    ("interventions", "note"),
 )
 
 # Ordinals of the kept user go on counting; a known event of both stays as the kept user has it.
@@ -47,6 +50,17 @@ _MOVE_LEDGER = (
     FROM moved m WHERE c.user_id = $2 AND c.event_id = m.event_id
     """,
     "UPDATE help_requests h SET user_id = $1, shard = $3 FROM moved m WHERE h.user_id = $2 AND h.id = m.event_id",
+    # What the second was told comes again to the first, who may have read on since.
+    """
+    UPDATE learner_states SET inbox_revision = inbox_revision + 1, hand_revision = inbox_revision + 1
+    WHERE user_id = $1 AND $2::uuid <> $1 AND $3::smallint >= 0
+    """,
+    """
+    UPDATE messages m SET user_id = $1, shard = $3, revision = s.inbox_revision,
+        sender_id = CASE WHEN m.sender_id = $2 THEN $1 ELSE m.sender_id END
+    FROM learner_states s WHERE m.user_id = $2 AND s.user_id = $1 AND s.course_id = m.course_id
+    """,
+    "UPDATE interventions SET user_id = $1, shard = $3 WHERE user_id = $2",
     """
     UPDATE timeseries.cell_executions p SET user_id = $1,
         time_ns = p.time_ns / 1000000 * 1000000 + m.ordinal % 1000000
@@ -172,7 +186,7 @@ async def _lock_both(
 
 async def _reseal(connection: asyncpg.Connection, seal: EncryptedField, keep_id: UUID, drop_id: UUID) -> None:
     for table, column in _SEALED:
-        key = "id" if table == "help_requests" else "event_id"
+        key = "event_id" if table in ("events", "event_contents") else "id"
         rows = await connection.fetch(
             f"SELECT {key} AS id, {column} AS text FROM {table} WHERE user_id = $1 AND {column} IS NOT NULL",  # noqa: S608
             drop_id,

@@ -109,7 +109,7 @@ class People:
 
     def __init__(self, pool: asyncpg.Pool, seal: EncryptedField) -> None:
         self._pool = pool
-        self._seal = seal
+        self.seal = self._seal = seal
 
     @asynccontextmanager
     async def connect(self, query_type: PostgresQuery, *, is_staff: bool = False) -> AsyncIterator[asyncpg.Connection]:

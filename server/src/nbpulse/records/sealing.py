@@ -65,6 +65,9 @@ SEALED_COLUMNS: Final = (
     SealedColumn("event_contents", "output", _EVENT),
     SealedColumn("learner_states", "help_text", {"user_id": "uuid", "shard": "smallint", "course_id": "uuid"}),
     SealedColumn("help_requests", "message", {"user_id": "uuid", "shard": "smallint", "id": "uuid"}),
+    SealedColumn("messages", "body", {"user_id": "uuid", "shard": "smallint", "id": "uuid"}),
+    SealedColumn("messages", "source", {"user_id": "uuid", "shard": "smallint", "id": "uuid"}),
+    SealedColumn("interventions", "note", {"user_id": "uuid", "shard": "smallint", "id": "uuid"}),
     SealedColumn("dead_letters", "payload", {"id": "uuid"}),
     SealedColumn("series_debt", "sealed_points", {"id": "uuid"}),
 )

@@ -13,10 +13,12 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from nbpulse.classroom import CellState, Column, HelpRequest, Learner, LearnerState
+from nbpulse.classroom import Action, CellState, Column, Learner, LearnerState
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import NotFound
+from nbpulse.records.interventions import read_actions
 from nbpulse.records.learners import read_cell, read_state
+from nbpulse.records.messages import count_unanswered
 from nbpulse.records.people import People, open_name
 from nbpulse.records.progress import DONE
 from nbpulse.shards import get_shard_number
@@ -33,6 +35,10 @@ class Pulse(msgspec.Struct, frozen=True):
     default_notebook_id: UUID | None
     meeting: dict[str, Any] | None
     """The course's newest: `id`, `title`, `started_at` and `ended_at` in ms (None: it goes on); None for none yet."""
+    actions: list[Action] = []
+    """What staff did for students in the last 12 hours."""
+    mail: dict[str, int] = {}
+    """How many messages of each student nobody has answered, of the last 12 hours."""
 
 
 class LoadedClass(msgspec.Struct, frozen=True):
@@ -147,18 +153,6 @@ class ClassReader:
         async with self._people.connect("load_states") as connection:
             return await self._read_states(connection, course_id, notebook_id, [UUID(one) for one in user_ids])
 
-    async def load_help(self, user_id: UUID, course_id: UUID) -> HelpRequest:
-        """A student's own raised hand."""
-        async with self._people.connect("load_help") as connection:
-            row = await connection.fetchrow(
-                "SELECT user_id, course_id, revision, last_ordinal, state, NULL AS help_text FROM learner_states"
-                " WHERE user_id = $1 AND shard = $2 AND course_id = $3",
-                user_id,
-                get_shard_number(user_id),
-                course_id,
-            )
-        return read_state(row, self._seal).help if row else HelpRequest()
-
     async def summarise_class(self, course_id: UUID, notebook_id: UUID) -> dict[str, Any]:
         """
         A notebook's class in numbers; `avg_progress` is 0..1 over all students, also those who have not begun.
@@ -219,6 +213,8 @@ class ClassReader:
             notebooks=[{**dict(row), "id": str(row["id"])} for row in notebooks],
             default_notebook_id=default,
             meeting={**dict(meeting), "id": str(meeting["id"])} if meeting else None,
+            actions=await read_actions(connection, self._seal, course_id),
+            mail=await count_unanswered(connection, course_id),
         )
 
     async def _read_states(

@@ -1,6 +1,7 @@
 // @ts-check
 /** Requests to the server. Every failure becomes an ApiError that can be shown: code, what happened, what to do. */
 import { language } from "./i18n.js";
+import { course } from "./store.js";
 
 export class ApiError extends Error {
   /** @param {number} status 0 when the server was not reached @param {any} problem an RFC 9457 body, may be {} */
@@ -11,6 +12,8 @@ export class ApiError extends Error {
     this.title = problem.title ?? "";
     this.detail = problem.detail ?? "";
     this.hint = problem.hint ?? "";
+    /** @type {?import("./state.js").Claim} who was quicker */
+    this.claim = problem.claim ?? null;
     this.retryAfterS = Number(problem.retry_after_s) || 0;
   }
 }
@@ -64,3 +67,23 @@ export const endMeeting = (courseId) =>
 /** @param {string} courseId @returns {Promise<{ticket: string}>} */
 export const fetchTicket = (courseId) =>
   request("POST", `/api/v1/courses/${encodeURIComponent(courseId)}/tickets`);
+
+/** A random UUID; crypto.randomUUID exists on https pages only. */
+export function makeId() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  bytes[6] = (bytes[6] & 0x0f) | 0x40;
+  bytes[8] = (bytes[8] & 0x3f) | 0x80;
+  const hex = [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  return hex.replace(/(.{8})(.{4})(.{4})(.{4})(.{12})/, "$1-$2-$3-$4-$5");
+}
+
+const ofCourse = () => `/api/v1/courses/${encodeURIComponent(course.value.id)}`;
+
+/** @param {string} alertId @param {string} action @param {any} body */
+export const actOnAlert = (alertId, action, body) => request("POST", `${ofCourse()}/alerts/${alertId}/${action}`, body);
+/** @param {any} body @returns {Promise<{batch_id: string, recipients: number, unknown: string[]}>} */
+export const sendMessage = (body) => request("POST", `${ofCourse()}/messages`, body);
+/** @param {string} studentId @returns {Promise<{threads: any[]}>} */
+export const fetchThreads = (studentId) => request("GET", `${ofCourse()}/messages?student=${encodeURIComponent(studentId)}`);
+/** @returns {Promise<{batches: any[]}>} */
+export const fetchBatches = () => request("GET", `${ofCourse()}/messages`);

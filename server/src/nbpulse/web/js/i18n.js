@@ -45,21 +45,35 @@ export async function chooseLanguage(lang) {
 }
 
 /**
+ * A text in another language than the page's, for its reader. @param {string} lang one of LANGUAGES
+ * @param {string} key @param {Record<string, string|number>} params
+ */
+export async function draft(lang, key, params) {
+  const response = await fetch(`/web/messages/${lang}.json`);
+  if (!response.ok) throw new Error(`messages/${lang}.json: HTTP ${response.status}`);
+  return fill((await response.json())[key], params, makeFormats(lang));
+}
+
+/**
  * The message of a key; `{name}` is replaced by params.name, `n` chooses the plural form.
  * @param {string} key @param {Record<string, string|number>} [params]
  */
 export function t(key, params = {}) {
-  let message = catalogue.value[key];
+  const message = catalogue.value[key];
   if (message === undefined) {
     console.error(`no message ${key}`);
     return key;
   }
-  if (typeof message === "object") {
-    message = message[formats.plural.select(Number(params.n))] ?? message.other;
-  }
-  return message.replace(/\{(\w+)\}/g, (/** @type {string} */ whole, /** @type {string} */ name) =>
-    params[name] === undefined ? whole : formatNumber(params[name]),
-  );
+  return fill(message, params, formats);
+}
+
+/** @param {any} message @param {Record<string, string|number>} params @param {ReturnType<typeof makeFormats>} by */
+function fill(message, params, by) {
+  const form = typeof message === "object" ? (message[by.plural.select(Number(params.n))] ?? message.other) : message;
+  return form.replace(/\{(\w+)\}/g, (/** @type {string} */ whole, /** @type {string} */ name) => {
+    const value = params[name];
+    return value === undefined ? whole : typeof value === "number" ? by.number.format(value) : value;
+  });
 }
 
 /** @param {string|number} value */

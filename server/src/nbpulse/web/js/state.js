@@ -10,9 +10,13 @@
  * @typedef {{id: string, path: string, title: ?string, active?: number}} Notebook
  * @typedef {"help"|"stuck"|"idle"|"behind"|"ok"|"offline"} Status
  * @typedef {{i: number, id: string, name: string, num: string, seat: ?string, team: ?string,
- *   same?: ?string, s: string, pos: number, st: Status, since: number}} Row
+ *   same?: ?string, s: string, pos: number, st: Status, since: number, quiet?: number, mail?: number}} Row
+ *   `quiet`: until when nothing is said of them, 0 for not; `mail`: messages of theirs nobody has answered
+ * @typedef {{by: string, name: string, at: number}} Claim who is on it
  * @typedef {{id: string, i: number, kind: "help"|"stuck"|"idle"|"behind", since: number, cell: ?string,
- *   idx: ?number, label: ?string, n: ?number, text: ?string, score: number}} Alert
+ *   idx: ?number, label: ?string, n: ?number, text: ?string, score: number, claim?: ?Claim}} Alert
+ * @typedef {{claim: ?Claim}|{isGone: true}} Guess what an action is going to change
+ * @typedef {{fp: string, label: string, cell: string, n: number, since: number}} SharedError
  * @typedef {{id: string, title: string, time_zone: string, join_code: string, is_demo: boolean,
  *   join_url?: string}} Course the address students reach, where it is not the teacher's own
  * @typedef {{lag_ms: ?number, received: number, stored: number}} Health
@@ -22,6 +26,7 @@
  * @property {Course} course @property {?Notebook} notebook @property {Notebook[]} notebooks
  * @property {Record<Status, number>} counts @property {?number} median @property {number} connected
  * @property {Cell[]} cells @property {Row[]} rows @property {Record<string, Alert>} alerts
+ * @property {SharedError[]} errors those that several students have now, the most widespread first
  * @property {?Health} health
  * @property {?Meeting} meeting the newest class meeting; over when it has an end
  */
@@ -50,6 +55,7 @@ export function applySnapshot(snapshot) {
     cells: snapshot.cells,
     rows,
     alerts: Object.fromEntries(snapshot.alerts.map((/** @type {Alert} */ alert) => [alert.id, alert])),
+    errors: snapshot.errors ?? [],
     health: snapshot.h ?? null,
     meeting: snapshot.meeting ?? null,
   };
@@ -86,6 +92,7 @@ export function applyFrame(state, frame) {
     cells,
     rows: changedRows(state, frame, cells),
     alerts: changedAlerts(state.alerts, frame),
+    errors: frame.errors ?? state.errors,
     health: frame.h ? { ...state.health, ...frame.h } : state.health,
     meeting: "meeting" in frame ? frame.meeting : state.meeting,
   };
@@ -140,6 +147,21 @@ function changedAlerts(alerts, frame) {
     changed[alert.id] = { ...changed[alert.id], ...alert };
   }
   return changed;
+}
+
+/**
+ * The alerts as they will be once the server has heard of what was just done here.
+ * @param {Record<string, Alert>} alerts @param {Record<string, Guess>} guesses by alert id @returns {Record<string, Alert>}
+ */
+export function supposeAlerts(alerts, guesses) {
+  const touched = Object.entries(guesses).filter(([id]) => alerts[id]);
+  if (touched.length === 0) return alerts;
+  const supposed = { ...alerts };
+  for (const [id, guess] of touched) {
+    if ("isGone" in guess) delete supposed[id];
+    else supposed[id] = { ...supposed[id], claim: guess.claim };
+  }
+  return supposed;
 }
 
 /**

@@ -1,7 +1,7 @@
 // @ts-check
 /** What the page shows now, as signals: the class, the line to it, and the viewer's own choices. */
 import { computed, signal } from "./preact.js";
-import { filterRows, rankAlerts } from "./state.js";
+import { filterRows, rankAlerts, supposeAlerts } from "./state.js";
 
 /** @type {{value: ?import("./state.js").State}} */
 export const classroom = signal(null);
@@ -15,7 +15,11 @@ export const course = part((state) => state.course);
 export const counts = part((state) => state.counts);
 export const cells = part((state) => state.cells);
 export const rows = part((state) => state.rows);
-export const alerts = part((state) => state.alerts);
+/** @type {{value: Record<string, import("./state.js").Guess>, peek: () => Record<string, import("./state.js").Guess>}} */
+export const guesses = signal({});
+const toldAlerts = part((state) => state.alerts);
+export const alerts = computed(() => supposeAlerts(toldAlerts.value, guesses.value));
+export const sharedErrors = part((state) => state.errors);
 export const rankedAlerts = computed(() => rankAlerts(alerts.value));
 export const cellNumbers = computed(() => new Map(cells.value.map((cell) => [cell.id, cell.idx + 1])));
 
@@ -29,8 +33,16 @@ export const searchText = signal("");
 export const shownRows = computed(() => filterRows(rows.value, searchText.value));
 /** @type {{value: ?number}} index of the student the teacher points at */
 export const selected = signal(null);
-/** @type {{value: "attention"|"grid"}} */
+/** @type {{value: "attention"|"grid"|"shared"}} */
 export const tab = signal("attention");
+/** Who looks. */
+export const me = signal({ user_id: "", display_name: "" });
+/** What was just done, told at the bottom. */
+export const notes = signal(/** @type {any[]} */ ([]));
+/** @type {{value: ?{student: string}|?{key: string, drafts: string[], error?: any}}} to whom the viewer writes */
+export const talk = signal(null);
+/** Announcements made here: fingerprint -> batch. */
+export const announced = signal(/** @type {Record<string, string>} */ ({}));
 export const isHelpOpen = signal(false);
 export const hasShortcuts = signal(localStorage.getItem("nbpulse.shortcuts") !== "off");
 export const theme = signal(localStorage.getItem("nbpulse.theme") ?? "auto");

@@ -6,11 +6,14 @@
 import { html, useRef, useState } from "../preact.js";
 import { formatClock, formatNumber, formatWait, t } from "../i18n.js";
 import { cellNumberAt } from "../state.js";
-import { alerts, cellNumbers, cells, classroom, labelOf, layout, now, rankedAlerts, rows, selected, tab } from "../store.js";
+import { alerts, cellNumbers, cells, classroom, labelOf, layout, now, rankedAlerts, rows, selected, tab, talk } from "../store.js";
+import { Acts, OnIt } from "./acts.js";
 import { Glyph } from "./glyph.js";
 import { Command } from "./pages.js";
 
 /** @typedef {import("../state.js").Alert} Alert */
+
+const MAIL_SHOWN = 5;
 
 export function Attention() {
   const [held, setHeld] = useState(/** @type {?Alert[]} */ (null));
@@ -43,6 +46,7 @@ export function Attention() {
       ${held && html`<${Held} fresh=${fresh} show=${() => setHeld(rankedAlerts.peek())} />`}
     </header>
     <${SamePerson} />
+    <${Mail} />
     ${list.length === 0 ? html`<${Nobody} />` : html`<ol class="entries" tabindex=${layout.value === "phone" ? 0 : null}>
       ${list.map((alert) => html`<${Entry} key=${alert.id} alert=${alerts.value[alert.id] ?? alert} isDone=${!alerts.value[alert.id]} />`)}
     </ol>`}
@@ -89,14 +93,28 @@ function Entry({ alert, isDone }) {
     <${tag} class="entry" aria-pressed=${isPressable ? selected.value === alert.i : null} onClick=${isPressable ? point : null}>
       <span class="pill"><${Glyph} kind=${alert.kind} />${t(`status.${alert.kind}`)}</span>
       <bdi class="name">${labelOf(row)}</bdi>
-      ${seat && html`<bdi class="seat">${seat}</bdi>`}
+      <span class="between"><${OnIt} alert=${alert} />${seat && html`<bdi class="seat">${seat}</bdi>`}</span>
       <time title=${isDone ? "" : formatClock(alert.since)}>${isDone ? t("attention.done") : formatWait(now.value - alert.since)}</time>
       <span class="reason">${explain(alert, row)}
         ${alert.label && html` <code>${alert.label}${Number(alert.n) > 1 ? ` ×${alert.n}` : ""}</code>`}
       </span>
       ${alert.text && html`<q><bdi>${alert.text}</bdi></q>`}
     <//>
+    <${Acts} alert=${alert} isDone=${isDone} />
   </li>`;
+}
+
+/** Students who wrote and were not answered: one press opens the thread. */
+function Mail() {
+  const waiting = rows.value.filter((row) => row?.mail);
+  if (waiting.length === 0) return null;
+  return html`<div class="question mail" data-mail=${waiting.length}>
+    <span>${t("attention.mail")}</span>
+    ${waiting.slice(0, MAIL_SHOWN).map((row) => html`<button key=${row.id} data-mail-of=${row.id} onClick=${() => (talk.value = { student: row.id })}>
+      <bdi>${labelOf(row)}</bdi> ${formatNumber(row.mail ?? 0)}
+    </button>`)}
+    ${waiting.length > MAIL_SHOWN && html`<span>${t("attention.more", { n: waiting.length - MAIL_SHOWN })}</span>`}
+  </div>`;
 }
 
 /** The reason in words. @param {Alert} alert @param {import("../state.js").Row} row */

@@ -2,16 +2,21 @@
 /** The live page of one class: its parts, laid out for wall, tablet and phone. */
 import { effect, html, useEffect, useState } from "../preact.js";
 import { Connection } from "../connection.js";
+import { claim, help } from "../actions.js";
+import { fetchMe } from "../api.js";
 import { t } from "../i18n.js";
 import {
-  alerts, classroom, clockOffsetMs, course, counts, hasShortcuts, isHelpOpen, labelOf, layout, link, rows,
-  searchText, selected, setShortcuts, tab, toggleNames,
+  alerts, classroom, clockOffsetMs, course, counts, hasShortcuts, isHelpOpen, labelOf, layout, link, me,
+  rankedAlerts, rows, searchText, selected, setShortcuts, tab, talk, toggleNames,
 } from "../store.js";
+import { Notes } from "./acts.js";
 import { Attention, explain } from "./attention.js";
 import { Counters } from "./counters.js";
 import { Grid } from "./grid.js";
 import { Header, Help } from "./header.js";
 import { Refused, Waiting, Connecting } from "./pages.js";
+import { Shared } from "./shared.js";
+import { Talk } from "./talk.js";
 
 const POLITE_EVERY_MS = 10_000;
 
@@ -31,6 +36,8 @@ export function Board({ courseId }) {
     });
     setConnection(line);
     line.start();
+    // Without it a claim of one's own bears no name until the server's word has come.
+    fetchMe().then((who) => (me.value = who), (error) => console.warn(error));
     return () => line.stop();
   }, [courseId]);
   useEffect(listenToKeys, []);
@@ -41,16 +48,19 @@ export function Board({ courseId }) {
     ${rows.value.length === 0 ? html`<${Waiting} />` : html`<${Counters} /><${Room} />`}
     <${Foot} />
     <${Announcer} />
+    <${Notes} />
+    <${Talk} />
     <${Help} hasShortcuts=${hasShortcuts.value} setShortcuts=${setShortcuts} />
   </div>`;
 }
 
 function Room() {
-  if (layout.value === "wide") return html`<main class="room"><${Attention} /><${Grid} /></main>`;
+  if (layout.value === "wide") return html`<main class="room"><div class="side"><${Attention} /><${Shared} /></div><${Grid} /></main>`;
   if (layout.value === "phone") return html`<main class="room"><${Attention} /></main>`;
-  return html`<main class="room">${tab.value === "attention" ? html`<${Attention} />` : html`<${Grid} />`}</main>
+  const view = { attention: Attention, grid: Grid, shared: Shared }[tab.value];
+  return html`<main class="room"><${view} /></main>
     <nav class="tabs" aria-label=${t("tabs.title")}>
-      ${["attention", "grid"].map((name) => html`<button key=${name} data-tab-button=${name} aria-current=${tab.value === name ? "page" : "false"}
+      ${["attention", "grid", "shared"].map((name) => html`<button key=${name} data-tab-button=${name} aria-current=${tab.value === name ? "page" : "false"}
         onClick=${() => (tab.value = /** @type {any} */ (name))}>${t(`${name}.title`)}</button>`)}
     </nav>`;
 }
@@ -97,16 +107,27 @@ function listenToKeys() {
   /** @param {KeyboardEvent} event */
   const press = (event) => {
     const target = /** @type {HTMLElement} */ (event.target);
-    if (event.ctrlKey || event.metaKey || event.altKey || isHelpOpen.value) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || isHelpOpen.value || talk.value) return;
     if (event.key === "Escape") selected.value = null;
     if (!hasShortcuts.value || target.matches("input, select, textarea")) return;
-    const action = { "?": () => (isHelpOpen.value = true), a: toggleNames, "/": focusSearch }[event.key];
+    const alert = findPointedAlert();
+    const action = {
+      "?": () => (isHelpOpen.value = true), a: toggleNames, "/": focusSearch,
+      c: alert && (() => claim(alert)), h: alert && (() => help(alert)),
+      m: alert && (() => (talk.value = { student: rows.peek()[alert.i].id })),
+    }[event.key];
     if (!action) return;
     event.preventDefault();
     action();
   };
   addEventListener("keydown", press);
   return () => removeEventListener("keydown", press);
+}
+
+/** The alert of the entry with the focus, else the first of the student pointed at. */
+function findPointedAlert() {
+  const id = document.activeElement?.closest("[data-alert]")?.getAttribute("data-alert");
+  return alerts.peek()[id ?? ""] ?? rankedAlerts.peek().find((/** @type {any} */ one) => one.i === selected.peek());
 }
 
 function focusSearch() {
