@@ -23,6 +23,16 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 OFFERED = "values = [1, 2, 3]\nprint(values)"
 SOURCE = "values = [1, 2]\nprint(values)"
 ANSWER = f"{TALK} textarea"
+slow = pytest.mark.slow
+each_look = pytest.mark.parametrize(
+    ("language", "theme"),
+    [
+        ("ja", "light"),
+        ("en", "dark"),
+        pytest.param("ja", "dark", marks=slow),
+        pytest.param("en", "light", marks=slow),
+    ],
+)
 Open = Callable[..., AbstractAsyncContextManager[Desk]]
 
 
@@ -133,7 +143,7 @@ async def test_a_raised_hand_says_its_place_and_who_is_coming(
     async with open_joined(program) as desk:
         now_ms = round(time.time() * 1000)
         teacher.show_help(since=now_ms, place=3)
-        await desk.says(HAND, "place 3")
+        await desk.says(HAND, "Place 3")
         assert await desk.page.get_attribute(HAND, "aria-pressed") == "true"
         teacher.show_help(since=now_ms, coming={"name": "Tanaka", "at": now_ms})
         await desk.says(HAND, "Tanaka is coming")
@@ -210,8 +220,7 @@ async def test_an_offer_may_be_put_off_found_again_and_declined(
 
 
 @both_front_ends
-@pytest.mark.parametrize("language", ["ja", "en"])
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@each_look
 async def test_it_can_be_read_by_everybody_in_both_languages_and_themes(
     open_joined: Open, teacher: Teacher, program: str, language: str, theme: str
 ) -> None:
@@ -230,7 +239,7 @@ async def test_it_can_be_read_by_everybody_in_both_languages_and_themes(
         teacher.say({"ja": "あと10分で終わります。", "en": "Ten minutes to go."}, "announcement", by=None)
         teacher.say("どこで困っていますか?")
         teacher.offer()
-        await desk.says(HAND, {"ja": "2番目", "en": "place 2"}[language])
+        await desk.says(HAND, {"ja": "2番目", "en": "Place 2"}[language])
         await page.wait_for_selector(".Toastify__toast")
         assert await desk.examine(".Toastify") == []
         await page.click(STATE)
@@ -241,3 +250,22 @@ async def test_it_can_be_read_by_everybody_in_both_languages_and_themes(
         assert await desk.examine(TALK) == []
         assert await desk.examine(".nbpulse-item") == []
         await desk.picture(f"{name}-talk")
+
+
+@both_front_ends
+@each_look
+async def test_joining_can_be_read_by_everybody_and_the_list_of_files_has_the_item_too(  # noqa: PLR0917
+    installed_python: Path, student: Path, chromium_path: str, program: str, language: str, theme: str
+) -> None:
+    write_notebook(student / "授業", url="http://10.0.0.5:8888", join_code="ABCD-EFGH", course="情報基礎")
+    path = "" if program == "notebook" else "week1.ipynb"  # Notebook 7's list of files has no notebook's toolbar
+    async with open_desk(
+        installed_python, student, chromium_path, program, language=language, theme=theme, path=path
+    ) as desk:
+        await desk.says(STATE, {"ja": "授業に参加", "en": "Join class"}[language])
+        assert await desk.examine(".nbpulse-item") == []
+        await desk.page.click(STATE)
+        focused = "name" if program == "jupyterlab" else "invitation"
+        await desk.page.wait_for_selector(f".jp-Dialog input[name={focused}]:focus")
+        assert await desk.examine(".jp-Dialog") == []
+        await desk.picture(f"{program}-{language}-{theme}-join")

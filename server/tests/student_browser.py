@@ -45,9 +45,13 @@ class Desk:
     async def wait_for_kernel(self) -> None:
         """The front ends run nothing, and do not say so, before the kernel is there; at first they call that "idle"."""
         async with asyncio.timeout(60):
-            while not any(one["connections"] for one in (await self.jupyter.http.get("/api/kernels")).json()):  # noqa: ASYNC110
+            while not await self._has_connected():  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.1)
         await self.page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
+
+    async def _has_connected(self) -> bool:
+        answer = await self.jupyter.http.get("/api/kernels")  # 404: one went while they were listed
+        return answer.status_code == 200 and any(one["connections"] for one in answer.json())
 
     async def examine(self, selector: str) -> list[str]:
         """What axe finds serious or critical there."""

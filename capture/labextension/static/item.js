@@ -26,12 +26,12 @@ function nameNews(state) {
   return state.later > 0 ? fill(texts.put_off, { n: state.later }) : "";
 }
 
-/** The raised hand in words: since when, at which place, who is coming. */
-export function nameHelp(help) {
+/** The raised hand in words, `withPlace` as it stands in the queue: since when, who is coming. */
+export function nameHelp(help, withPlace = texts.help_place) {
   if (!help || !help.open) return "";
   if (help.coming) return fill(texts.help_coming, { name: help.coming.name });
   const minutes = Math.max(0, Math.floor((Date.now() - help.since) / 60_000));
-  return fill(help.place ? texts.help_place : texts.help_open, { minutes, place: help.place });
+  return fill(help.place ? withPlace : texts.help_open, { minutes, place: help.place });
 }
 
 const makeButton = (name, sign, label) =>
@@ -51,7 +51,7 @@ export function makeItem(panel, { status, forms, talk, widgets }) {
 
   const isUp = () => Boolean(status.now && status.now.help && status.now.help.open);
   const show = (now) => {
-    const words = [...nameState(now), nameNews(now), nameHelp(now.help) || texts.help];
+    const words = [...nameState(now), nameNews(now), nameHelp(now.help, texts.help_place_short) || texts.help];
     for (const [n, span] of [sign, label, news, handLabel].entries()) {
       if (span.textContent !== words[n]) span.textContent = words[n]; // the same again would be read aloud again
     }

@@ -38,7 +38,8 @@ async function begin(name, shared, app, tracker, translator, palette) {
   app.docRegistry.addWidgetExtension("Notebook", {
     createNew: guard((panel) => {
       const item = makeItem(panel, parts);
-      if (!panel.toolbar.insertAfter("spacer", "nbpulse", item)) panel.toolbar.addItem("nbpulse", item);
+      // Left of the gap: where the toolbar is too narrow, what stands right of it goes into a menu first.
+      if (!panel.toolbar.insertBefore("spacer", "nbpulse", item)) panel.toolbar.addItem("nbpulse", item);
       return item;
     }),
   });

@@ -98,7 +98,8 @@ export class Talk {
 
   _showState(state) {
     const waiting = state.waiting > 0 ? ` ${fill(texts.details_waiting, { n: state.waiting })}` : "";
-    this._who.textContent = state.joined ? fill(texts.details, state) + waiting : texts.not_joined;
+    const who = state.course && state.name ? fill(texts.details, state) : texts.connected;
+    this._who.textContent = state.joined ? who + waiting : texts.not_joined;
     const help = nameHelp(state.help);
     if (this._hand.textContent !== help) this._hand.textContent = help;
     for (const part of [this._log, this._form]) part.hidden = !state.joined;

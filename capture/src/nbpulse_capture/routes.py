@@ -129,10 +129,10 @@ class MessagesHandler(DeskHandler):
         asked = self.read_json(dict)
         try:
             message_id = await asyncio.to_thread(self.desk.say, asked.get("text"), asked.get("thread_id"))
+            self.set_status(202)
+            self.finish({"id": message_id})
         except RefusedError as refusal:
-            return self.refuse(refusal)
-        self.set_status(202)
-        return self.finish({"id": message_id})
+            self.refuse(refusal)
 
 
 class MessageStateHandler(DeskHandler):

@@ -87,7 +87,7 @@ async def test_a_student_hears_who_comes_answers_and_takes_an_offered_change(
             await page.fill("input[name=message]", "グラフが出ません")
             await page.keyboard.press("Enter")
             alert = await staff.find_help()
-            await desk.says(HAND, "place 1")
+            await desk.says(HAND, "Place 1")
             student = (await staff.read("/live"))["students"][alert["i"]]["id"]
             await staff.post(f"/alerts/{alert['id']}/claim", user_id=student)
             await desk.says(HAND, "is coming", within_s=5)
