@@ -165,7 +165,10 @@ async def test_a_fault_in_every_callback_is_counted_and_the_notebook_does_not_no
     assert faults == []
 
 
-@pytest.mark.parametrize("broken", ["plugin.js", "talk.js", "diff.js"])
+@pytest.mark.parametrize(
+    "broken",
+    ["plugin.js", pytest.param("talk.js", marks=pytest.mark.slow), pytest.param("diff.js", marks=pytest.mark.slow)],
+)
 async def test_a_front_end_that_cannot_even_be_loaded_leaves_jupyterlab_as_it_is(
     installed_python: Path, joined: Path, chromium_path: str, broken: str
 ) -> None:

@@ -136,11 +136,11 @@ async def test_an_answer_to_a_class_that_is_away_waits_and_says_so(
         assert len({content["id"] for _, _, content in api.told}) == 1
 
 
-@both_front_ends
 async def test_a_raised_hand_says_its_place_and_who_is_coming(
-    open_joined: Open, teacher: Teacher, program: str
+    open_joined: Open,
+    teacher: Teacher,
 ) -> None:
-    async with open_joined(program) as desk:
+    async with open_joined("jupyterlab") as desk:
         now_ms = round(time.time() * 1000)
         teacher.show_help(since=now_ms, place=3)
         await desk.says(HAND, "Place 3")
@@ -252,8 +252,15 @@ async def test_it_can_be_read_by_everybody_in_both_languages_and_themes(
         await desk.picture(f"{name}-talk")
 
 
-@both_front_ends
-@each_look
+@pytest.mark.parametrize(
+    ("program", "language", "theme"),
+    [
+        ("jupyterlab", "en", "dark"),
+        ("notebook", "ja", "light"),
+        pytest.param("jupyterlab", "ja", "light", marks=slow),
+        pytest.param("notebook", "en", "dark", marks=slow),
+    ],
+)
 async def test_joining_can_be_read_by_everybody_and_the_list_of_files_has_the_item_too(  # noqa: PLR0917
     installed_python: Path, student: Path, chromium_path: str, program: str, language: str, theme: str
 ) -> None:
