@@ -43,6 +43,12 @@ class FakeApi:
         self.request_count = 0
         self.tells_who = True
         self.clock_off_s = 0.0
+        # What the course collects, as the server tells it; None: a server of before there were notices.
+        self.collection: dict[str, Any] | None = None
+        self.shown: dict[str, Any] | None = None
+        self.consents: list[dict[str, Any]] = []
+        self.consent_refusal: dict[str, Any] | None = None
+        self.collection_asked = 0
         api = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -58,6 +64,9 @@ class FakeApi:
                 if self.path.startswith("/api/v1/me/inbox"):
                     api.inbox_asked.append(self.path)
                     reply(self, 200, api.inbox)
+                    return
+                if self.path.startswith(("/api/v1/me/collection", "/api/v1/join/notice")):
+                    api.tell_collection(self)
                     return
                 known = api.tells_who and self.headers.get("Authorization") == "Bearer tok-1"
                 content = {"user_id": "u-1"} if known else {"code": "NB-1101", "title": "no such token"}
@@ -99,12 +108,16 @@ class FakeApi:
                 reply(request, 404, problem)
                 return
             given = {"token": "tok-1", "user_id": "u-1", "course_id": "c-1", "username": "cs-1"}
+            given |= {"collection": self.collection} if self.collection else {}
             reply(request, 201, given | {"resume_code": "R-77", "course_title": "情報基礎"})
             return
         if request.path.startswith("/api/v1/me/messages"):
             self.told.append((request.command, request.path, content))
             status, problem = self.tell_answers.pop(0) if self.tell_answers else (201, {})
             reply(request, status, problem)
+            return
+        if request.path == "/api/v1/me/consent":
+            self.take_consent(request, content)
             return
         self.request_count += 1
         self.tokens.append(request.headers.get("Authorization", ""))
@@ -113,7 +126,32 @@ class FakeApi:
                 return
         else:
             self.batches.append(content)
-        reply(request, 202, {"results": [self.store(event) for event in content]})
+        version = {"NBPULSE_Collection_Version": str(self.collection["version"])} if self.collection else {}
+        reply(request, 202, {"results": [self.store(event) for event in content]}, **version)
+
+    def set_collection(self, version: int, level: str, *without: str, added: str = "") -> None:
+        """The course's newest version from now on."""
+        words = {language: f"{level} notice {version} in {language} {added}".strip() for language in ("ja", "en")}
+        self.collection = {"version": version, "level": level, "without": list(without), "notice": words}
+        self.collection["added"] = {"ja": added, "en": added}
+
+    def tell_collection(self, request: BaseHTTPRequestHandler) -> None:
+        self.collection_asked += 1
+        if self.collection is None:
+            reply(request, 404, {"code": "NB-1201", "title": "no such page"})
+        elif request.path.startswith("/api/v1/join/notice"):
+            reply(request, 200, self.collection | {"course_title": "情報基礎"})
+        else:
+            reply(request, 200, {"current": self.collection, "shown": self.shown, "history": []})
+
+    def take_consent(self, request: BaseHTTPRequestHandler, content: dict[str, Any]) -> None:
+        if self.consent_refusal is not None:
+            reply(request, 403, self.consent_refusal)
+            return
+        self.consents.append(content)
+        self.shown = self.collection if content["action"] == "accept" else None
+        answer = {"current": self.collection, "shown": self.shown, "history": []}
+        reply(request, 200, answer | {"text": {"en": "what was recorded stays", "ja": "これまでの記録は残ります"}})
 
     def store(self, event: Event) -> dict[str, Any]:
         event_id = event["event_id"]

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from nbpulse_capture.cli import RefusedError
 from nbpulse_capture.desk import Desk, describe_place, list_texts
 from nbpulse_capture.execution import describe_event
 from nbpulse_capture.membership import MembershipFile, forget_membership, get_outbox_file
+from nbpulse_capture.messages import RefusedError
 from nbpulse_capture.outbox import Outbox
 
 from .conftest import FakeApi, wait_until

@@ -8,9 +8,10 @@ const RETRY_MS = 5_000;
 
 /** Something the student is to be told, in their language. */
 export class Refusal {
-  constructor(status, text) {
+  constructor(status, { text, notice_version: version } = {}) {
     this.status = status;
-    this.text = text;
+    this.text = text || "";
+    this.version = version; // of the notice that has to be shown first
   }
 }
 
@@ -30,7 +31,7 @@ export class Desk {
     const request = { method, keepalive, ...(body === undefined ? {} : { body: JSON.stringify(body) }) };
     const answer = await this._connection.makeRequest(url, request, this._settings);
     const content = answer.status === 204 ? null : await answer.json().catch(() => null);
-    if (!answer.ok) throw new Refusal(answer.status, (content && content.text) || "");
+    if (!answer.ok) throw new Refusal(answer.status, content || {});
     return content;
   }
 }

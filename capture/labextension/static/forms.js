@@ -52,7 +52,15 @@ export class Forms {
       { name: "resume_code", label: texts.resume_ask, max: 40 },
     ];
     const url = prepared.url || known || "";
-    const send = (values) => this._desk.ask("POST", "join", { ...values, url });
+    let version; // of a notice that says more than the one below: the form then shows it and is sent once more
+    const send = async (values) => {
+      try {
+        return await this._desk.ask("POST", "join", { ...values, url, notice_version: version });
+      } catch (error) {
+        version = error.version || version;
+        throw error;
+      }
+    };
     const title = prepared.course ? fill(texts.join_course, { course: prepared.course }) : texts.join_title;
     const joined = await this.ask(title, fields, texts.join, send, texts.notice);
     if (joined !== null) this.tell(fill(texts.joined, joined), "success");

@@ -16,6 +16,8 @@ function nameState(state) {
   if (state.server === "unreachable") return ["⚠", texts.away];
   if (!state.joined) return ["○", texts.join];
   if (state.server === "refused") return ["⚠", texts.refused];
+  if (state.paused) return ["‖", texts.paused];
+  if (state.notice?.due) return ["!", texts.notice_due];
   if (state.waiting > 0 && state.server !== "connected") return ["…", fill(texts.waiting, { n: state.waiting })];
   return ["●", texts.connected];
 }
@@ -63,7 +65,7 @@ export function makeItem(panel, { status, forms, talk, widgets }) {
   state.onclick = guard(() => {
     const now = status.now;
     if (now === null) return undefined;
-    if (now.joined && now.server !== "refused") return talk.open();
+    if (now.joined && now.server !== "refused") return now.paused || now.notice?.due ? talk.showRecording() : talk.open();
     const prepared = panel === null ? {} : panel.context.model.sharedModel.getMetadata("nbpulse") || {};
     return forms.join(prepared, now.address);
   });

@@ -33,7 +33,7 @@ async function begin(name, shared, app, tracker, translator, palette) {
   const messages = new Messages(desk, status);
   const forms = new Forms(apputils, widgets, desk);
   const icon = new uiComponents.LabIcon({ name: "nbpulse:hand", svgstr: HAND });
-  const talk = new Talk({ app, status, messages, forms, tracker, widgets, icon });
+  const talk = new Talk({ app, desk, apputils, status, messages, forms, tracker, widgets, icon });
   const parts = { status, forms, talk, widgets };
   app.docRegistry.addWidgetExtension("Notebook", {
     createNew: guard((panel) => {

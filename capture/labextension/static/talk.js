@@ -5,6 +5,7 @@ import { Refusal } from "./desk.js";
 import { guard } from "./guard.js";
 import { nameHelp } from "./item.js";
 import { Offer } from "./offer.js";
+import { showRecording } from "./recording.js";
 import { choose, fill, language, make, texts } from "./words.js";
 
 const TEXT_MAX = 500;
@@ -45,8 +46,9 @@ class Entry {
 }
 
 export class Talk {
-  constructor({ app, status, messages, forms, tracker, widgets, icon }) {
+  constructor({ app, desk, apputils, status, messages, forms, tracker, widgets, icon }) {
     Object.assign(this, { _app: app, _forms: forms, _tracker: tracker, _messages: messages });
+    this._recording = { apputils, desk, status, widgets };
     this._entries = new Map();
     this._shown = new Set();
     [this._toast, this._announced, this._coming] = [null, null, null];
@@ -66,6 +68,10 @@ export class Talk {
 
   open() {
     this._app.shell.activateById(ID);
+  }
+
+  showRecording() {
+    return showRecording(this._recording);
   }
 
   _draw() {
@@ -89,7 +95,9 @@ export class Talk {
       event.preventDefault();
       return this._send();
     });
-    this._recorded = make("div", {}, make("p", { textContent: texts.notice }));
+    const own = make("button", { type: "button", className: "jp-mod-styled jp-mod-reject nbpulse-recording",
+      textContent: texts.recording, onclick: guard(() => this.showRecording()) });
+    this._recorded = make("div", {}, make("p", { textContent: texts.notice }), own);
     this._resume = make("p");
     const details = make("details", {}, make("summary", { textContent: texts.what_is_seen }), this._recorded, this._resume);
     this._node = make("section", { className: "nbpulse-talk", "aria-label": texts.talk_title },

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nbpulse_capture import __version__
+from nbpulse_capture.consent import ConsentFile, Standing, forget_collection, resume
 from nbpulse_capture.execution import format_time
 from nbpulse_capture.membership import (
     Membership,
@@ -19,19 +20,12 @@ from nbpulse_capture.membership import (
     get_outbox_file,
     write_membership,
 )
-from nbpulse_capture.messages import get_text
+from nbpulse_capture.messages import RefusedError, get_language, get_text, say
+from nbpulse_capture.notices import fetch_notice, note_joined
 from nbpulse_capture.outbox import Outbox
+from nbpulse_capture.recording import add_commands, can_ask, describe_pause, is_yes, word_notice
 from nbpulse_capture.sender import describe_problem
 from nbpulse_capture.wire import UnreachableError, Wire
-
-
-class RefusedError(Exception):
-    """Something the student has to be told; carries the code and the facts of its text."""
-
-    def __init__(self, code: str, **facts: object) -> None:
-        super().__init__(code)
-        self.code = code
-        self.facts = facts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,6 +60,7 @@ def _build_parser() -> argparse.ArgumentParser:
     join.add_argument("code", nargs="?", metavar="CODE")
     join.add_argument("--name", help="your name as your teacher knows it / 名前")
     join.add_argument("--student-number", help="学籍番号")
+    join.add_argument("--yes", action="store_true", help="do not ask after the notice / 通知の後で確認しない")
     join.add_argument("--resume-code", help="the code another computer showed when it joined / 再参加コード")
     join.set_defaults(action=join_class)
     status = commands.add_parser("status", help="joined to what, what waits, what went wrong / 状態を見る")
@@ -74,6 +69,7 @@ def _build_parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="look for what is missing, say the fix / 問題を調べて直し方を示す")
     doctor.add_argument("--json", action="store_true")
     doctor.set_defaults(action=examine_installation)
+    add_commands(commands)
     leave = commands.add_parser("leave", help="stop recording and erase what is here / 退出する")
     leave.set_defaults(action=leave_class)
     recorded = commands.add_parser("what-is-recorded", help="the last events as sent / 記録された内容を見る")
@@ -83,8 +79,8 @@ def _build_parser() -> argparse.ArgumentParser:
 
 
 def join_class(arguments: argparse.Namespace) -> int:
-    """POST /api/v1/join, keep the token, say what is recorded. Asks for what is missing."""
-    asks = sys.stdin is not None and sys.stdin.isatty()
+    """Ask for what is missing, show the course's notice, and only then join; keep the token."""
+    asks = can_ask()
     url = clean_url(_ask(arguments.url, "ask_url", asks=True))
     code = _ask(arguments.code, "ask_code", asks=True)
     name = _ask(arguments.name, "ask_name", asks=True)
@@ -94,18 +90,32 @@ def join_class(arguments: argparse.Namespace) -> int:
     asked = {"join_code": code, "display_name": name}
     asked |= {"student_number": number} if number else {}
     asked |= {"resume_code": arguments.resume_code} if arguments.resume_code else {}
-    membership = request_membership(url, asked)
-    write_membership(membership)
-    course = membership.course_title or membership.course_id
-    lines = [get_text("joined", course=course, name=name)]
+    notice = fetch_notice(url, code)
+    say(word_notice(notice["notice"] if notice else None, get_language()))
+    if asks and not arguments.yes and not is_yes(input(get_text("ask_join"))):
+        return 1
+    membership = join_course(url, asked, notice)
+    lines = [get_text("joined", course=membership.course_title or membership.course_id, name=name)]
     if membership.resume_code:
         lines.append(get_text("resume_code", code=membership.resume_code))
-    lines += [get_text("notice"), get_text("already_running")]
-    _say("\n".join(lines))
+    say("\n".join([*lines, get_text("already_running")]))
     return 0
 
 
-def request_membership(url: str, asked: dict[str, str]) -> Membership:
+def join_course(url: str, asked: dict[str, Any], notice: dict[str, Any] | None) -> Membership:
+    """
+    Join having been shown `notice` (None: the one that comes with this package); the place and its terms are kept.
+
+    Raises RefusedError as request_membership().
+    """
+    version = notice["version"] if notice else None
+    membership, answered = request_membership(url, asked | ({"notice_version": version} if version else {}))
+    note_joined(membership, answered, version)
+    write_membership(membership)
+    return membership
+
+
+def request_membership(url: str, asked: dict[str, Any]) -> tuple[Membership, dict[str, Any]]:
     """Join at the class's server; nothing is kept yet. Raises RefusedError with what the student can do."""
     wire = Wire(url)
     try:
@@ -124,23 +134,24 @@ def request_membership(url: str, asked: dict[str, str]) -> Membership:
     if not isinstance(content.get("token"), str):
         raise RefusedError("NB-7005", url=url)
     names = ("token", "user_id", "course_id", "course_title", "username", "resume_code")
-    return Membership(
+    membership = Membership(
         url=url,
         display_name=asked["display_name"],
         joined_at=format_time(),
         **{name: str(content.get(name) or "") for name in names},
     )
+    return membership, content
 
 
 def show_status(arguments: argparse.Namespace) -> int:
     """Joined to what, how many wait, what went wrong. Exit 1: somebody has to act."""
     status = describe_status()
     if arguments.json:
-        _say(json.dumps(status, ensure_ascii=False))
+        say(json.dumps(status, ensure_ascii=False))
     elif not status["joined"]:
-        _say(get_text("NB-7001"))
+        say(get_text("NB-7001"))
     else:
-        _say(format_status(status))
+        say(format_status(status))
     return 0 if status["joined"] and not status["refused"] else 1
 
 
@@ -162,8 +173,12 @@ def describe_status() -> dict[str, Any]:
             ][-20:]
         finally:
             outbox.close()
+    standing = ConsentFile().read(membership) if membership else Standing()
     return {
         "joined": membership is not None,
+        "paused": ConsentFile().is_paused(),
+        "level": standing.policy.level,
+        "notice_due": standing.is_notice_due,
         "url": membership.url if membership else None,
         "course_id": membership.course_id if membership else None,
         "course_title": membership.course_title if membership else None,
@@ -197,6 +212,7 @@ def format_status(status: dict[str, Any]) -> str:
             last_error=f"{error['at']} {error['what']}" if error else get_text("none"),
         ),
     ]
+    lines += [text for text in (describe_pause(), get_text("NB-7085") if status["notice_due"] else "") if text]
     if status["refused"]:
         lines.append(get_text("NB-7011"))
     if status["set_aside"]:
@@ -215,9 +231,9 @@ def examine_installation(arguments: argparse.Namespace) -> int:
     is_good = all(finding.state != "wrong" for finding in findings)
     if arguments.json:
         told = {"ok": is_good, "findings": [finding.describe() for finding in findings]}
-        _say(json.dumps(told, ensure_ascii=False, default=str))
+        say(json.dumps(told, ensure_ascii=False, default=str))
     else:
-        _say(format_findings(findings) + ("\n" + get_text("doctor_good") if is_good else ""))
+        say(format_findings(findings) + ("\n" + get_text("doctor_good") if is_good else ""))
     return 0 if is_good else 1
 
 
@@ -227,6 +243,8 @@ def leave_class(_arguments: argparse.Namespace) -> int:
     if membership is None:
         raise RefusedError("NB-7001")
     forget_membership()
+    forget_collection(membership)
+    resume()
     waiting_count = 0
     if get_outbox_file().exists():
         outbox = Outbox(get_outbox_file())
@@ -234,7 +252,7 @@ def leave_class(_arguments: argparse.Namespace) -> int:
             waiting_count = outbox.erase_account(membership.account)
         finally:
             outbox.close()
-    _say(get_text("left", course=membership.course_title or membership.course_id, waiting=waiting_count))
+    say(get_text("left", course=membership.course_title or membership.course_id, waiting=waiting_count))
     return 0
 
 
@@ -248,10 +266,10 @@ def show_recorded(arguments: argparse.Namespace) -> int:
         finally:
             outbox.close()
     if not events:
-        _say(get_text("recorded_none"))
+        say(get_text("recorded_none"))
     for state, event, reason in events:
-        _say(f"# {state} {reason or ''}".rstrip())
-        _say(json.dumps(event, ensure_ascii=False))
+        say(f"# {state} {reason or ''}".rstrip())
+        say(json.dumps(event, ensure_ascii=False))
     return 0
 
 
@@ -282,11 +300,3 @@ def clean_url(text: str) -> str:
     if not usable:
         raise RefusedError("NB-7002", url=text)
     return f"{parts.scheme}://{parts.netloc}"
-
-
-def _say(text: str) -> None:
-    try:
-        sys.stdout.write(text + "\n")
-    except UnicodeEncodeError:  # a console that has no Japanese
-        encoding = sys.stdout.encoding or "ascii"
-        sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")

@@ -12,12 +12,15 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from nbpulse_capture.cli import RefusedError, clean_url, request_membership
+from nbpulse_capture import consent
+from nbpulse_capture.cli import clean_url, join_course
 from nbpulse_capture.execution import clean_text
 from nbpulse_capture.invitation import parse_invitation
-from nbpulse_capture.membership import Membership, MembershipFile, get_outbox_file, write_membership
-from nbpulse_capture.messages import load_texts
+from nbpulse_capture.membership import Membership, MembershipFile, get_outbox_file
+from nbpulse_capture.messages import RefusedError, load_texts
+from nbpulse_capture.notices import accept_notice, fetch_notice, tells_more
 from nbpulse_capture.outbox import Outbox
+from nbpulse_capture.recording import need_membership, withdraw
 from nbpulse_capture.talk import Message, Talk
 
 OBSERVED_TYPES = frozenset({"presence", "notebook_open", "notebook_close", "cell_focus", "cell_change", "markdown_run"})
@@ -79,7 +82,12 @@ class Desk:
             return dict(self._state)
 
     def join(self, asked: Mapping[str, Any]) -> dict[str, str]:
-        """Join the class; what the student is to be told. Raises RefusedError. Blocks: for a thread."""
+        """
+        Join the class; what the student is to be told. Blocks: for a thread.
+
+        Raises RefusedError, also (NB-7081) to show a notice that says more than the dialog has: asked again with that
+        `notice_version` it is taken as shown.
+        """
         names = ("name", "code", "url", "invitation", "student_number", "resume_code")
         given = {name: str(asked.get(name) or "").strip() for name in names}
         url, code = given["url"], given["code"]
@@ -89,8 +97,11 @@ class Desk:
             raise RefusedError("NB-7007")
         wanted = {"join_code": code, "display_name": given["name"]}
         wanted |= {name: given[name] for name in ("student_number", "resume_code") if given[name]}
-        membership = request_membership(clean_url(url), wanted)
-        write_membership(membership)
+        url = clean_url(url)
+        notice = fetch_notice(url, code)
+        if notice is not None and tells_more(notice) and asked.get("notice_version") != notice["version"]:
+            raise RefusedError("NB-7081", version=notice["version"], **notice["notice"])
+        membership = join_course(url, wanted, notice)
         with self._changed:
             self._talk.forget()
             self._look()
@@ -120,14 +131,14 @@ class Desk:
 
     def raise_hand(self, path: object, message: object) -> None:
         """Raises RefusedError (NB-7001): nobody has joined."""
-        self._need_membership()
+        need_membership()
         data = {"message": clean_text(str(message).strip(), 500)} if message else {}
         self._recorder.put("help_request", describe_place(path), data)
         self._set_help({"open": True, "since": round(time.time() * 1000), "coming": None, "place": None})
 
     def take_down(self, path: object) -> None:
         """Raises RefusedError (NB-7001): nobody has joined."""
-        self._need_membership()
+        need_membership()
         self._recorder.put("help_cancel", describe_place(path), {})
         self._set_help({"open": False, "since": 0, "coming": None, "place": None})
 
@@ -138,13 +149,13 @@ class Desk:
 
     def say(self, text: object, thread_id: object) -> str:
         """Answer the class; the message's id. Raises RefusedError: NB-7001, or as `Talk.say`."""
-        membership = self._need_membership()
+        membership = need_membership()
         with self._changed:
             return self._talk.say(membership, text, thread_id)
 
     def decide(self, message_id: str, state: object) -> None:
         """What the student does with a message. Raises RefusedError: NB-7001, or as `Talk.decide`."""
-        membership = self._need_membership()
+        membership = need_membership()
         with self._changed:
             self._talk.decide(membership, message_id, str(state))
 
@@ -152,11 +163,32 @@ class Desk:
         """A callback of the front end's has failed."""
         self._recorder.note_fault(clean_text(str(words), FAULT_MAX))
 
-    def _need_membership(self) -> Membership:
-        membership = self._membership_file.read()
-        if membership is None:
-            raise RefusedError("NB-7001")
-        return membership
+    def pause(self, minutes: float | None) -> None:
+        """Record nothing for a while. Raises RefusedError (NB-7001)."""
+        need_membership()
+        consent.pause(minutes)
+        self._tell()
+
+    def resume(self) -> None:
+        """Record again. Raises RefusedError (NB-7001)."""
+        need_membership()
+        consent.resume()
+        self._tell()
+
+    def accept(self, version: int) -> None:
+        """The student was shown this version of the notice. Raises RefusedError. Blocks: for a thread."""
+        accept_notice(need_membership(), version)
+        self._tell()
+
+    def withdraw(self) -> dict[str, str]:
+        """End recording for good; the server's word on what stays. Raises RefusedError. Blocks: for a thread."""
+        told = withdraw(need_membership())
+        self._tell()
+        return told
+
+    def _tell(self) -> None:
+        with self._changed:
+            self._look()
 
     def _set_help(self, state: dict[str, Any]) -> None:
         """Shown at once; the inbox says the same once the class has heard of it."""
@@ -179,7 +211,7 @@ class Desk:
     def _look(self) -> None:
         """Compose the state anew; whoever waits is woken when it is another. Under the lock."""
         membership = self._membership_file.read()
-        state = describe_membership(membership) | self._talk.describe()
+        state = describe_membership(membership) | describe_consent(membership) | self._talk.describe()
         revision = self._state["revision"]
         if state | {"revision": revision} != self._state:
             self._state = state | {"revision": revision + 1}
@@ -214,6 +246,15 @@ def describe_membership(membership: Membership | None) -> dict[str, Any]:
         "name": membership.display_name,
         "resume_code": membership.resume_code,
     }
+
+
+def describe_consent(membership: Membership | None) -> dict[str, Any]:
+    """`paused`, and the course's `notice`: its version, text, and whether the student is still to be shown it."""
+    file = consent.ConsentFile()
+    standing = file.read(membership) if membership is not None else consent.Standing()
+    version = standing.current.version if standing.current is not None else 0
+    notice = {"version": version, "text": standing.notice, "due": standing.is_notice_due}
+    return {"paused": membership is not None and file.is_paused(), "notice": notice}
 
 
 def list_texts(language: str) -> dict[str, str]:

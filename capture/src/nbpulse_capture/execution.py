@@ -1,7 +1,8 @@
 """One run of a cell, put into the words of the wire: describe_start(), describe_execution().
 
-The collection level is "metadata only": no source and no output. A traceback therefore names files, lines
-and functions but quotes no line of code, and paths are cut to their last two parts. What looks secret is masked.
+There is no source and no output in it (contents.py adds them where the course collects them). A traceback therefore
+names files, lines and functions but quotes no line of code, and paths are cut to their last two parts. What looks
+secret is masked.
 Everything is bounded: an endless recursion with thousands of frames costs and sends no more than twenty.
 """
 
@@ -52,6 +53,7 @@ class Run:
     started_at_s: float = 0.0
     depth: int = 1
     is_told: bool = False
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from urllib.parse import parse_qs, urlsplit
 
-from nbpulse_capture.cli import RefusedError, clean_url
+from nbpulse_capture.cli import clean_url
+from nbpulse_capture.messages import RefusedError
 
 _COMMAND = re.compile(r"^[%!]?\s*(?:nbpulse-capture|nbpulse)\s+join\s+", re.IGNORECASE)
 

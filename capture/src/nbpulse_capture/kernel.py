@@ -6,7 +6,8 @@ thread then. Whether it is so is asked at each run anew, so a server that dies o
 
 Promises to the student: nothing of ours is ever raised or printed into the notebook (faults are counted and
 shown by `%nbpulse status`), no run gets slower by more than a millisecond, and nothing is recorded before
-joining.
+joining. Where the course collects source or output, these are masked before they are written, which takes longer the
+longer they are.
 
 Why the callbacks write to SQLite themselves instead of handing over to a thread: measured by `bench/capture_cost.py`,
 both callbacks of a run together take 0.5 ms of CPU in the median and 0.9 ms at the 99th percentile on two cores that
@@ -37,6 +38,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbpulse_capture.claims import KernelClaim
+from nbpulse_capture.consent import ConsentFile
+from nbpulse_capture.contents import fit_contents
 from nbpulse_capture.execution import (
     ExecutionResult,
     Run,
@@ -49,7 +52,9 @@ from nbpulse_capture.faults import FaultLog
 from nbpulse_capture.membership import MembershipFile, get_outbox_file
 from nbpulse_capture.notebook import NotebookPlace, locate_notebook
 from nbpulse_capture.outbox import Outbox
+from nbpulse_capture.policy import apply_policy
 from nbpulse_capture.sender import Sender, Spilled
+from nbpulse_capture.shown import ShownOutput
 from nbpulse_capture.sitting import Sitting
 from nbpulse_capture.websocket import describe_cell, describe_marks, is_our_magic
 
@@ -85,6 +90,8 @@ class Recorder:
         self._is_a_notebook = place is not None and place.path.endswith(".ipynb") and not is_nested
         self.dropped_count = 0
         self.faults = FaultLog()
+        self._consent = ConsentFile()
+        self._shown = ShownOutput(self.faults)
         self._told_fault_count = 0
         self.sender = Sender(
             get_outbox_file(),
@@ -144,6 +151,8 @@ class Recorder:
         cell_id = getattr(info, "cell_id", None) or metadata.get("cellId")
         if self._is_nested or (cell_id is None and not self._is_a_notebook) or is_our_magic(info.raw_cell):
             return
+        if self._consent.is_paused():
+            return  # a run that begins in a pause is not recorded, whenever it ends
         with self._lock:
             if (open_run := self._open_runs.get(msg_id)) is not None:
                 open_run.depth += 1  # the cell itself calls run_cell(): still one run
@@ -155,6 +164,7 @@ class Recorder:
         self.last_cell = run.common
         if not self._claim.is_held():
             self._tell_start(run)
+            self._look_at_contents(run, info.raw_cell)
         run.started_at_s = time.perf_counter()
 
     def _tell_start(self, run: Run) -> None:
@@ -162,6 +172,17 @@ class Recorder:
         run.is_told = True
         self._store(describe_start(run))
         self._wake_sender()
+
+    def _look_at_contents(self, run: Run, source: str) -> None:
+        """Source and output are looked at only where the course collects them and the student knows."""
+        membership = self._membership_file.read()
+        if membership is None:
+            return
+        policy = self._consent.find_policy(membership)
+        if policy.wants("source"):
+            run.source = source
+        if policy.wants("output"):
+            self._shown.begin(self._shell.kernel.session, run.msg_id)  # type: ignore[attr-defined]
 
     def _after_run(self, result: ExecutionResult | None, ended_at_s: float, propagating: BaseException | None) -> None:
         msg_id = self._get_parent().get("header", {}).get("msg_id")
@@ -186,6 +207,10 @@ class Recorder:
         else:  # also where the server has gone in mid-run; a start that it did tell is not told twice
             if not run.is_told:
                 self._tell_start(run)
+            if run.source:
+                end["data"]["source"] = run.source
+            if output := self._shown.end(msg_id):
+                end["data"]["output"] = output
             self._store(end | {"session_id": run.common["session_id"]})
             self._wake_sender()
         self._sitting.active_at_s = time.time()
@@ -197,6 +222,7 @@ class Recorder:
             self.put("session_end", place, {})
         if self._has_told_start or self._sitting.session_id is not None:
             self.put("kernel_status", self.describe_place(), {"status": "stopped"})
+        self._shown.detach()
         self.sender.stop(FLUSH_AT_EXIT_S)
         if self._outbox is not None:
             self._outbox.close()
@@ -231,10 +257,14 @@ class Recorder:
         self.sender.wake()
 
     def _store(self, event: dict[str, Any]) -> None:
-        """To disk before anything else; to memory when the disk will not have it now."""
+        """What may be recorded: to disk before anything else; to memory when the disk will not have it now."""
         membership = self._membership_file.read()
         if membership is None:
             return
+        allowed = apply_policy(event, self._consent.find_policy(membership))
+        if allowed is None:
+            return
+        event = fit_contents(allowed)
         file = self._place.file if self._place else None
         try:
             if self._outbox is None:

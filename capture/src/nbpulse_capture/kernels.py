@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 import zmq
 
+from nbpulse_capture.contents import OutputText
+
 DELIMITER = b"<IDS|MSG>"
 AT_ONCE = 500
 OUTPUT_TYPES = ("stream", "display_data", "update_display_data", "execute_result")
@@ -23,8 +25,8 @@ OUTPUT_TYPES = ("stream", "display_data", "update_display_data", "execute_result
 class KernelVoice(Protocol):
     """Who is told what a kernel has said; times are the kernel's own."""
 
-    def hear_start(self, msg_id: str, at: datetime, content: dict[str, Any]) -> None:
-        """`execute_input`"""
+    def hear_start(self, msg_id: str, at: datetime, content: dict[str, Any]) -> bool:
+        """`execute_input`; whether what the run shows is to be kept, beside its size"""
 
     def hear_error(self, msg_id: str, content: dict[str, Any]) -> None:
         """`error`"""
@@ -32,7 +34,7 @@ class KernelVoice(Protocol):
     def hear_told(self, msg_id: str, content: dict[str, Any]) -> None:
         """`nbpulse_event`, from our extension inside the kernel"""
 
-    def hear_end(self, msg_id: str, at: datetime, output_bytes: int) -> None:
+    def hear_end(self, msg_id: str, at: datetime, output_bytes: int, shown: str) -> None:
         """`status: idle` after a request to run something"""
 
 
@@ -47,10 +49,12 @@ class KernelListener:
         self._stream: Any = None
         self._running_id: str | None = None
         self._output_bytes: dict[str, int] = {}
+        self._shown: dict[str, OutputText] = {}
 
     def open(self) -> None:
         """Listen from now on, as to a kernel that has just started; raises where it has no such socket (gateways)."""
         self._output_bytes.clear()
+        self._shown.clear()
         if self._stream is not None and self._ports == list(self._manager.ports):
             return
         self.close()
@@ -95,7 +99,8 @@ class KernelListener:
     def _tell(self, msg_type: str, msg_id: str, header: dict[str, Any], raw: bytes) -> None:
         if msg_type == "execute_input":
             self._running_id, self._output_bytes[msg_id] = msg_id, 0
-            self._voice.hear_start(msg_id, read_time(header.get("date")), json.loads(raw))
+            if self._voice.hear_start(msg_id, read_time(header.get("date")), json.loads(raw)):
+                self._shown[msg_id] = OutputText()
         elif msg_type == "error":
             self._voice.hear_error(msg_id, json.loads(raw))
         elif msg_type == "nbpulse_event":
@@ -104,7 +109,8 @@ class KernelListener:
             shown_bytes = self._output_bytes.pop(msg_id, 0)
             if self._running_id == msg_id:
                 self._running_id = None
-            self._voice.hear_end(msg_id, read_time(header.get("date")), shown_bytes)
+            shown = self._shown.pop(msg_id).text if msg_id in self._shown else ""
+            self._voice.hear_end(msg_id, read_time(header.get("date")), shown_bytes, shown)
 
     def _measure(self, parts: list[bytes]) -> None:
         """Add to the run that shows it; the parent is only parsed where it is not the run that began last."""
@@ -114,6 +120,8 @@ class KernelListener:
             msg_id = json.loads(parts[at + 3]).get("msg_id")
         if msg_id in self._output_bytes:
             self._output_bytes[msg_id] += sum(map(len, parts[at + 5 :]))
+        if msg_id in self._shown and not self._shown[msg_id].is_full:
+            self._shown[msg_id].take(json.loads(parts[at + 2])["msg_type"], json.loads(parts[at + 5]))
 
 
 def read_time(text: object) -> datetime:

@@ -1,4 +1,4 @@
-"""`%nbpulse help | status | join` inside a notebook; what it prints was asked for."""
+"""`%nbpulse help | status | pause | join` and the others inside a notebook; what it prints was asked for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from nbpulse_capture.messages import get_text
 
+COMMANDS = frozenset({"status", "join", "leave", "what-is-recorded", "pause", "resume", "notice", "withdraw"})
 _open_help_id: str | None = None
 
 
@@ -18,7 +19,7 @@ def run_magic(line: str) -> None:
     if word == "help":
         _say(cancel_help() if rest == "--cancel" else request_help(rest))
         return
-    if word in {"status", "join", "leave", "what-is-recorded"}:
+    if word in COMMANDS:
         from nbpulse_capture.cli import main
 
         main([word, *shlex.split(rest)])

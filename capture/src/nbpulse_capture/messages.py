@@ -8,9 +8,19 @@ from __future__ import annotations
 import json
 import locale
 import os
+import sys
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
+
+
+class RefusedError(Exception):
+    """Something the student has to be told; carries the code and the facts of its text."""
+
+    def __init__(self, code: str, **facts: object) -> None:
+        super().__init__(code)
+        self.code = code
+        self.facts = facts
 
 
 @cache
@@ -38,3 +48,12 @@ def translate(language: str, key: str, facts: Mapping[str, object]) -> str:
     """The text in `ja` or `en`."""
     text = load_texts()[key][language].format(**facts)
     return f"{key}: {text}" if key.startswith("NB-") else text
+
+
+def say(text: str) -> None:
+    """A line for the student."""
+    try:
+        sys.stdout.write(text + "\n")
+    except UnicodeEncodeError:  # a console that has no Japanese
+        encoding = sys.stdout.encoding or "ascii"
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")

@@ -19,6 +19,8 @@ from functools import partial
 from typing import Any
 
 from nbpulse_capture.claims import SERVER_VARIABLE, ServerClaims, find_death, remove_dead_servers
+from nbpulse_capture.consent import ConsentFile
+from nbpulse_capture.contents import fit_contents
 from nbpulse_capture.execution import describe_event
 from nbpulse_capture.faults import FaultLog
 from nbpulse_capture.frontend import FrontEnd
@@ -28,6 +30,7 @@ from nbpulse_capture.notebook import NotebookShelf
 from nbpulse_capture.openruns import amend, end_forgotten_runs, keep_open
 from nbpulse_capture.outbox import Outbox
 from nbpulse_capture.places import SessionPlaces
+from nbpulse_capture.policy import OWN_ACTS_ONLY, Policy, apply_policy
 from nbpulse_capture.sender import Sender
 from nbpulse_capture.watched import Event, WatchedKernel
 from nbpulse_capture.websocket import is_students_code, read_request
@@ -47,15 +50,25 @@ Action = Callable[[], None]
 class Voice:
     """What a kernel's listener hears, queued for the observer (KernelVoice)."""
 
-    def __init__(self, kernel: WatchedKernel, offer: Callable[..., None], faults: FaultLog) -> None:
+    def __init__(
+        self,
+        kernel: WatchedKernel,
+        offer: Callable[..., None],
+        faults: FaultLog,
+        find_policy: Callable[[], Policy],
+    ) -> None:
+        self._find_policy = find_policy
         self._kernel = kernel
         self._offer = offer
         self._faults = faults
 
-    def hear_start(self, msg_id: str, at: Any, content: dict[str, Any]) -> None:
-        """`execute_input`"""
-        is_students = is_students_code(str(content.get("code", "")))
-        self._offer(self._kernel, partial(self._kernel.note_start, msg_id, at, content, is_students=is_students))
+    def hear_start(self, msg_id: str, at: Any, content: dict[str, Any]) -> bool:
+        """`execute_input`; a run that begins in a pause is nobody's, whenever it ends"""
+        code, policy = str(content.get("code", "")), self._find_policy()
+        is_students = is_students_code(code) and policy != OWN_ACTS_ONLY
+        note = partial(self._kernel.note_start, msg_id, at, content, is_students=is_students)
+        self._offer(self._kernel, partial(note, source=code if policy.wants("source") else ""))
+        return policy.wants("output")
 
     def hear_error(self, msg_id: str, content: dict[str, Any]) -> None:
         """`error`"""
@@ -68,9 +81,9 @@ class Voice:
         tells = "event" in content
         self._offer(self._kernel, partial(self._kernel.note_told, msg_id, content), tells=tells)
 
-    def hear_end(self, msg_id: str, at: Any, output_bytes: int) -> None:
+    def hear_end(self, msg_id: str, at: Any, output_bytes: int, shown: str) -> None:
         """`idle`"""
-        self._offer(self._kernel, partial(self._kernel.note_end, msg_id, at, output_bytes))
+        self._offer(self._kernel, partial(self._kernel.note_end, msg_id, at, output_bytes, shown))
 
 
 class ServerObserver:
@@ -81,6 +94,7 @@ class ServerObserver:
         self._places = SessionPlaces(session_manager, contents_manager)
         self._claims = ServerClaims()
         self._membership_file = MembershipFile()
+        self._consent = ConsentFile()
         self._account: str | None = None
         self._noted_sender_fault = ""
         self._kernels: dict[str, WatchedKernel] = {}
@@ -135,7 +149,8 @@ class ServerObserver:
             return
         kernel = WatchedKernel(kernel_id, self, is_new=is_new)
         manager = self._kernel_manager.get_kernel(kernel_id)
-        listener = KernelListener(manager, Voice(kernel, self._offer, self.faults), partial(self.give_up, kernel_id))
+        voice = Voice(kernel, self._offer, self.faults, self._find_policy)
+        listener = KernelListener(manager, voice, partial(self.give_up, kernel_id))
         listener.open()
         self._kernels[kernel_id], self._listeners[kernel_id] = kernel, listener
         # Jupyter starts a dead kernel anew, or gives up; either way it has died.
@@ -154,7 +169,7 @@ class ServerObserver:
             self._account = account  # somebody else sits here, or the same student in another course
             for one in self._kernels.values():
                 self._offer(one, one.begin_anew, tells=False)
-        if request.cell is None or membership is None:
+        if request.cell is None or self._find_policy() == OWN_ACTS_ONLY:
             self._offer(kernel, partial(kernel.runs.ignore, request.msg_id), tells=False)
         else:
             self._offer(kernel, partial(kernel.runs.submit, request.msg_id, request.cell, request.marks), tells=False)
@@ -309,16 +324,26 @@ class ServerObserver:
 
     # -- EventStore ------------------------------------------------------------------------------------------
 
-    def put(self, event: Event, file: str | None, *, held_s: float = 0.0, end: Event | None = None) -> None:
-        """To the writer, if somebody has joined."""
+    def _find_policy(self) -> Policy:
+        """What may be recorded now."""
         membership = self._membership_file.read()
-        if membership is None:
+        return self._consent.find_policy(membership) if membership is not None else OWN_ACTS_ONLY
+
+    def put(self, event: Event, file: str | None, *, held_s: float = 0.0, end: Event | None = None) -> None:
+        """To the writer, if somebody has joined and it may be recorded."""
+        membership = self._membership_file.read()
+        policy = self._find_policy()
+        allowed = apply_policy(event, policy)
+        if membership is None or allowed is None:
             return
+        end = apply_policy(end, policy) if end is not None else None
         account, owner = membership.account, self._claims.owner
         held_until = time.time() + held_s if held_s else 0.0
 
         def store(outbox: Outbox) -> None:  # the file is read now, in the writer's thread: it may be renamed later
-            placed = self._shelf.place(event, file) if file else event
+            if self._membership_file.read() != membership:
+                return  # the student has left or withdrawn meanwhile, and what waited was erased
+            placed = fit_contents(self._shelf.place(allowed, file) if file else allowed)
             outbox.put(placed, account, file, held_until=held_until)
             if end is not None:
                 keep_open(outbox, end, account, file, owner)

@@ -21,7 +21,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -244,6 +244,21 @@ class Outbox:
             with self._lock:
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
+    def erase(self, gone: Iterable[Row], cut: Iterable[Row] = ()) -> None:
+        """`gone` may not be kept, of `cut` only what these rows hold: nothing else stays, not even in free pages."""
+        with self._lock:
+            self._db.execute("PRAGMA secure_delete = ON")
+            self._db.execute(
+                "DELETE FROM events WHERE sequence IN (SELECT value FROM json_each(?))",
+                (_to_json([row.sequence for row in gone]),),
+            )
+            self._db.execute(
+                "UPDATE events SET payload = json_extract(value, '$[1]') FROM json_each(?)"
+                " WHERE events.sequence = json_extract(value, '$[0]')",
+                (_to_json([[row.sequence, row.event] for row in cut]),),
+            )
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
     def erase_account(self, account: str) -> int:
         """Erase all events of an account that has left; says how many were still waiting."""
         with self._lock, self._transaction():
@@ -259,6 +274,9 @@ class Outbox:
                 " reason = NULL, state = 1 WHERE account = ?",
                 (account,),
             )
+        with self._lock, suppress(sqlite3.OperationalError):  # somebody reads just now: the next checkpoint does it
+            self._db.execute("VACUUM")  # what was deleted before leaves its traces in pages that are free
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return int(waiting_count)
 
     def count_events(self, account: str) -> dict[str, int]:

@@ -13,11 +13,11 @@ from jupyter_server.base.handlers import APIHandler
 from jupyter_server.utils import url_path_join
 from tornado import web
 
-from nbpulse_capture.cli import RefusedError
 from nbpulse_capture.desk import Desk, list_texts
-from nbpulse_capture.messages import translate
+from nbpulse_capture.messages import RefusedError, translate
 
 WAIT_CAP_S = 30.0
+LONGEST_PAUSE_MINUTES = 7 * 24 * 60
 
 
 class DeskHandler(APIHandler):
@@ -45,7 +45,9 @@ class DeskHandler(APIHandler):
     def refuse(self, refusal: RefusedError) -> None:
         """What the student is to be told, in the front end's language."""
         self.set_status(409)
-        self.finish({"code": refusal.code, "text": translate(self.language, refusal.code, refusal.facts)})
+        text = translate(self.language, refusal.code, refusal.facts | {"notice": refusal.facts.get(self.language)})
+        version = refusal.facts.get("version")
+        self.finish({"code": refusal.code, "text": text} | ({"notice_version": version} if version else {}))
 
 
 class TextsHandler(DeskHandler):
@@ -159,6 +161,42 @@ class FaultsHandler(DeskHandler):
         self.set_status(204)
 
 
+class RecordingHandler(DeskHandler):
+    """`POST pause` (`minutes` or until `resume`), `resume`, `consent` (`version`), `withdraw`."""
+
+    def initialize(self, desk: Desk, action: str) -> None:  # type: ignore[override]
+        """Called by tornado."""
+        super().initialize(desk)
+        self.action = action
+
+    @web.authenticated
+    async def post(self) -> None:
+        """The student's own say in what is recorded."""
+        asked = self.read_json(dict)
+        try:
+            told = await asyncio.to_thread(self._do, asked)
+        except RefusedError as refusal:
+            self.refuse(refusal)
+        except (TypeError, ValueError) as error:
+            raise web.HTTPError(400, "minutes, version: numbers expected") from error
+        else:
+            self.finish(told)
+
+    def _do(self, asked: dict[str, Any]) -> dict[str, Any]:
+        if self.action == "pause":
+            minutes = float(asked["minutes"]) if asked.get("minutes") else None
+            if minutes is not None and not 0 < minutes <= LONGEST_PAUSE_MINUTES:
+                raise ValueError(minutes)
+            self.desk.pause(minutes)
+        elif self.action == "resume":
+            self.desk.resume()
+        elif self.action == "consent":
+            self.desk.accept(int(asked.get("version") or 0))
+        else:
+            return {"text": self.desk.withdraw().get(self.language, "")}
+        return {}
+
+
 def add_routes(web_app: web.Application, desk: Desk) -> None:
     """Make them known to the Jupyter server's application."""
     base = web_app.settings["base_url"]
@@ -172,7 +210,10 @@ def add_routes(web_app: web.Application, desk: Desk) -> None:
         "messages/([^/]+)/state": MessageStateHandler,
         "faults": FaultsHandler,
     }
-    web_app.add_handlers(
-        ".*$",
-        [(url_path_join(base, "nbpulse-capture", name), kind, {"desk": desk}) for name, kind in routes.items()],
-    )
+    own: list[tuple[str, type[DeskHandler], dict[str, Any]]]
+    own = [(url_path_join(base, "nbpulse-capture", name), kind, {"desk": desk}) for name, kind in routes.items()]
+    own += [
+        (url_path_join(base, "nbpulse-capture", action), RecordingHandler, {"desk": desk, "action": action})
+        for action in ("pause", "resume", "consent", "withdraw")
+    ]
+    web_app.add_handlers(".*$", own)

@@ -37,6 +37,8 @@ class SeenRun:
     error: dict[str, Any] = field(default_factory=dict)
     told_by_kernel: dict[str, Any] = field(default_factory=dict)
     output_bytes: int = 0
+    source: str = ""
+    output: str = ""
     was_interrupted: bool = False
 
 
@@ -108,10 +110,11 @@ class KernelRuns:
         if (run := self._open.get(msg_id)) is not None:
             run.error = dict(error)
 
-    def note_output(self, msg_id: str, size_bytes: int) -> None:
+    def note_output(self, msg_id: str, size_bytes: int, shown: str = "") -> None:
         """The kernel shows something."""
         if (run := self._open.get(msg_id)) is not None:
             run.output_bytes += size_bytes
+            run.output = shown
 
     def note_told(self, msg_id: str, told: Mapping[str, Any]) -> None:
         """What the extension inside the kernel says of the run."""

@@ -5,6 +5,10 @@ Promises: an event leaves the outbox only on the server's word; the same ids are
 401 and 403: stop until the student joins again. Other refusals: set aside with the reason, without harming
 the neighbours.
 
+Nothing is sent before the class's server has said what the course collects, and then only that (policy.py): what is
+not, or no longer, collected is erased here. The server is asked again hourly and when an answer bears another version.
+A student who has withdrawn is refused by the server for good: then nothing of theirs is kept here either.
+
 Pace: the first event of a quiet time goes at once, and so do the next few; a storm of runs is sent in at
 most four batches a second, which is as fast as the teacher's board moves. `presence` is sent every 20 s and
 never stored: it means "now" or nothing.
@@ -17,13 +21,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nbpulse_capture.execution import format_time
+from nbpulse_capture.consent import ConsentFile
+from nbpulse_capture.execution import describe_event, format_time
 from nbpulse_capture.membership import Membership, MembershipFile
 from nbpulse_capture.notebook import NotebookShelf
+from nbpulse_capture.notices import end_membership, keep_collection
 from nbpulse_capture.outbox import Outbox, Row, Verdict
+from nbpulse_capture.policy import Policy, apply_policy
 from nbpulse_capture.wire import Answer, UnreachableError, Wire
 
 LINGER_S = 0.015
@@ -32,6 +41,8 @@ BATCH_CAP_BYTES = 800_000
 PRESENCE_EVERY_S = 20.0
 SENDS_AT_ONCE, SENDS_PER_S = 8.0, 4.0
 BACKOFF_FIRST_S, BACKOFF_CAP_S, BACKOFF_CAP_EARLY_S, EARLY_S = 0.5, 300.0, 5.0, 120.0
+
+WITHDRAWN, UNCOLLECTED = "NB-1340", "NB-1341"  # the server's codes
 
 Event = dict[str, Any]
 Spilled = tuple[Event, str, str | None]
@@ -59,6 +70,7 @@ class Sender(threading.Thread):
         self._stop_at: float | None = None
         self._wire: Wire | None = None
         self._outbox: Outbox | None = None
+        self._consent = ConsentFile()
         self._shelf = NotebookShelf()
         self._backoff = Backoff()
         self._tokens, self._tokens_at = SENDS_AT_ONCE, time.monotonic()
@@ -117,7 +129,7 @@ class Sender(threading.Thread):
         if self._outbox is None:
             self._outbox = Outbox(self._outbox_file)
         self._outbox.trim()
-        self._store_spill(self._outbox)
+        self._store_spill(self._outbox, membership.account)
         self._outbox.checkpoint()
         return self.send_batch(self._outbox, membership)
 
@@ -128,7 +140,14 @@ class Sender(threading.Thread):
         presence = self._take_presence()
         if not rows and presence is None:
             return False
+        if not self._learn_collection(outbox, membership, rows):
+            return False
+        policy = self._consent.read(membership).policy
+        rows = hold_to_policy(outbox, rows, policy)
+        presence = apply_policy(presence, policy) if presence else None
         rows = [self._look_up_place(row) for row in rows]
+        if not rows and presence is None:
+            return True
         self._wait_for_token()
         events = [row.event for row in rows] + ([presence] if presence else [])
         try:
@@ -142,17 +161,47 @@ class Sender(threading.Thread):
         """The one place that says what each answer means for the events that were sent."""
         verdicts = read_verdicts(answer)
         if answer.status in {202, 422} and verdicts is not None:
+            rows = erase_uncollected(outbox, rows, verdicts)
             if forgotten := outbox.settle(rows, verdicts, last_success_at=format_time(), refused=None):
                 outbox.release(forgotten)
             self._backoff.succeed()
+            self._follow_collection(membership, answer)
             return True
         told = f"HTTP {answer.status} {describe_problem(answer.content)}"
         if answer.status in {401, 403}:
             self._refused_account = membership.token
+            if told.startswith(f"HTTP 403 {WITHDRAWN}"):
+                end_membership(membership, outbox)
+                rows = []
             self._keep(outbox, rows, f"NB-7011 {told}", None, refused=f"NB-7011 {told}")
             return False
         if answer.status in {400, 413, 415, 422}:
             return self._isolate(outbox, membership, rows, told)
+        self._keep(outbox, rows, f"NB-7012 {told}", answer.retry_after_s)
+        return False
+
+    def _follow_collection(self, membership: Membership, answer: Answer) -> None:
+        """Ask what the course collects where the answer says that it is another than is known here."""
+        known = self._consent.read(membership).current
+        if known is not None and answer.collection_version not in {None, known.version}:
+            with suppress(UnreachableError):  # the next answer says it again
+                keep_collection(self._get_wire(membership.url), membership)
+
+    def _learn_collection(self, outbox: Outbox, membership: Membership, rows: list[Row]) -> bool:
+        """Whether it is known what the course collects; asks where that is unknown or old."""
+        standing = self._consent.read(membership)
+        if not standing.is_old(time.time()):
+            return True
+        try:
+            answer = keep_collection(self._get_wire(membership.url), membership)
+        except UnreachableError as error:
+            self._keep(outbox, rows, f"NB-7010 {error}", None)
+            return False
+        if answer is None or (standing.current is not None and answer.status not in {401, 403}):
+            return True
+        if answer.status in {401, 403}:
+            return self._act_on(outbox, membership, rows, answer)
+        told = f"HTTP {answer.status} {describe_problem(answer.content)}"
         self._keep(outbox, rows, f"NB-7012 {told}", answer.retry_after_s)
         return False
 
@@ -196,18 +245,24 @@ class Sender(threading.Thread):
             outbox.release(rows[kept:])
         return rows[:kept]
 
-    def _store_spill(self, outbox: Outbox) -> None:
+    def _store_spill(self, outbox: Outbox, current_account: str) -> None:
+        """What the disk would not have before; not of somebody who has left or withdrawn meanwhile."""
         while self._spill:
             event, account, notebook_file = self._spill[0]
-            outbox.put(event, account, notebook_file)
+            if account == current_account:
+                outbox.put(event, account, notebook_file)
             self._spill.popleft()
 
     def _take_presence(self) -> Event | None:
+        """Who has paused is there, and that is all that is said."""
         now = time.monotonic()
         if now - self._presence_at < PRESENCE_EVERY_S - 0.5 or self._stop_at is not None:
             return None
         self._presence_at = now
-        return self._describe_presence()
+        presence = self._describe_presence()
+        if presence is not None and self._consent.is_paused():
+            return describe_event("presence", {}, {"state": "paused"})
+        return presence
 
     def _wait_for_token(self) -> None:
         now = time.monotonic()
@@ -257,6 +312,24 @@ class Backoff:
         if now >= self._until:
             return True
         return in_haste and not self._told_to_wait and now - self._last_at > BACKOFF_CAP_EARLY_S
+
+
+def hold_to_policy(outbox: Outbox, rows: list[Row], policy: Policy) -> list[Row]:
+    """The rows as they may be sent; what was recorded and is not collected any more is erased."""
+    held = [(row, apply_policy(row.event, policy)) for row in rows]
+    gone = [row for row, event in held if event is None]
+    cut = [replace(row, event=event) for row, event in held if event is not None and event is not row.event]
+    if gone or cut:
+        outbox.erase(gone, cut)
+    return [replace(row, event=event) for row, event in held if event is not None]
+
+
+def erase_uncollected(outbox: Outbox, rows: list[Row], verdicts: list[Verdict]) -> list[Row]:
+    """What the server refused because the course does not collect it is not kept for later; the other rows."""
+    uncollected = {one.event_id for one in verdicts if one.status == "rejected" and one.reason.startswith(UNCOLLECTED)}
+    if gone := [row for row in rows if row.event["event_id"] in uncollected]:
+        outbox.erase(gone)
+    return [row for row in rows if row.event["event_id"] not in uncollected]
 
 
 def read_verdicts(answer: Answer) -> list[Verdict] | None:

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from nbpulse_capture.cli import RefusedError
 from nbpulse_capture.execution import clean_text
 from nbpulse_capture.membership import Membership
+from nbpulse_capture.messages import RefusedError
 from nbpulse_capture.sender import describe_problem
 from nbpulse_capture.wire import Answer, UnreachableError, Wire
 

@@ -102,7 +102,9 @@ class WatchedKernel:
 
     # -- runs ------------------------------------------------------------------------------------------------
 
-    def note_start(self, msg_id: str, at: datetime, content: Mapping[str, Any], *, is_students: bool) -> None:
+    def note_start(
+        self, msg_id: str, at: datetime, content: Mapping[str, Any], *, is_students: bool, source: str = ""
+    ) -> None:
         """The kernel begins a run; not counted where no websocket asked for it and no notebook is there (a batch)."""
         if not self.runs.has(msg_id) and self._expected_cells:
             self.runs.submit(msg_id, describe_cell(self._expected_cells.popleft(), {}), {})
@@ -113,6 +115,7 @@ class WatchedKernel:
             return
         count = content.get("execution_count")
         for started in self.runs.begin(msg_id, at, count if isinstance(count, int) else None):
+            started.run.source = source
             self._tell_start(started.run, at)
 
     def expect_cell(self, cell_id: str) -> None:
@@ -139,9 +142,9 @@ class WatchedKernel:
             data = event.get("data") if isinstance(event.get("data"), dict) else {}
             self._put(describe_event(str(event["event_type"]), self.describe_place() | self._last_cell, data or {}))
 
-    def note_end(self, msg_id: str, at: datetime, output_bytes: int) -> None:
+    def note_end(self, msg_id: str, at: datetime, output_bytes: int, shown: str = "") -> None:
         """The kernel has done with a request."""
-        self.runs.note_output(msg_id, output_bytes)
+        self.runs.note_output(msg_id, output_bytes, shown)
         for ended in self.runs.finish(msg_id, at):
             self._tell_end(ended)
 
@@ -171,6 +174,7 @@ class WatchedKernel:
             data["execution_count"] = run.execution_count
         if run.output_bytes:
             data["output_bytes"] = run.output_bytes
+        data |= {name: text for name, text in (("source", run.source), ("output", run.output)) if text}
         ids = {"event_id": self._make_id(run, "end"), "occurred_at": format_time(ended.at)}
         self._put(describe_event("cell_execution", self.describe_place() | run.cell | ids, data | run.marks))
 

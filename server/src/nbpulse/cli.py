@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nbpulse import collecting
 from nbpulse.errors import InvalidInput, NbpulseError, StartupError
 from nbpulse.terminal import answer, describe_error, get_text, say
 
@@ -374,6 +375,9 @@ def _connect(data: Path | None, *, is_needed: bool = True) -> Settings:
         if not running and is_needed and not os.environ.get("NBPULSE_DATABASE_URL"):
             raise StartupError("NB-3019", path=_find_data_dir(data))
     return read_settings()
+
+
+collecting.add_command(app, _connect)
 
 
 def main() -> None:

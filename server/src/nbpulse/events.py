@@ -48,7 +48,7 @@ EVENT_TYPES: Final = NOTEBOOK_EVENT_TYPES | FREE_EVENT_TYPES
 HELP_EVENT_TYPES: Final = frozenset({"help_request", "help_cancel"})
 CLASS_ENDED: Final = "class_ended"  # `data.reason` of the help_cancel that we make, never a client's
 EXECUTION_STATUSES: Final = frozenset({"ok", "error", "interrupted", "aborted", "kernel_died", "unknown"})
-PRESENCE_STATES: Final = frozenset({"active", "idle", "hidden"})
+PRESENCE_STATES: Final = frozenset({"active", "idle", "hidden", "paused"})
 
 _Text500 = Annotated[str, msgspec.Meta(max_length=500)]
 _Text256 = Annotated[str, msgspec.Meta(max_length=256)]
@@ -342,7 +342,7 @@ def _check_data(envelope: _Envelope) -> dict[str, Any]:
         if event_type == "help_cancel":
             data = {name: value for name, value in data.items() if name != "reason"}  # ours to say
         if event_type == "presence" and msgspec.convert(data, _PresenceData).state not in PRESENCE_STATES:
-            raise InvalidEvent("NB-1011", "invalid_field", detail="data.state: active, idle or hidden")
+            raise InvalidEvent("NB-1011", "invalid_field", detail="data.state: active, idle, hidden, paused")
     except msgspec.ValidationError as error:
         raise InvalidEvent("NB-1011", "invalid_field", detail=f"data: {error}") from error
     return data

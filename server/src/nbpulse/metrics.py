@@ -54,6 +54,11 @@ PostgresQuery = Literal[
     "list_tokens",
     "describe_person",
     "join",
+    "find_notice",
+    "show_collection",
+    "change_collection",
+    "show_consent",
+    "note_consent",
     "ensure_course",
     "ensure_teacher",
     "delete_course",
@@ -216,6 +221,9 @@ REGISTRY.register(pools)
 
 ingest_events = Counter(
     "nbpulse_ingest_events_total", "Events answered by the API, by what was said of each", ["result"]
+)
+ingest_stripped_fields = Counter(
+    "nbpulse_ingest_stripped_fields_total", "Fields that were sent though the course does not collect them", ["field"]
 )
 ingest_ack_duration = Histogram(
     "nbpulse_ingest_ack_seconds",

@@ -29,6 +29,14 @@ async def merge(stage: Stage, keep: str, drop: str) -> int:
         return await merge_users(pool, EncryptedField(KEY), keep_id=UUID(keep), drop_id=UUID(drop))
 
 
+async def test_what_both_users_said_to_the_notice_is_the_one_s_history(stage: Stage) -> None:
+    first, second = await stage.join(notice_version=1), await stage.join(notice_version=1)
+    await merge(stage, first["user_id"], second["user_id"])
+    rows = await read(stage, "SELECT user_id, count(*) FROM consents WHERE course_id = $1 GROUP BY 1", stage.course.id)
+    assert rows == [(UUID(first["user_id"]), 2)]
+    assert (await stage.post(second["token"], make_run())).status_code == 202
+
+
 async def test_one_person_under_two_users_is_counted_once(stage: Stage) -> None:
     first = await stage.join(student_number="s1")
     second = await stage.join(student_number="s1")

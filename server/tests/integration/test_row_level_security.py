@@ -86,6 +86,8 @@ class School:
             "courses": {"id": uuid4(), "title": "x", "short_name": f"c{number}"},
             "enrolments": {"user_id": user_id, "course_id": course_id, "role": "student"},
             "tokens": {"user_id": user_id, "kind": "student", "secret_hash": b"x"},
+            "collection_versions": {"course_id": course_id, "version": number, "level": "metadata"},
+            "consents": mine | {"id": uuid4(), "course_id": course_id, "action": "accept"},
             "notebooks": {"course_id": course_id, "path": f"{number}.ipynb"},
             "notebook_cells": {"notebook_id": notebook_id, "cell_id": str(number)},
             "class_meetings": {"course_id": course_id, "ended_at": when},

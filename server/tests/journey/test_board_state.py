@@ -15,7 +15,7 @@ pytestmark = pytest.mark.browser
 Snapshot = dict[str, Any]
 Frame = dict[str, Any]
 
-STATUSES = ["help", "stuck", "idle", "behind", "ok", "offline"]
+STATUSES = ["help", "stuck", "idle", "behind", "ok", "paused", "offline"]
 
 # Everything a viewer can see; not when it came or by which way.
 SEEN = """

@@ -134,7 +134,7 @@ def test_behind_counts_from_when_the_class_passed_and_clears_with_hysteresis() -
 def test_statuses_are_told_apart_and_counted_once() -> None:
     group = Class(3)
     board = group.look(0, away={2})
-    assert board["counts"] == {"help": 0, "stuck": 0, "idle": 0, "behind": 0, "ok": 2, "offline": 1}
+    assert board["counts"] == {"help": 0, "stuck": 0, "idle": 0, "behind": 0, "ok": 2, "paused": 0, "offline": 1}
     assert board["connected"] == 2
     assert group.look(61, away={0, 1, 2})["counts"]["offline"] == 3
 

@@ -28,6 +28,7 @@ COMMANDS = [
     "rotate-keys",
     "backup",
     "restore",
+    "collection",
 ]
 SUBCOMMANDS = ["token list", "token revoke", "dead-letters list", "dead-letters show", "dead-letters replay"]
 

@@ -12,7 +12,14 @@ import pytest
 
 from servers import ROOT
 
-TWINS = ("README.md", "docs/README.md", "docs/DATABASE_COMPARISON.md", "docs/PERFORMANCE.md", "docs/SECURITY.md")
+TWINS = (
+    "README.md",
+    "docs/README.md",
+    "docs/DATABASE_COMPARISON.md",
+    "docs/PERFORMANCE.md",
+    "docs/SECURITY.md",
+    "docs/privacy.md",
+)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^(```.*?^```)", re.DOTALL | re.MULTILINE)
 

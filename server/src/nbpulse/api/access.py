@@ -58,6 +58,7 @@ RULES: Final[dict[str, Rule]] = {
     "GET /api/v1/openapi.json": Rule.ANYONE,
     "GET /api/v1/errors": Rule.ANYONE,
     "POST /api/v1/join": Rule.ANYONE,
+    "GET /api/v1/join/notice": Rule.ANYONE,
     "POST /api/v1/sign-in": Rule.ANYONE,
     "POST /api/v1/sign-out": Rule.SIGNED_IN,
     "POST /api/v1/events": Rule.DELIVERER,
@@ -66,6 +67,8 @@ RULES: Final[dict[str, Rule]] = {
     "POST /api/v1/me/messages": Rule.DELIVERER,
     "PUT /api/v1/me/messages/{message_id}/state": Rule.DELIVERER,
     "GET /api/v1/me/session": Rule.STUDENT,
+    "GET /api/v1/me/collection": Rule.STUDENT,
+    "POST /api/v1/me/consent": Rule.STUDENT,
     "GET /api/v1/courses/{course_id}/live": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/series": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/notebooks/{notebook_id}/summary": Rule.STAFF,
@@ -87,6 +90,8 @@ RULES: Final[dict[str, Rule]] = {
     "GET /api/v1/courses/{course_id}/messages": Rule.STAFF,
     "POST /api/v1/courses/{course_id}/tickets": Rule.STAFF,
     "POST /api/v1/courses/{course_id}/rehearsals": Rule.STAFF,
+    "GET /api/v1/courses/{course_id}/collection": Rule.STAFF,
+    "PUT /api/v1/courses/{course_id}/collection": Rule.STAFF,
     "DELETE /api/v1/courses/{course_id}": Rule.STAFF,
     "WS /api/v1/courses/{course_id}/ws": Rule.FIRST_MESSAGE,
 }
@@ -143,7 +148,7 @@ class Gate:
         return person
 
     async def find_person(self, token: str | None, *, grace_s: float = 0.0) -> Person:
-        """Whom the token stands for. Raises AccessDenied (NB-1101), Unavailable."""
+        """Whom the token stands for. Raises AccessDenied (NB-1101, NB-1340), Unavailable."""
         if not token:
             raise AccessDenied("NB-1101")
         person, found_at = self._known.get(token, (None, 0.0))
@@ -172,6 +177,12 @@ class Gate:
         for token in [token for token, (known, _) in self._known.items() if known.token_id == person.token_id]:
             del self._known[token]
 
+    def forget_students(self, course_id: UUID, user_id: UUID | None = None) -> None:
+        """What may be collected of the course's students (or of this one) is another now: look them up anew."""
+        for token, (known, _) in list(self._known.items()):
+            if known.course_id == course_id and user_id in (None, known.user_id):
+                del self._known[token]
+
     async def find_staff(self, token_id: UUID, course_id: UUID) -> Person:
         """Whom a token proved earlier stands for now, as staff of the course. Raises as `admit`."""
         person = await self._people.find_person_by_id(token_id)
@@ -195,7 +206,11 @@ class Gate:
             raise AccessDenied("NB-1107")
 
     async def _look_up(self, token: str) -> Person | None:
-        person = await self._people.find_person(token)
+        try:
+            person = await self._people.find_person(token)
+        except AccessDenied:
+            self._known.pop(token, None)
+            raise
         if person is None:
             self._known.pop(token, None)
         else:

@@ -23,6 +23,7 @@ from nbpulse import __version__
 from nbpulse.api import (
     actions,
     classrooms,
+    collections,
     health,
     inbox,
     ingest,
@@ -117,6 +118,7 @@ def create_app(
         classrooms.shared,
         queries.router,
         meetings.router,
+        collections.router,
         rehearsals.router,
         health.router,
         pages.router,

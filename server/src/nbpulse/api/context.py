@@ -17,6 +17,7 @@ from nbpulse.errors import NotFound
 from nbpulse.hub import LiveHub
 from nbpulse.identity import ask_as
 from nbpulse.records.analysis import CourseHistory
+from nbpulse.records.consents import Consents
 from nbpulse.records.inboxes import Inboxes
 from nbpulse.records.interventions import Interventions
 from nbpulse.records.meetings import Meetings
@@ -69,6 +70,7 @@ class Context:
     interventions: Interventions
     messages: Messages
     inboxes: Inboxes
+    consents: Consents
     promise: str
     gate: Gate
     ingest: Ingest
@@ -96,6 +98,7 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         interventions=Interventions(parts.people, parts.people.seal),
         messages=Messages(parts.people, parts.people.seal),
         inboxes=Inboxes(parts.people, parts.people.seal),
+        consents=Consents(parts.people),
         promise=parts.promise,
         gate=gate,
         ingest=Ingest(gate, parts.stream, parts.cache),

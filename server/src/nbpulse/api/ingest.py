@@ -20,7 +20,7 @@ import structlog
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from nbpulse import events, metrics
+from nbpulse import collection, events, metrics
 from nbpulse.api.access import Gate
 from nbpulse.api.bodies import read_body
 from nbpulse.api.problems import make_problem
@@ -31,6 +31,7 @@ from nbpulse.records.people import Person
 from nbpulse.stream import get_stream_key
 
 PATH: Final = "/api/v1/events"
+COLLECTION_HEADER: Final = b"nbpulse-collection-version"
 _REMEMBERED_EVENTS: Final = 10_000
 _HEARD_EVERY_S: Final = 10.0
 _NOTE_AFTER_S: Final = 0.25
@@ -112,6 +113,7 @@ class Ingest:
             learner = await self._gate.find_learner(authorization)
             body = await read_body(receive, content_type=content_type, content_encoding=content_encoding)
             status, answer = await self.receive_events(body, learner)
+            version = str(learner.collection.version).encode()
         except NbpulseError as error:
             _COUNTERS["refused"].inc()
             await make_problem(error, language)(scope, receive, send)
@@ -119,7 +121,7 @@ class Ingest:
         except ClientDisconnect:
             return
         encoded = _encode(answer)
-        headers = [*_HEADERS, (b"content-length", str(len(encoded)).encode())]
+        headers = [*_HEADERS, (b"content-length", str(len(encoded)).encode()), (COLLECTION_HEADER, version)]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": encoded})
         metrics.ingest_ack_duration.observe(time.perf_counter() - started)
@@ -130,13 +132,10 @@ class Ingest:
 
         Raises InvalidInput for a body that is none, InvalidEvent for one event alone, Unavailable (nothing promised).
         """
-        assert learner.course_id is not None  # noqa: S101 - the gate saw to it
         parts, is_batch = events.split_batch(body)
         received_at = datetime.now(UTC)
         if not is_batch:
-            event = events.receive(
-                parts[0], user_id=learner.user_id, course_id=learner.course_id, received_at=received_at
-            )
+            event = _receive(parts[0], learner, received_at)
             await self._keep([(event, events.encode(event))], learner)
             _COUNTERS["accepted"].inc()
             return 202, {"status": "received", "event_id": event.event_id}
@@ -144,9 +143,7 @@ class Ingest:
         accepted: dict[bytes, _Encoded] = {}
         for part in parts:
             try:
-                event = events.receive(
-                    part, user_id=learner.user_id, course_id=learner.course_id, received_at=received_at
-                )
+                event = _receive(part, learner, received_at)
                 payload = events.encode(event)
             except InvalidEvent as error:
                 results.append(Result(events.find_event_id(part), "rejected", error.code, error.reason))
@@ -175,7 +172,7 @@ class Ingest:
             self._heard_at[learner.user_id] = time.monotonic()
         elif durable and time.monotonic() - self._heard_at.get(learner.user_id, 0.0) > _HEARD_EVERY_S:
             self._heard_at[learner.user_id] = time.monotonic()
-            self._to_note[learner.user_id] = _hear(learner, "idle")
+            self._to_note[learner.user_id] = _hear(learner, "")  # there, and no word of what they do
             if self._noting is None or self._noting.done():
                 self._noting = asyncio.create_task(self._note_heard())
 
@@ -190,6 +187,22 @@ class Ingest:
                 for user_id in heard:
                     self._heard_at.pop(user_id, None)
                 _log.debug("ingest.presence_not_noted", code=error.code)
+
+
+def _receive(raw: bytes, learner: Person, received_at: datetime) -> ReceivedEvent:
+    """
+    The event, without what the course does not collect of this learner.
+
+    Raises InvalidEvent as events.receive(), and NB-1341: the course collects nothing of it.
+    """
+    assert learner.course_id is not None  # noqa: S101 - the gate saw to it
+    event = events.receive(raw, user_id=learner.user_id, course_id=learner.course_id, received_at=received_at)
+    kept, dropped = collection.strip_event(event, learner.collection)
+    for name in dropped:
+        metrics.ingest_stripped_fields.labels(name).inc()
+    if kept is None:
+        raise InvalidEvent("NB-1341", "not_collected", event_type=event.event_type)
+    return kept
 
 
 def _hear(learner: Person, state: str) -> Heard:

@@ -30,6 +30,7 @@ class JoinRequest(msgspec.Struct):
     display_name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     student_number: Annotated[str, msgspec.Meta(max_length=64)] | None = None
     resume_code: Annotated[str, msgspec.Meta(max_length=40)] | None = None
+    notice_version: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)] | None = None
 
 
 class SignInRequest(msgspec.Struct):
@@ -48,6 +49,7 @@ async def join(request: Request) -> Response:
         _clean_text(wanted.display_name, "display_name") or "",
         _clean_text(wanted.student_number, "student_number"),
         _clean_text(wanted.resume_code, "resume_code"),
+        wanted.notice_version,
     )
     try:
         await context.cache.announce_roster(joined.course_id)

@@ -23,7 +23,7 @@ from nbpulse.classroom.rules import (
 from nbpulse.classroom.shared import SharedError, group_errors, list_errors
 
 _CELL_CHARS: Final = {"running": "2", "ok": "1"}
-STATUSES: Final = ("help", "stuck", "idle", "behind", "ok", "offline")
+STATUSES: Final = ("help", "stuck", "idle", "behind", "ok", "paused", "offline")
 
 
 class _Row:
@@ -39,6 +39,7 @@ class _Row:
         self.position = 0
         self.heard_ms = 0
         self.active_ms = 0
+        self.is_paused = False
         self.behind_since = 0
         self.status = "offline"
         self.since = 0
@@ -172,6 +173,7 @@ class Classroom:
         """The learner's Jupyter was heard of; `presence` "active" counts as activity, as does a run."""
         row = self._rows.get(user_id)
         if row is not None:
+            row.is_paused = presence == "paused" if presence else row.is_paused
             row.heard_ms = max(row.heard_ms, at_ms)
             if presence == "active":
                 row.active_ms = max(row.active_ms, at_ms)
@@ -192,7 +194,8 @@ class Classroom:
             findings = (one for one in find_alerts(standing, pace, self.rules) if self._is_of_meeting(one))
             alerts = {one.kind: self._make_alert(row, one) for one in findings}
             self._note_alerts(row, alerts)
-            status = next((kind for kind in RANKS if kind in alerts), "ok" if is_connected else "offline")
+            quiet = "ok" if is_connected else "paused" if self._is_heard(row, now_ms) else "offline"
+            status = next((kind for kind in RANKS if kind in alerts), quiet)
             # Nothing here may depend on when this process looked: every process shows the same class.
             since = alerts[status].since if status in alerts else row.active_ms if status == "offline" else 0
             if (status, since) != (row.status, row.since):
@@ -251,8 +254,12 @@ class Classroom:
         body.update((name, part) for name, part in parts.items() if part)
         return body
 
-    def _is_connected(self, row: _Row, now_ms: int) -> bool:
+    def _is_heard(self, row: _Row, now_ms: int) -> bool:
         return row.heard_ms > 0 and now_ms - row.heard_ms <= self.rules.connected_ms
+
+    def _is_connected(self, row: _Row, now_ms: int) -> bool:
+        """Of a student who has paused recording nothing is known: they neither need help nor count for the class."""
+        return self._is_heard(row, now_ms) and not row.is_paused
 
     def _is_of_meeting(self, finding: Finding) -> bool:
         """Whether the class's meeting is one in which this matters; a hand that is up at its beginning does."""

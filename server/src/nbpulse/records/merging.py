@@ -76,6 +76,7 @@ _MOVE_LEDGER = (
         team = coalesce(k.team, excluded.team), student_number = coalesce(k.student_number, excluded.student_number)
     """,
     "UPDATE tokens SET user_id = $1 WHERE user_id = $2 AND kind <> 'link' AND $3 >= 0",
+    "UPDATE consents SET user_id = $1, shard = $3 WHERE user_id = $2",
 )
 # What the second still holds of an event both sent is the first's already.
 _CLEAR = (

@@ -19,10 +19,12 @@ from uuid import UUID, uuid4
 import asyncpg
 import msgspec
 
+from nbpulse.collection import DEFAULT, Notice, Policy
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import AccessDenied, Unavailable
 from nbpulse.identity import asking_as, identify
 from nbpulse.metrics import PostgresQuery, name_query
+from nbpulse.records.consents import note_consent, read_policy
 from nbpulse.records.failures import UNAVAILABLE
 from nbpulse.shards import get_shard_number
 
@@ -44,6 +46,8 @@ class Person(msgspec.Struct, frozen=True):
     course_id: UUID | None
     scopes: frozenset[str]
     roles: dict[UUID, str]
+    collection: Policy = DEFAULT
+    """What may be collected of them in the token's course."""
 
     def is_staff(self, course_id: UUID) -> bool:
         """True for an instructor or assistant of the course, by a token meant for staff."""
@@ -59,6 +63,7 @@ class Joined(msgspec.Struct, frozen=True):
     username: str
     course_title: str
     resume_code: str | None
+    collection: Notice
 
 
 class CourseRole(msgspec.Struct, frozen=True):
@@ -83,7 +88,9 @@ class TokenRow(msgspec.Struct, frozen=True):
     revoked_at: datetime | None
 
 
-_FIND_TOKEN = "SELECT * FROM find_token($1)"
+_FIND_TOKEN = """
+SELECT t.*, c.* FROM find_token($1) t LEFT JOIN LATERAL find_collection(t.user_id, t.course_id) c ON true
+"""
 _ADD_TOKEN_ROW = """
 INSERT INTO tokens (id, kind, user_id, course_id, scopes, secret_hash, expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7)
 """
@@ -137,14 +144,23 @@ class People:
     # --- tokens ---------------------------------------------------------------------------------------------------
 
     async def find_person(self, token: str) -> Person | None:
-        """Whom `token` stands for; None where it is unknown, revoked, expired or no token at all."""
+        """
+        Whom `token` stands for; None where it is unknown, revoked, expired or no token at all.
+
+        Raises AccessDenied (NB-1340): its student has withdrawn.
+        """
         parsed = _parse_token(token)
         if parsed is None:
             return None
         token_id, secret = parsed
         async with self.connect("find_person") as connection:
             row = await connection.fetchrow(_FIND_TOKEN, token_id)
-            if row is None or not _is_hash_of(row["secret_hash"], secret):
+            if row is None:
+                withdrawn = await connection.fetchval("SELECT find_withdrawal($1)", token_id)
+                if withdrawn is not None and _is_hash_of(withdrawn, secret):
+                    raise AccessDenied("NB-1340")
+                return None
+            if not _is_hash_of(row["secret_hash"], secret):
                 return None
             used_at = row["last_used_at"]
             if used_at is None or datetime.now(UTC) - used_at > timedelta(minutes=5):
@@ -223,7 +239,12 @@ class People:
     # --- joining --------------------------------------------------------------------------------------------------
 
     async def join(
-        self, join_code: str, display_name: str, student_number: str | None = None, resume_code: str | None = None
+        self,
+        join_code: str,
+        display_name: str,
+        student_number: str | None = None,
+        resume_code: str | None = None,
+        notice_version: int | None = None,
     ) -> Joined:
         """
         Enrol a student by the class's code, or give a known one a token for another machine.
@@ -231,7 +252,10 @@ class People:
         The resume code decides who it is. A student number that is taken, without the code, makes a new person whose
         enrolment says whom they may be the same as; staff decide.
 
-        Raises AccessDenied: no such class (NB-1105), a resume code that does not fit (NB-1106).
+        `notice_version` is the one the student was shown, None where the client showed none of ours.
+
+        Raises AccessDenied: no such class (NB-1105), a resume code that does not fit (NB-1106). InvalidInput (NB-1342):
+        no such version.
         """
         async with self.connect("join") as connection:
             course = await connection.fetchrow("SELECT * FROM open_course_by_code($1)", clean_code(join_code))
@@ -249,8 +273,9 @@ class People:
                     _ADD_TOKEN_ROW, uuid4(), "resume", user_id, course["id"], [], hash_secret(new_code), None
                 )
             token = await _add_token(connection, "student", user_id, course["id"], scopes=STUDENT_SCOPES)
+            notice = await note_consent(connection, user_id, course["id"], notice_version)
         shown = "-".join(new_code[start : start + 4] for start in (0, 4, 8)) if new_code else None
-        return Joined(token, user_id, course["id"], username, course["title"], shown)
+        return Joined(token, user_id, course["id"], username, course["title"], shown, notice)
 
     async def _add_student(
         self,
@@ -341,6 +366,7 @@ def _read_person(row: asyncpg.Record) -> Person:
         course_id=row["course_id"],
         scopes=frozenset(row["scopes"]),
         roles=dict(zip(row["courses"] or (), row["roles"] or (), strict=True)),
+        collection=read_policy(row),
     )
 
 

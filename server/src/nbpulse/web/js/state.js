@@ -8,7 +8,7 @@
  *
  * @typedef {{id: string, idx: number, title: ?string}} Cell
  * @typedef {{id: string, path: string, title: ?string, active?: number}} Notebook
- * @typedef {"help"|"stuck"|"idle"|"behind"|"ok"|"offline"} Status
+ * @typedef {"help"|"stuck"|"idle"|"behind"|"ok"|"paused"|"offline"} Status
  * @typedef {{i: number, id: string, name: string, num: string, seat: ?string, team: ?string,
  *   same?: ?string, s: string, pos: number, st: Status, since: number, quiet?: number, mail?: number}} Row
  *   `quiet`: until when nothing is said of them, 0 for not; `mail`: messages of theirs nobody has answered

@@ -1,5 +1,5 @@
 // @ts-check
-/** The five signs, drawn as lines so that they look the same on every machine; always beside a word. */
+/** The signs, drawn as lines so that they look the same on every machine; always beside a word. */
 import { html } from "../preact.js";
 
 /** @type {Record<string, string>} */
@@ -9,6 +9,7 @@ const PATHS = {
   idle: "M9 6v12M15 6v12",
   behind: "M12 5v14M6.500 13.500L12 19l5.500-5.500",
   ok: "M5 12.500l4.500 4.500L19 7.500",
+  paused: "M8 6h8M8 18h8M12 6v12",
   offline: "M12 6a6 6 0 1 0 .010 0z",
 };
 

@@ -1,0 +1,165 @@
+"""What the course collects, what of it the student was shown, and whether they have paused: kept beside the membership.
+
+Two files of the owner's alone: `collection.json` is the class's server's last word for one place in one class,
+`pause.json` the student's own. Recorded is what both the course's newest version and the version that was shown allow;
+while a class has not been asked yet, what the package's own notice tells of, and nothing is sent before it was asked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nbpulse_capture.membership import Membership, get_config_dir, make_private_dir
+from nbpulse_capture.policy import METADATA, OWN_ACTS_ONLY, Policy, read_policy, take_stricter
+
+REFRESH_EVERY_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What holds for one place in a class."""
+
+    current: Policy | None = None
+    """The course's newest version; None while nobody knows it."""
+    shown: Policy | None = None
+    """The version the student was shown; None for none of the course's own."""
+    notice: dict[str, str] | None = None
+    asked_at_s: float = 0.0
+
+    @property
+    def policy(self) -> Policy:
+        """What may be recorded, pause aside."""
+        return take_stricter(self.current or METADATA, self.shown or METADATA)
+
+    @property
+    def is_notice_due(self) -> bool:
+        """Whether the course has a version that this student has not been shown."""
+        version = self.current.version if self.current is not None else 0
+        return version > (self.shown.version if self.shown is not None else 0)
+
+    def is_old(self, now_s: float) -> bool:
+        """Whether the class's server is to be asked again."""
+        return self.current is None or not 0 <= now_s - self.asked_at_s < REFRESH_EVERY_S
+
+
+class ConsentFile:
+    """The two files as they are now: a running kernel notices a change at its next run, for two `stat`s."""
+
+    def __init__(self) -> None:
+        self._collection = _Watched(get_config_dir() / "collection.json")
+        self._pause = _Watched(get_config_dir() / "pause.json")
+        self._known: tuple[object, str, Standing] = (None, "", Standing())
+
+    def read(self, membership: Membership) -> Standing:
+        """What holds for this place in the class; another's words are not its."""
+        content, account = self._collection.read(), membership.account
+        if self._known[0] is not content or self._known[1] != account:
+            self._known = (content, account, _read_standing((content or {}).get(account)))
+        return self._known[2]
+
+    def is_paused(self) -> bool:
+        """Whether the student has paused recording, and that is not over; a damaged file is a pause without an end."""
+        told = self._pause.read()
+        return told is not None and (not isinstance(told.get("until_s"), int | float) or time.time() < told["until_s"])
+
+    def get_pause_end_s(self) -> float | None:
+        """When the pause ends by itself; None: never, or there is none."""
+        until_s = (self._pause.read() or {}).get("until_s")
+        return float(until_s) if self.is_paused() and isinstance(until_s, int | float) else None
+
+    def find_policy(self, membership: Membership) -> Policy:
+        """What may be recorded now."""
+        return OWN_ACTS_ONLY if self.is_paused() else self.read(membership).policy
+
+
+class _Watched:
+    """A JSON object in a file, read again when the file is another."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp: tuple[int, int, int] | None = None
+        self._content: dict[str, Any] | None = None
+
+    def read(self) -> dict[str, Any] | None:
+        """None where there is no file, empty where it cannot be read; the same object while it is the same file."""
+        try:
+            found = self._path.stat()
+        except OSError:
+            self._stamp = self._content = None
+            return None
+        stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
+        if stamp != self._stamp:
+            self._content, self._stamp = _load(self._path), stamp
+        return self._content
+
+
+def _read_standing(told: object) -> Standing:
+    if not isinstance(told, dict):
+        return Standing()
+    notice, asked_at_s = told.get("notice"), told.get("asked_at_s")
+    return Standing(
+        read_policy(told.get("current")),
+        read_policy(told.get("shown")),
+        notice if isinstance(notice, dict) else None,
+        float(asked_at_s) if isinstance(asked_at_s, int | float) else 0.0,
+    )
+
+
+def write_collection(membership: Membership, told: dict[str, Any], now_s: float) -> Standing:
+    """Keep what the class's server has told (`GET /api/v1/me/collection`, or its answer to joining)."""
+    path = get_config_dir() / "collection.json"
+    current = told.get("current") if isinstance(told.get("current"), dict) else {}
+    kept = {
+        "current": current,
+        "shown": told.get("shown"),
+        "notice": (current or {}).get("notice"),
+        "asked_at_s": now_s,
+    }
+    others = {account: words for account, words in _load(path).items() if account != membership.account}
+    _write(path, dict(list(others.items())[-9:]) | {membership.account: kept})
+    return ConsentFile().read(membership)
+
+
+def forget_collection(membership: Membership) -> None:
+    """Nothing of this place in a class is kept."""
+    path = get_config_dir() / "collection.json"
+    others = {account: words for account, words in _load(path).items() if account != membership.account}
+    if others:
+        _write(path, others)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def pause(minutes: float | None) -> None:
+    """Record nothing from now on, for some minutes or until resume()."""
+    _write(get_config_dir() / "pause.json", {"until_s": time.time() + minutes * 60 if minutes else None})
+
+
+def resume() -> None:
+    """The pause is over."""
+    (get_config_dir() / "pause.json").unlink(missing_ok=True)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+    return {}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all, readable by its owner only."""
+    make_private_dir(path.parent)
+    draft = path.with_name(f"{path.stem}.{os.getpid()}-{threading.get_ident()}.tmp")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(content, file, ensure_ascii=False, indent=1)
+    draft.replace(path)
