@@ -3,6 +3,8 @@
 import { Refusal } from "./desk.js";
 import { fill, make, texts } from "./words.js";
 
+const PASSING_MS = 8_000; // what the toolbar and the talk go on saying
+
 /** `CODE@host:port` of a prepared notebook, as a teacher would hand it out; "" where one of the two is missing. */
 function composeInvitation(prepared) {
   if (!prepared.url || !prepared.join_code) return "";
@@ -15,6 +17,7 @@ export class Forms {
     this._apputils = apputils;
     this._Widget = widgets.Widget;
     this._desk = desk;
+    this._told = new Set();
   }
 
   /** One form; the answer of `send`, or null. `send` may throw a Refusal: the form stays open and says it. */
@@ -84,12 +87,21 @@ export class Forms {
     }
   }
 
-  /** A word that stays until it is put away; its id. */
+  /** A word in the corner of the page; what asks for something stays until it is put away. Its id. */
   tell(text, type, actions = []) {
-    return this._apputils.Notification.emit(text, type, { autoClose: false, actions });
+    const stays = type === "error" || actions.length > 0;
+    const id = this._apputils.Notification.emit(text, type, { autoClose: stays ? false : PASSING_MS, actions });
+    this._told.add(id);
+    return id;
   }
 
   untell(id) {
     this._apputils.Notification.dismiss(id);
+    this._told.delete(id);
+  }
+
+  /** The corner is free again: the talk, which says all of it, lies below. */
+  untellAll() {
+    for (const id of [...this._told]) this.untell(id);
   }
 }

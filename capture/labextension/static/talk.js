@@ -57,7 +57,10 @@ export class Talk {
     this._widget.id = ID;
     this._widget.title.caption = texts.talk_title;
     this._widget.title.icon = icon;
-    this._widget.onAfterShow = guard(() => this._look());
+    this._widget.onAfterShow = guard(() => {
+      this._forms.untellAll();
+      this._look();
+    });
     this._widget.onActivateRequest = guard(() => this._input.focus());
     app.shell.add(this._widget, "right", { rank: 950 });
     status.listen((state) => this._showState(state));
