@@ -15,6 +15,7 @@ from typing import Any
 import nbformat
 import pytest
 
+from servers import chromium_path  # noqa: F401
 from student_jupyter import Jupyter, install_capture, open_jupyter
 
 from .recorded import Event, Recorded
@@ -37,6 +38,8 @@ class FakeApi:
         self.plays: list[Play] = []
         self.inbox: dict[str, Any] = {"messages": [], "help": None, "after": 0}
         self.inbox_asked: list[str] = []
+        self.told: list[tuple[str, str, dict[str, Any]]] = []  # method, path, body of what a student says
+        self.tell_answers: list[tuple[int, dict[str, Any]]] = []  # for the next of these; then 201 or 204
         self.request_count = 0
         self.tells_who = True
         self.clock_off_s = 0.0
@@ -52,6 +55,9 @@ class FakeApi:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
+                api.handle(self)
+
+            def do_PUT(self) -> None:
                 api.handle(self)
 
             def do_GET(self) -> None:
@@ -107,6 +113,11 @@ class FakeApi:
             given = {"token": "tok-1", "user_id": "u-1", "course_id": "c-1", "username": "cs-1"}
             given |= {"collection": self.collection} if self.collection else {}
             reply(request, 201, given | {"resume_code": "R-77", "course_title": "情報基礎"})
+            return
+        if request.path.startswith("/api/v1/me/messages"):
+            self.told.append((request.command, request.path, content))
+            status, problem = self.tell_answers.pop(0) if self.tell_answers else (201, {})
+            reply(request, status, problem)
             return
         if request.path == "/api/v1/me/consent":
             self.take_consent(request, content)

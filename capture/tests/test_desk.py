@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ class Recorder:
     def __init__(self) -> None:
         self.put_events: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
         self.presence: list[dict[str, Any]] = []
+        self.faults: list[str] = []
 
     def put(self, event_type: str, common: dict[str, Any], data: dict[str, Any]) -> str:
         self.put_events.append((event_type, common, data))
@@ -39,6 +41,9 @@ class Recorder:
 
     def note_presence(self, common: dict[str, Any], data: dict[str, Any]) -> None:
         self.presence.append(common | {"data": data})
+
+    def note_fault(self, words: str) -> None:
+        self.faults.append(words)
 
 
 @pytest.fixture
@@ -114,12 +119,26 @@ def test_what_the_class_says_reaches_the_front_end_once(desk: Desk, api: FakeApi
     api.inbox["after"] = 17
     desk.join(ASKED | {"url": api.url})
     desk.wait_for_state(-1, 0)
-    wait_until(lambda: bool(desk.wait_for_state(-1, 0)["messages"]))
-    api.inbox = {"messages": [], "help": {"open": False, "since": 9}, "after": 17}
+    wait_until(lambda: desk.wait_for_state(-1, 0)["unread"] == 1)
     wait_until(lambda: any("after=17" in path for path in api.inbox_asked))
-    state = desk.wait_for_state(-1, 0)
-    assert state["messages"] == [{"id": "class_ended 17", "text": text, "at": 17}]
-    assert state["help"] == {"open": False, "since": 9}
+    (message,) = desk.list_messages()
+    assert (message["id"], message["text"], message["at"]) == ("class_ended 17", text, 17)
+    assert desk.wait_for_state(-1, 0)["help"] == {"open": False, "since": 9}
+    revision = desk.wait_for_state(-1, 0)["talk"]
+    desk.decide("class_ended 17", "shown")
+    assert (desk.wait_for_state(-1, 0)["unread"], desk.wait_for_state(-1, 0)["talk"]) == (0, revision + 1)
+
+
+def test_a_hand_out_is_joined_by_as_it_was_pasted(desk: Desk, api: FakeApi) -> None:
+    desk.join({"name": "花子", "invitation": f"ABCD@{api.url.removeprefix('http://')}"})
+    desk.join({"name": "花子", "invitation": "EFGH", "url": api.url})
+    assert [one["join_code"] for one in api.joins] == ["ABCD", "EFGH"]
+
+
+def test_a_fault_of_the_front_end_is_counted(desk: Desk, recorder: Recorder) -> None:
+    desk.note_fault("TypeError: x\x00 is undefined" + "." * 1000)
+    assert recorder.faults[0].startswith("TypeError: x")
+    assert len(recorder.faults[0]) <= 300
 
 
 def test_only_what_a_front_end_can_see_is_taken_from_it(desk: Desk, api: FakeApi, recorder: Recorder) -> None:
@@ -150,16 +169,10 @@ def test_leaving_in_a_terminal_is_seen_by_the_front_end(desk: Desk, api: FakeApi
 
 
 def test_every_text_of_the_front_end_is_there_in_both_languages() -> None:
-    scripts = (Path(__file__).resolve().parents[1] / "labextension" / "static").glob("*.js")
-    words = [word for script in scripts for word in _find_words(script.read_text(encoding="utf-8"))]
-    used = {word.split("texts.")[1] for word in words}
+    rooms = Path(__file__).resolve().parents[1] / "labextension" / "static"
+    sources = [room.read_text(encoding="utf-8") for room in sorted(rooms.glob("*.js"))]
+    used = {word for source in sources for word in re.findall(r"(?<![\w.])texts\.(\w+)", source)}
     assert used == list_texts("en").keys() == list_texts("ja").keys()
-
-
-def _find_words(source: str) -> list[str]:
-    import re
-
-    return re.findall(r"(?<![\w.])texts\.\w+", source)
 
 
 @pytest.mark.parametrize(

@@ -182,27 +182,26 @@ class Jupyter:
 @asynccontextmanager
 async def run_jupyterlab(python: Path, root: Path, env: dict[str, str]) -> AsyncIterator[httpx2.AsyncClient]:
     """A real JupyterLab server with the student's own directories; gives a client that is signed in to it."""
-    async with open_jupyter(python, root, env, is_lab=True) as jupyter:
+    async with open_jupyter(python, root, env, program="jupyterlab") as jupyter:
         yield jupyter.http
 
 
 @asynccontextmanager
 async def open_jupyter(
-    python: Path, root: Path, env: dict[str, str], *arguments: str, is_lab: bool = False
+    python: Path, root: Path, env: dict[str, str], *arguments: str, program: str = "jupyter_server"
 ) -> AsyncIterator[Jupyter]:
-    """The same with its process; a plain Jupyter Server, which starts sooner, unless JupyterLab is asked for."""
+    """The same with its process; a plain Jupyter Server, which is up soonest, unless another program is asked for."""
     home = root.parent / "jupyter-home"
     own = {name: str(home / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
     own["IPYTHONDIR"] = str(home / "ipython")
-    app_dir = Path(sys.prefix) / "share" / "jupyter" / "lab"
+    own["JUPYTERLAB_DIR"] = str(Path(sys.prefix) / "share" / "jupyter" / "lab")
     home.mkdir(exist_ok=True)
-    of_lab = [f"--LabApp.app_dir={app_dir}"] if is_lab else []
     with (home / "server.log").open("wb") as log:
         server = subprocess.Popen(  # noqa: ASYNC220 - it returns at once
             [
-                *(str(python), "-m", "jupyterlab" if is_lab else "jupyter_server", "--no-browser", "--allow-root"),
+                *(str(python), "-m", program, "--no-browser", "--allow-root"),
                 *("--ServerApp.port=0", f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={root}"),
-                *(of_lab + list(arguments)),
+                *arguments,
             ],
             env=os.environ | own | env,
             cwd=root,

@@ -1,4 +1,4 @@
-"""What the front end may ask of this computer, and what the class tells its student: state, joining, the raised hand.
+"""What the front end may ask of this computer: state, joining, the raised hand, messages (talk.py), what it saw.
 
 Promises: nothing here waits on the event loop (what reads files or asks the class's server runs in a thread); the token
 never leaves this process towards the browser; what the front end observed is stored like any other event, but presence,
@@ -15,17 +15,17 @@ from typing import Any, Protocol
 from nbpulse_capture import consent
 from nbpulse_capture.cli import clean_url, join_course
 from nbpulse_capture.execution import clean_text
+from nbpulse_capture.invitation import parse_invitation
 from nbpulse_capture.membership import Membership, MembershipFile, get_outbox_file
 from nbpulse_capture.messages import RefusedError, load_texts
 from nbpulse_capture.notices import accept_notice, fetch_notice, tells_more
 from nbpulse_capture.outbox import Outbox
 from nbpulse_capture.recording import need_membership, withdraw
-from nbpulse_capture.wire import UnreachableError, Wire
+from nbpulse_capture.talk import Message, Talk
 
 OBSERVED_TYPES = frozenset({"presence", "notebook_open", "notebook_close", "cell_focus", "cell_change", "markdown_run"})
 OBSERVED_MAX = 100
-INBOX_WAIT_S = 20.0
-INBOX_RETRY_S = 5.0
+FAULT_MAX = 300
 # Without a front end that asks, nobody would hear what the inbox says.
 WATCHED_FOR_S = 60.0
 LOOK_EVERY_S = 1.0
@@ -40,6 +40,9 @@ class Recorder(Protocol):
     def note_presence(self, common: dict[str, Any], data: dict[str, Any]) -> None:
         """What the next presence is to say."""
 
+    def note_fault(self, words: str) -> None:
+        """Something of ours broke where the student works; `status` tells of it."""
+
 
 class Desk:
     """One per Jupyter server."""
@@ -49,15 +52,14 @@ class Desk:
         self._membership_file = MembershipFile()
         self._changed = threading.Condition()
         self._state: dict[str, Any] = {"joined": False, "revision": 0}
-        self._help: dict[str, Any] | None = None
-        self._messages: list[dict[str, Any]] = []
-        self._after = 0
+        self._talk = Talk(self._membership_file.read, self._changed, self._look, recorder.note_fault)
         self._watched_at = float("-inf")
         self._is_closed = False
         self._threads: list[threading.Thread] = []
 
     def close(self) -> None:
         """End the threads; an inbox that is being asked ends by itself when it is answered."""
+        self._talk.close()
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -70,7 +72,7 @@ class Desk:
         with self._changed:
             self._watched_at = time.monotonic()
             if not self._threads:
-                for work in (self._watch, self._follow_inbox):
+                for work in (self._watch, self._talk.send_answers, lambda: self._talk.follow_inbox(self._is_watched)):
                     self._threads.append(threading.Thread(target=work, name="nbpulse-desk", daemon=True))
                     self._threads[-1].start()
                 self._look()
@@ -86,19 +88,22 @@ class Desk:
         Raises RefusedError, also (NB-7081) to show a notice that says more than the dialog has: asked again with that
         `notice_version` it is taken as shown.
         """
-        names = ("name", "code", "url", "student_number", "resume_code")
+        names = ("name", "code", "url", "invitation", "student_number", "resume_code")
         given = {name: str(asked.get(name) or "").strip() for name in names}
-        if not (given["name"] and given["code"] and given["url"]):
+        url, code = given["url"], given["code"]
+        if given["invitation"]:
+            url, code = parse_invitation(given["invitation"], url)
+        if not (given["name"] and code and url):
             raise RefusedError("NB-7007")
-        wanted = {"join_code": given["code"], "display_name": given["name"]}
+        wanted = {"join_code": code, "display_name": given["name"]}
         wanted |= {name: given[name] for name in ("student_number", "resume_code") if given[name]}
-        url = clean_url(given["url"])
-        notice = fetch_notice(url, given["code"])
+        url = clean_url(url)
+        notice = fetch_notice(url, code)
         if notice is not None and tells_more(notice) and asked.get("notice_version") != notice["version"]:
             raise RefusedError("NB-7081", version=notice["version"], **notice["notice"])
         membership = join_course(url, wanted, notice)
         with self._changed:
-            self._help, self._messages, self._after = None, [], 0
+            self._talk.forget()
             self._look()
         return {
             "course": membership.course_title or membership.course_id,
@@ -129,13 +134,34 @@ class Desk:
         need_membership()
         data = {"message": clean_text(str(message).strip(), 500)} if message else {}
         self._recorder.put("help_request", describe_place(path), data)
-        self._set_help({"open": True, "since": round(time.time() * 1000)})
+        self._set_help({"open": True, "since": round(time.time() * 1000), "coming": None, "place": None})
 
     def take_down(self, path: object) -> None:
         """Raises RefusedError (NB-7001): nobody has joined."""
         need_membership()
         self._recorder.put("help_cancel", describe_place(path), {})
-        self._set_help({"open": False, "since": 0})
+        self._set_help({"open": False, "since": 0, "coming": None, "place": None})
+
+    def list_messages(self) -> list[Message]:
+        """What the class and its student have said to each other, oldest first."""
+        with self._changed:
+            return self._talk.list_messages()
+
+    def say(self, text: object, thread_id: object) -> str:
+        """Answer the class; the message's id. Raises RefusedError: NB-7001, or as `Talk.say`."""
+        membership = need_membership()
+        with self._changed:
+            return self._talk.say(membership, text, thread_id)
+
+    def decide(self, message_id: str, state: object) -> None:
+        """What the student does with a message. Raises RefusedError: NB-7001, or as `Talk.decide`."""
+        membership = need_membership()
+        with self._changed:
+            self._talk.decide(membership, message_id, str(state))
+
+    def note_fault(self, words: object) -> None:
+        """A callback of the front end's has failed."""
+        self._recorder.note_fault(clean_text(str(words), FAULT_MAX))
 
     def pause(self, minutes: float | None) -> None:
         """Record nothing for a while. Raises RefusedError (NB-7001)."""
@@ -167,72 +193,35 @@ class Desk:
     def _set_help(self, state: dict[str, Any]) -> None:
         """Shown at once; the inbox says the same once the class has heard of it."""
         with self._changed:
-            self._help = state
+            self._talk.help = state
             self._look()
+
+    def _is_watched(self) -> bool:
+        return time.monotonic() - self._watched_at < WATCHED_FOR_S
 
     def _watch(self) -> None:
         """Look once a second while somebody asks."""
         while not self._is_closed:
             with self._changed:
                 self._changed.wait(LOOK_EVERY_S)
-                if time.monotonic() - self._watched_at < WATCHED_FOR_S:
+                if self._is_watched():
+                    self._talk.note_time()
                     self._look()
 
     def _look(self) -> None:
         """Compose the state anew; whoever waits is woken when it is another. Under the lock."""
         membership = self._membership_file.read()
-        state = (
-            describe_membership(membership)
-            | describe_consent(membership)
-            | {"help": self._help, "messages": self._messages}
-        )
+        state = describe_membership(membership) | describe_consent(membership) | self._talk.describe()
         revision = self._state["revision"]
         if state | {"revision": revision} != self._state:
             self._state = state | {"revision": revision + 1}
             self._changed.notify_all()
-
-    def _follow_inbox(self) -> None:
-        """Ask the class what it has for this student, one long question after the other, while somebody looks."""
-        while not self._is_closed:
-            membership = self._membership_file.read()
-            is_watched = time.monotonic() - self._watched_at < WATCHED_FOR_S
-            wait_s = self._ask_inbox(membership) if membership is not None and is_watched else LOOK_EVERY_S
-            with self._changed:
-                if not self._is_closed:
-                    self._changed.wait(wait_s)
-
-    def _ask_inbox(self, membership: Membership) -> float:
-        """One question; seconds to wait before the next."""
-        wire = Wire(membership.url, course=membership.course_id, timeout_s=INBOX_WAIT_S + 10)
-        question = f"/api/v1/me/inbox?after={self._after}&wait_s={INBOX_WAIT_S:.0f}"
-        try:
-            answer = wire.get(question, token=membership.token)
-        except UnreachableError:
-            return INBOX_RETRY_S
-        finally:
-            wire.close()
-        if answer.status != 200 or not isinstance(answer.content, dict):
-            return INBOX_RETRY_S
-        with self._changed:
-            if self._membership_file.read() != membership:
-                return 0.0
-            self._after = int(answer.content.get("after") or 0)
-            self._help = answer.content.get("help")
-            news = [describe_message(one) for one in answer.content.get("messages") or ()]
-            self._messages = (self._messages + news)[-20:]
-            self._look()
-        return 0.2
 
 
 def describe_place(path: object) -> dict[str, Any]:
     """The notebook's part of the envelope; JupyterLab may put a drive's name before the path."""
     name = str(path or "unknown").rsplit(":", 1)[-1].lstrip("/")
     return {"notebook_path": name[:500], "notebook_id": None}
-
-
-def describe_message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message of the inbox with an id that is the same each time."""
-    return {"id": f"{message.get('kind')} {message.get('at')}", "text": message.get("text"), "at": message.get("at")}
 
 
 def describe_membership(membership: Membership | None) -> dict[str, Any]:
@@ -257,6 +246,7 @@ def describe_membership(membership: Membership | None) -> dict[str, Any]:
         "address": membership.url,
         "course": membership.course_title or membership.course_id,
         "name": membership.display_name,
+        "resume_code": membership.resume_code,
     }
 
 

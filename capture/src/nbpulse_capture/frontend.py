@@ -28,6 +28,13 @@ class Watcher(Protocol):
     def wake(self) -> None:
         """There is something to send."""
 
+    def give_up(self, kernel_id: str, error: BaseException) -> None:
+        """A fault of ours, at that kernel ("": at none)."""
+
+
+class FrontEndError(Exception):
+    """Something of ours broke in the student's browser; only its words arrive here."""
+
 
 class FrontEnd:
     """One per Jupyter server; `desk.Recorder`."""
@@ -48,6 +55,10 @@ class FrontEnd:
         """Sent at once: it means "now"."""
         self._presence = (time.monotonic(), common, data)
         self._watcher.wake()
+
+    def note_fault(self, words: str) -> None:
+        """Counted with the other faults."""
+        self._watcher.give_up("", FrontEndError(words))
 
     def describe_presence(self, state_of_kernels: str | None) -> Event | None:
         """

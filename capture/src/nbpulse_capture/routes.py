@@ -117,6 +117,50 @@ class HelpHandler(DeskHandler):
             self.refuse(refusal)
 
 
+class MessagesHandler(DeskHandler):
+    """`GET messages`: all that is kept; `POST messages` {text, thread_id}: the student answers."""
+
+    @web.authenticated
+    async def get(self) -> None:
+        """The talk, oldest first."""
+        self.finish({"messages": await asyncio.to_thread(self.desk.list_messages)})
+
+    @web.authenticated
+    async def post(self) -> None:
+        """Answer; it is on its way when this answers, not yet there."""
+        asked = self.read_json(dict)
+        try:
+            message_id = await asyncio.to_thread(self.desk.say, asked.get("text"), asked.get("thread_id"))
+            self.set_status(202)
+            self.finish({"id": message_id})
+        except RefusedError as refusal:
+            self.refuse(refusal)
+
+
+class MessageStateHandler(DeskHandler):
+    """`PUT messages/ID/state` {state}: shown, accepted, later, never."""
+
+    @web.authenticated
+    async def put(self, message_id: str) -> None:
+        """Decide."""
+        state = self.read_json(dict).get("state")
+        try:
+            await asyncio.to_thread(self.desk.decide, message_id, state)
+            self.set_status(204)
+        except RefusedError as refusal:
+            self.refuse(refusal)
+
+
+class FaultsHandler(DeskHandler):
+    """`POST faults` {text}: a callback of the front end's has failed; the student's page goes on without it."""
+
+    @web.authenticated
+    async def post(self) -> None:
+        """Note it."""
+        await asyncio.to_thread(self.desk.note_fault, self.read_json(dict).get("text"))
+        self.set_status(204)
+
+
 class RecordingHandler(DeskHandler):
     """`POST pause` (`minutes` or until `resume`), `resume`, `consent` (`version`), `withdraw`."""
 
@@ -162,6 +206,9 @@ def add_routes(web_app: web.Application, desk: Desk) -> None:
         "join": JoinHandler,
         "observed": ObservedHandler,
         "help": HelpHandler,
+        "messages": MessagesHandler,
+        "messages/([^/]+)/state": MessageStateHandler,
+        "faults": FaultsHandler,
     }
     own: list[tuple[str, type[DeskHandler], dict[str, Any]]]
     own = [(url_path_join(base, "nbpulse-capture", name), kind, {"desk": desk}) for name, kind in routes.items()]

@@ -49,7 +49,11 @@ class Wire:
         """Raises UnreachableError when there is no answer."""
         return self._ask("GET", path, None, {"Accept": "application/json"}, token)
 
-    def post(self, path: str, content: object, *, token: str | None = None) -> Answer:
+    def put(self, path: str, content: object, *, token: str | None = None) -> Answer:
+        """Raises UnreachableError when there is no answer."""
+        return self.post(path, content, token=token, method="PUT")
+
+    def post(self, path: str, content: object, *, token: str | None = None, method: str = "POST") -> Answer:
         """Raises UnreachableError when there is no answer."""
         body = _encode(content)
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -58,7 +62,7 @@ class Wire:
 
             body = gzip.compress(body, 5)
             headers["Content-Encoding"] = "gzip"
-        return self._ask("POST", path, body, headers, token)
+        return self._ask(method, path, body, headers, token)
 
     def _ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str], token: str | None) -> Answer:
         from http.client import HTTPException

@@ -22,6 +22,7 @@ def announce(running: Running, *, as_json: bool) -> None:
         "link": described["teacher_link"],
         "url": running.url,
         "code": running.prepared["join_code"],
+        "line": f"{running.prepared['join_code']}@{running.url.removeprefix('http://')}",
         "course": running.prepared["course_title"],
         "data": f" --data {running.options.data_dir}" if running.options.data_dir != find_data_dir() else "",
     }

@@ -1,70 +1,37 @@
-"""A student in JupyterLab: joins from the toolbar, is seen at work, raises a hand, and hears of the class."""
+"""A student in JupyterLab and in Notebook 7: joins without a terminal, is seen at work, raises a hand."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import asyncpg
-import nbformat
 import pytest
-from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Page, async_playwright
+from playwright.async_api import Page
 
-from servers import CHROMIUM_FLAGS
-from student_jupyter import TOKEN, install_capture, run_jupyterlab
+from student_browser import HAND, STATE, TALK, Desk, both_front_ends, open_desk, write_notebook
+from student_jupyter import install_capture
 from torture.connections import get
 from torture.systems import System
 from working import until
 
-STATE, HAND = ".nbpulse-state", ".nbpulse-hand"
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+
+# What a hand does: pointers pressed, Enter pressed, and the fields that were typed into.
+COUNT = """
+window.clicks = 0;
+window.typed = new Set();
+addEventListener("pointerdown", () => { window.clicks += 1; }, true);
+addEventListener("keydown", (event) => {
+  if (event.key === "Enter") window.clicks += 1;
+  else window.typed.add(event.target.name);
+}, true);
+"""
 
 
-@asynccontextmanager
-async def open_lab(tmp_path: Path, chromium_path: str) -> AsyncIterator[Page]:
-    """JupyterLab in a browser, with the wheel installed by pip and a notebook open."""
-    python = await asyncio.to_thread(install_capture, tmp_path)
-    work = tmp_path / "授業"
-    work.mkdir()
-    cells = [nbformat.v4.new_markdown_cell("# 第1回", id="title"), nbformat.v4.new_code_cell("1 / 0", id="broken")]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), work / "week1.ipynb")
-    env = {"NBPULSE_CAPTURE_DIR": str(tmp_path / "outbox"), "NBPULSE_CAPTURE_CONFIG": str(tmp_path / "config")}
-    async with run_jupyterlab(python, work, env) as http, async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium_path, args=CHROMIUM_FLAGS)
-        page = await browser.new_page(viewport={"width": 1280, "height": 800})
-        await page.goto(f"{str(http.base_url).rstrip('/')}/lab/tree/week1.ipynb?token={TOKEN}")
-        await page.wait_for_selector(STATE, timeout=60_000)
-        yield page
-        await browser.close()
-
-
-async def says(page: Page, selector: str, text: str, within_s: float = 15) -> None:
-    """Waits until the item says so."""
-    await page.wait_for_function(
-        "([selector, text]) => document.querySelector(selector)?.innerText.includes(text)",
-        arg=[selector, text],
-        timeout=within_s * 1000,
-    )
-
-
-async def join(page: Page, url: str, code: str) -> None:
-    await page.click(STATE)
-    await page.fill("input[name=url]", url)
-    await page.fill("input[name=name]", "佐藤 花子")
-    await page.fill("input[name=code]", "WRONG-CODE")
-    await page.keyboard.press("Enter")
-    await says(page, ".jp-Dialog .nbpulse-problem", "NB-7004")
-    assert await page.input_value("input[name=name]") == "佐藤 花子", "nothing is typed twice"
-    assert "NOT sent: your code" in await page.inner_text(".jp-Dialog")
-    await page.fill("input[name=code]", code)
-    await page.keyboard.press("Enter")
-    await says(page, ".jp-Dialog", "Connected to My class as 佐藤 花子")
-    await page.keyboard.press("Enter")
-    await says(page, STATE, "Connected")
+async def count(page: Page) -> None:
+    await page.add_init_script(COUNT)
 
 
 class Board:
@@ -102,22 +69,39 @@ class Board:
         return all(one in found for one in wanted)
 
 
-@pytest.mark.browser
-@pytest.mark.timeout(300)
+async def join_by_hand(desk: Desk, system: System) -> None:
+    """Without a prepared notebook: the line from the teacher and the name; a wrong code first."""
+    page, address = desk.page, system.url.removeprefix("http://")
+    await page.click(STATE)
+    await page.fill("input[name=invitation]", f"WRONG-CODE@{address}")
+    await page.fill("input[name=name]", "佐藤 花子")
+    await page.keyboard.press("Enter")
+    await desk.says(".jp-Dialog .nbpulse-problem", "NB-7004")
+    assert await page.input_value("input[name=name]") == "佐藤 花子", "nothing is typed twice"
+    assert "NOT sent: your code" in await page.inner_text(".jp-Dialog")
+    assert await desk.examine(".jp-Dialog") == []
+    await page.fill("input[name=invitation]", f"{system.facts['join_code']}@{address}")
+    await page.keyboard.press("Enter")
+    await desk.says(".Toastify", "Connected to My class as 佐藤 花子")
+    await desk.says(STATE, "Connected")
+
+
+@both_front_ends
 async def test_a_student_joins_works_and_is_heard_from_the_toolbar(
-    data_dir: Path, tmp_path: Path, chromium_path: str
+    data_dir: Path, tmp_path: Path, chromium_path: str, program: str
 ) -> None:
+    python = await asyncio.to_thread(install_capture, tmp_path)
+    write_notebook(tmp_path / "授業")
     async with (
         System(data_dir / "data", worker_count=1) as system,
-        open_lab(tmp_path, chromium_path) as page,
+        open_desk(python, tmp_path, chromium_path, program) as desk,
     ):
-        board = Board(system)
-        await says(page, STATE, "Join class")
+        board, page = Board(system), desk.page
+        await desk.says(STATE, "Join class")
         assert not await page.is_visible(HAND)
-        await join(page, system.url, system.facts["join_code"])
+        await join_by_hand(desk, system)
 
-        # JupyterLab runs nothing, and does not say so, before the kernel is there.
-        await page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
+        await desk.wait_for_kernel()
         await page.click(".jp-CodeCell .cm-content")
         await page.keyboard.type("#")
         await page.keyboard.press("Shift+Enter")
@@ -125,25 +109,44 @@ async def test_a_student_joins_works_and_is_heard_from_the_toolbar(
         await until(lambda: board.fetch("cell_execution"), 20)
         (run,) = await board.fetch("cell_execution")
         assert run[:3] == ("broken", 1, "week1.ipynb")
-        added = '{"change": "added"}'  # running the last cell makes another one
-
-        async def has_added() -> bool:
-            return any(one[3] == added for one in await board.fetch("cell_change"))
-
-        await until(has_added, 20)
 
         await page.click(HAND)
         await page.fill("input[name=message]", "グラフが出ません")
         await page.keyboard.press("Enter")
-        await says(page, HAND, "Hand is up (0 min)")
+        await desk.says(HAND, "Hand is up")
         assert await page.get_attribute(HAND, "aria-pressed") == "true"
         await until(lambda: board.has_help("グラフが出ません"), 10)
 
+        await page.click(STATE)
+        await desk.says(TALK, "My class, as 佐藤 花子")
+        assert await desk.examine(TALK) == []
+
         await page.click(HAND)
         await page.click(".jp-Dialog .jp-mod-accept")
-        await says(page, HAND, "Raise hand")
+        await desk.says(HAND, "Raise hand")
         await until(lambda: board.has_help(None), 10)
+        assert await desk.examine(".nbpulse-item") == []
 
-        found = await Axe().run(page, context=".nbpulse-item")
-        worst = [one["id"] for one in found.response["violations"] if one["impact"] in ("serious", "critical")]
-        assert worst == []
+
+@both_front_ends
+async def test_a_prepared_notebook_is_joined_with_three_clicks_and_one_line(
+    data_dir: Path, tmp_path: Path, chromium_path: str, program: str
+) -> None:
+    python = await asyncio.to_thread(install_capture, tmp_path)
+    async with System(data_dir / "data", worker_count=1) as system:
+        facts = system.facts
+        write_notebook(tmp_path / "授業", url=system.url, join_code=facts["join_code"], course="My class")
+        async with open_desk(python, tmp_path, chromium_path, program, language="ja", prepare=count) as desk:
+            page = desk.page
+            await desk.says(STATE, "授業に参加")
+            await page.click(STATE)
+            await page.wait_for_selector(".jp-Dialog input[name=name]:focus")
+            assert "授業に参加: My class" in await page.inner_text(".jp-Dialog")
+            await page.keyboard.type("Sato Hanako")
+            await page.keyboard.press("Enter")
+            await desk.says(".Toastify", "Sato Hanako として参加しました")
+            await desk.says(STATE, "接続中")
+            assert await page.evaluate("window.clicks") <= 3
+            assert await page.evaluate("[...window.typed]") == ["name"]
+            roster = (await Board(system).read())["students"]
+            assert [one["name"] for one in roster] == ["Sato Hanako"]

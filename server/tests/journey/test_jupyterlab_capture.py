@@ -72,7 +72,7 @@ async def test_a_student_in_jupyterlab_runs_all_renames_and_saves_and_sees_nothi
     def note(message: ConsoleMessage) -> None:
         said.append(f"{message.type}: {message.text}")
 
-    async with open_jupyter(python, work, env, is_lab=True) as jupyter, async_playwright() as playwright:
+    async with open_jupyter(python, work, env, program="jupyterlab") as jupyter, async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=chromium_path, args=CHROMIUM_FLAGS)
         page = await browser.new_page(viewport={"width": 1400, "height": 900})
         page.on("console", note)
