@@ -18,7 +18,7 @@ modules.remove("nbpulse_capture.__main__")
 for name in modules:
     importlib.import_module(name)
 
-from nbpulse_capture import cli, kernel, notebook  # noqa: E402
+from nbpulse_capture import cli, execution, kernel, notebook  # noqa: E402
 from nbpulse_capture.claims import KernelClaim, ServerClaims, find_death, remove_dead_servers  # noqa: E402
 from nbpulse_capture.membership import get_config_dir, get_data_dir, get_outbox_file  # noqa: E402
 from nbpulse_capture.outbox import Outbox  # noqa: E402
@@ -47,7 +47,7 @@ url, session, root = sys.argv[1:4]
 said = [cli.main(["join", url, "ABCD", "--name", "山田 花子"])]
 place = notebook.locate_notebook(session, str(Path(root) / "kernel-1.json"), "77")
 shell = Shell()
-recorder = kernel.Recorder(shell, kernel_id=kernel.find_kernel_id("kernel-1.json"), place=place, is_nested=False)  # type: ignore[arg-type]
+recorder = kernel.Recorder(shell, kernel_id=execution.find_kernel_id("kernel-1.json"), place=place, is_nested=False)  # type: ignore[arg-type]
 recorder.note_load()
 run_cell(recorder, shell, 1)
 run_cell(recorder, shell, 2, ZeroDivisionError("division by zero"))

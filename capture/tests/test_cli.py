@@ -10,7 +10,8 @@ import pytest
 from nbpulse_capture.cli import main
 from nbpulse_capture.membership import MembershipFile, get_outbox_file
 from nbpulse_capture.messages import load_texts
-from nbpulse_capture.outbox import Outbox, Verdict
+from nbpulse_capture.outbox import Outbox
+from nbpulse_capture.rows import Verdict
 
 from .conftest import FakeApi
 

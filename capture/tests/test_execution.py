@@ -14,9 +14,9 @@ from nbpulse_capture.execution import (
     describe_error,
     describe_execution,
     describe_frames,
+    find_kernel_id,
     make_event_id,
 )
-from nbpulse_capture.kernel import find_kernel_id
 from nbpulse_capture.websocket import describe_cell
 
 KERNEL = uuid.UUID("7d6a0a43-2b53-4d6f-9b9b-1c2d3e4f5a6b")

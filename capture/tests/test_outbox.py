@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from nbpulse_capture.openruns import amend, end_forgotten_runs, keep_open
-from nbpulse_capture.outbox import LEASE_S, SCHEMA, Outbox, Verdict
+from nbpulse_capture.outbox import LEASE_S, SCHEMA, Outbox
+from nbpulse_capture.rows import Verdict
 
 
 def make_event(**more: Any) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from nbpulse_capture import sender as sender_module
+from nbpulse_capture.backoff import Backoff
 from nbpulse_capture.membership import MembershipFile
 from nbpulse_capture.outbox import Outbox
-from nbpulse_capture.sender import Backoff, Sender
+from nbpulse_capture.sender import Sender
 
 from .conftest import FakeApi, reply, wait_until
 

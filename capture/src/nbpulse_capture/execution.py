@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 from nbpulse_capture.scrubbing import find_secret_values, mask_secrets
@@ -221,3 +221,13 @@ def clean_text(text: str, cap_chars: int) -> str:
     """Text that any JSON reader and database takes: no NUL, no lone surrogate, at most `cap_chars`."""
     text = text if len(text) <= cap_chars else text[: cap_chars - 1] + "…"
     return text.replace("\x00", "�").encode("utf-8", "replace").decode("utf-8")
+
+
+def find_kernel_id(connection_file: str) -> uuid.UUID:
+    """The id in `kernel-<id>.json`, as other observers know it; else one made from the name."""
+    name = Path(connection_file).stem.removeprefix("kernel-")
+    try:
+        return uuid.UUID(name)
+    except ValueError:
+        unique = f"{connection_file} {os.getpid()} {datetime.now(UTC).isoformat()}"
+        return uuid.uuid5(uuid.NAMESPACE_URL, unique)

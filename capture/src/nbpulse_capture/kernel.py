@@ -35,8 +35,6 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbpulse_capture.claims import KernelClaim
@@ -48,6 +46,7 @@ from nbpulse_capture.execution import (
     describe_event,
     describe_execution,
     describe_start,
+    find_kernel_id,
     format_time,
     name_told,
 )
@@ -339,16 +338,6 @@ class Recorder:
         return names.get(file)
 
 
-def find_kernel_id(connection_file: str) -> uuid.UUID:
-    """The id in `kernel-<id>.json`, as other observers know it; else one made from the name."""
-    name = Path(connection_file).stem.removeprefix("kernel-")
-    try:
-        return uuid.UUID(name)
-    except ValueError:
-        unique = f"{connection_file} {os.getpid()} {datetime.now(UTC).isoformat()}"
-        return uuid.uuid5(uuid.NAMESPACE_URL, unique)
-
-
 _recorder: Recorder | None = None
 
 
@@ -405,9 +394,4 @@ def _open_recorder(shell: InteractiveShell) -> Recorder:
     outer = os.environ.get(INSIDE_KERNEL_VARIABLE)
     is_nested = outer is not None and outer != str(os.getpid())
     os.environ[INSIDE_KERNEL_VARIABLE] = str(os.getpid())
-    return Recorder(
-        shell,
-        kernel_id=find_kernel_id(connection_file),
-        place=place,
-        is_nested=is_nested,
-    )
+    return Recorder(shell, kernel_id=find_kernel_id(connection_file), place=place, is_nested=is_nested)

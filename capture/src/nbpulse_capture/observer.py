@@ -28,9 +28,10 @@ from nbpulse_capture.kernels import KernelListener
 from nbpulse_capture.membership import MembershipFile, get_outbox_file
 from nbpulse_capture.notebook import NotebookShelf
 from nbpulse_capture.openruns import amend, end_forgotten_runs, keep_open
-from nbpulse_capture.outbox import Leased, Outbox
+from nbpulse_capture.outbox import Outbox
 from nbpulse_capture.places import SessionPlaces
 from nbpulse_capture.policy import OWN_ACTS_ONLY, Policy, apply_policy
+from nbpulse_capture.rows import Leased
 from nbpulse_capture.sender import Sender
 from nbpulse_capture.watched import Event, WatchedKernel
 from nbpulse_capture.websocket import is_students_code, read_request
@@ -354,8 +355,7 @@ class ServerObserver:
         if membership is None or allowed is None:
             return
         end = apply_policy(end, policy) if end is not None else None
-        account, owner = membership.account, self._claims.owner
-        held_until = time.time() + held_s
+        account, owner, held_until = membership.account, self._claims.owner, time.time() + held_s
 
         def store(outbox: Outbox) -> Leased | None:  # the file is read now, in the writer's thread: it may be renamed
             if self._membership_file.read() != membership:

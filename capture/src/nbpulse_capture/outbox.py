@@ -22,11 +22,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from nbpulse_capture.membership import make_private_dir, make_private_file
+from nbpulse_capture.rows import Leased, Row, Verdict
 
 SIZE_CAP_BYTES = 50_000_000
 LEASE_S = 30.0
@@ -63,47 +63,6 @@ CREATE TRIGGER IF NOT EXISTS run_ends AFTER INSERT ON events BEGIN
 END;
 PRAGMA user_version = 2;
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """
-    One waiting event; `notebook_file` is set until its place in that file has been looked up.
-
-    `is_as_written`: these are the very words that are on disk.
-    """
-
-    sequence: int
-    event: dict[str, Any]
-    notebook_file: str | None
-    is_as_written: bool = True
-
-    def get_new_words(self) -> dict[str, Any] | None:
-        """The event, if the disk has it otherwise."""
-        return None if self.is_as_written else self.event
-
-
-class Leased(NamedTuple):
-    """One that has just been written, and until when it is only its writer's to send."""
-
-    account: str
-    until: float
-    sequence: int
-    event: dict[str, Any]
-    notebook_file: str | None
-
-    def make_row(self) -> Row:
-        """As take_batch() would give it; left to the sender's thread."""
-        return Row(self.sequence, self.event | {"sequence": self.sequence}, self.notebook_file)
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the server said of one event: accepted, duplicate or rejected (with its code and reason)."""
-
-    event_id: str
-    status: str
-    reason: str = ""
 
 
 class Outbox:

@@ -16,7 +16,8 @@ from typing import Final, Literal
 
 from nbpulse_capture.faults import FaultLog
 from nbpulse_capture.membership import get_outbox_file
-from nbpulse_capture.outbox import Leased, Outbox
+from nbpulse_capture.outbox import Outbox
+from nbpulse_capture.rows import Leased
 
 RETRY_S = 1.0
 WAITING_LIMIT = 5_000

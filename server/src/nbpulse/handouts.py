@@ -44,6 +44,7 @@ def prepare_notebook(settings: Settings, file: Path, *, course: str, url: str | 
     prepared = copy.deepcopy(content)
     notebook_id, found, cells = asyncio.run(_register(settings, file, prepared, course))
     handout = {"notebook_id": str(notebook_id), "course_id": str(found.id), "join_code": found.join_code}
+    handout |= {"course": found.title}  # what the student is asked to join
     handout |= {"url": url} if url else {}
     mark_notebook(prepared, handout)
     if has_changed := prepared != content:
