@@ -24,6 +24,7 @@ from nbpulse_capture.policy import OWN_ACTS_ONLY, Policy
 from nbpulse_capture.sender import Sender
 
 from .conftest import FakeApi, reply, wait_until
+from .test_desk import Recorder
 
 Event = dict[str, Any]
 
@@ -196,7 +197,7 @@ def test_what_the_server_does_not_collect_is_not_kept_for_ever(
 
 def test_the_front_end_is_shown_a_notice_that_says_more_before_it_joins(student: Path, api: FakeApi) -> None:
     api.set_collection(2, "output")
-    desk = Desk(None)  # type: ignore[arg-type]
+    desk = Desk(Recorder())
     asked = {"url": api.url, "code": "ABCD", "name": "花子"}
     with pytest.raises(RefusedError) as refused:
         desk.join(asked)

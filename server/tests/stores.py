@@ -23,8 +23,15 @@ _originals: dict[str, str] = {}
 """By server: the database that others are copies of. Twelve migrations for every test took minutes."""
 
 
-async def create_database(server_url: str) -> str:
-    """The superuser's URL of a new, migrated database on `server_url`: a copy of the first one, which nobody uses."""
+async def create_database(server_url: str, revision: str = "head") -> str:
+    """
+    The superuser's URL of a new, migrated database on `server_url`: a copy of the first one, which nobody uses. Of an
+    older `revision` it is made by itself.
+    """
+    if revision != "head":
+        url = await _make_database(server_url, "template1")
+        await _migrate(url, revision)
+        return url
     if server_url not in _originals:
         original = await _make_database(server_url, "template1")
         await _migrate(original)
@@ -41,10 +48,10 @@ async def _make_database(server_url: str, original: str) -> str:
     return f"{server_url.rsplit('/', 1)[0]}/{name}"
 
 
-async def _migrate(url: str) -> None:
+async def _migrate(url: str, revision: str = "head") -> None:
     from nbpulse.migrations import migrate  # Alembic: half of a worker process's start, were it imported above
 
-    await migrate(url, {"nbpulse_api": WORKER_PASSWORD, "nbpulse_worker": WORKER_PASSWORD})
+    await migrate(url, {"nbpulse_api": WORKER_PASSWORD, "nbpulse_worker": WORKER_PASSWORD}, revision)
 
 
 def make_settings(

@@ -8,7 +8,6 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from alembic import command
 
 from nbpulse.identity import asking_as
 from nbpulse.migrations import runner
@@ -186,12 +185,9 @@ async def test_a_debt_of_the_version_before_is_paid_and_a_rebuilt_course_is_not_
 
 
 async def test_the_migration_gives_old_points_their_course_and_marks_everything_to_be_made(
-    embedded_postgres: str, embedded_valkey: str, monkeypatch: pytest.MonkeyPatch
+    embedded_postgres: str, embedded_valkey: str
 ) -> None:
-    to_head = command.upgrade
-    with monkeypatch.context() as old:
-        old.setattr(command, "upgrade", lambda config, _: to_head(config, "0006"))
-        database_url = await create_database(embedded_postgres)
+    database_url = await create_database(embedded_postgres, "0006")
     course_id, (student,) = await make_class(database_url, 1)
     # The moment lies between two ms, where PostgreSQL and Python round to different ones.
     moment = datetime(2026, 11, 23, 1, 2, 3, 122_500, tzinfo=UTC)
