@@ -72,8 +72,10 @@ async def test_cells_that_the_server_runs_are_told_once_with_their_ids(student: 
         document_id = f"json:notebook:{session['fileId']}"
         address = str(jupyter.http.base_url).replace("http", "ws", 1).rstrip("/")
         room = f"{address}/api/collaboration/room/{document_id}?sessionId={session['sessionId']}"
-        async with connect(room, additional_headers={"Authorization": f"token {TOKEN}"}, max_size=None):
-            await asyncio.sleep(2)  # the room reads the notebook
+        signed_in = {"Authorization": f"token {TOKEN}"}
+        async with connect(room, additional_headers=signed_in, max_size=None) as room_socket, asyncio.timeout(60):
+            await room_socket.recv()  # it has the notebook
+            await asyncio.sleep(1)
             for cell_id, code in (("c0", "x = 1"), ("c1", "1 / 0"), ("c2", "print(x)"), ("c3", "x +")):
                 await execute(jupyter.http, notebook.kernel_id, cell_id, code, document_id)
             await recorded.wait_until(lambda: len(recorded.of("cell_execution")) == 4)
