@@ -57,6 +57,22 @@ def test_a_kernel_that_dies_before_its_last_words_arrive_still_died_of_what_was_
     assert [e["data"]["status"] for e in store.events if e["event_type"] == "kernel_status"] == ["started", "died"]
 
 
+def test_a_run_whose_beginning_was_published_before_anybody_listened_is_told_by_its_end(
+    kernel: WatchedKernel, store: Store
+) -> None:
+    kernel.runs.submit("m1", {"cell_id": "first"}, {})
+    kernel.runs.submit("m2", {"cell_id": "shown"}, {})
+    kernel.runs.submit("m3", {"cell_id": "never"}, {})
+    kernel.note_told("m1", {"run": {"status": "ok", "execution_duration_ms": 1_500, "execution_count": 1}})
+    for msg_id, output_bytes in (("m1", 0), ("m2", 12), ("m3", 0)):
+        kernel.note_end(msg_id, NOW, output_bytes)
+    assert store.list_ends() == [("first", "ok"), ("shown", "ok"), ("never", "aborted")]
+    starts = {e["cell_id"]: e["occurred_at"] for e in store.events if e["event_type"] == "cell_execution_start"}
+    assert starts == {"first": "2026-11-25T01:02:01.500Z", "shown": "2026-11-25T01:02:03.000Z"}
+    (first,) = (e for e in store.events if e["event_type"] == "cell_execution" and e["cell_id"] == "first")
+    assert (first["data"]["execution_count"], first["data"]["execution_duration_ms"]) == (1, 1_500.0)
+
+
 def test_cells_that_the_server_runs_get_the_ids_it_told_in_order(kernel: WatchedKernel, store: Store) -> None:
     for cell_id, msg_id in (("a", "m1"), ("b", "m2")):
         kernel.expect_cell(cell_id)

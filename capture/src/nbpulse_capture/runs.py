@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 REMEMBERED_COUNT = 512
@@ -104,6 +104,19 @@ class KernelRuns:
             return []
         run.started_at, run.execution_count = at, execution_count
         return [Started(run)]
+
+    def begin_late(self, msg_id: str, ended_at: datetime) -> list[Started]:
+        """
+        It has ended, and its beginning was not heard: what a kernel publishes before it is listened to is lost.
+
+        Only a run has an outcome, an error or output of its own; a request that never ran is left as it is.
+        """
+        run = self._open.get(msg_id)
+        if run is None or run.started_at is not None or not (run.told_by_kernel or run.error or run.output_bytes):
+            return []
+        count = run.told_by_kernel.get("execution_count")
+        began_at = ended_at - timedelta(milliseconds=_measure_ms(run, ended_at))
+        return self.begin(msg_id, began_at, count if isinstance(count, int) else None)
 
     def note_error(self, msg_id: str, error: Mapping[str, Any]) -> None:
         """The kernel shows an error."""

@@ -145,6 +145,8 @@ class WatchedKernel:
     def note_end(self, msg_id: str, at: datetime, output_bytes: int, shown: str = "") -> None:
         """The kernel has done with a request."""
         self.runs.note_output(msg_id, output_bytes, shown)
+        for started in self.runs.begin_late(msg_id, at):
+            self._tell_start(started.run, started.run.started_at or at)
         for ended in self.runs.finish(msg_id, at):
             self._tell_end(ended)
 
@@ -253,6 +255,8 @@ def read_told(told: Mapping[str, Any]) -> Event:
     read: Event = {}
     if isinstance(duration_ms := told.get("execution_duration_ms"), int | float) and 0 <= duration_ms < 7 * 86_400_000:
         read["execution_duration_ms"] = duration_ms
+    if type(count := told.get("execution_count")) is int and 0 <= count < 2**31:
+        read["execution_count"] = count
     for name, cap_chars in (("status", 20), ("phase", 20), ("error_name", 200)):
         if isinstance(told.get(name), str):
             read[name] = clean_text(told[name], cap_chars)

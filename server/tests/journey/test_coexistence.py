@@ -163,7 +163,7 @@ async def test_three_watchers_of_one_jupyterlab_disturb_nobody(
     env = {"NBPULSE_CAPTURE_DIR": str(ours.parent), "NBPULSE_CAPTURE_CONFIG": str(tmp_path / "config")}
     env |= {"NBPULSE_CAPTURE_URL": "http://127.0.0.1:9", "NBPULSE_CAPTURE_TOKEN": "t", "HOME": str(tmp_path)}
     said: list[str] = []
-    async with open_jupyter(python, work, env, is_lab=True) as jupyter, async_playwright() as playwright:
+    async with open_jupyter(python, work, env, program="jupyterlab") as jupyter, async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=chromium_path, args=CHROMIUM_FLAGS)
         page = await browser.new_page(viewport={"width": 1400, "height": 900})
         page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
