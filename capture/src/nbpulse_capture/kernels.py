@@ -23,6 +23,7 @@ from nbpulse_capture.execution import TOLD_PREFIX, name_told
 
 DELIMITER = b"<IDS|MSG>"
 AT_ONCE = 500
+RECONNECT_MS = 5
 TOLD_MARK = f'"{TOLD_PREFIX}'.encode()
 OUTPUT_TYPES = ("stream", "display_data", "update_display_data", "execute_result")
 
@@ -64,11 +65,27 @@ class KernelListener:
             return
         self.close()
         self._ports = list(self._manager.ports)
-        self._stream = self._manager.connect_iopub()
+        self._stream = self._connect()
         # The stream's own handler takes one message a turn and looks at the socket three times for it.
         loop = self._stream.io_loop
         loop.remove_handler(self._stream.socket)
         loop.add_handler(self._stream.socket, self._receive, loop.READ)
+
+    def _connect(self) -> Any:
+        """
+        The manager's own way, but for how soon it tries again: a kernel that starts is not there yet, and of what it
+        says before it hears of us nothing is ever had. By default ZeroMQ lets 100 ms pass, a first run's time.
+        """
+        defaults = getattr(getattr(self._manager, "context", None), "sockopts", None)
+        if defaults is None:
+            return self._manager.connect_iopub()
+        before = dict(defaults)
+        defaults[zmq.RECONNECT_IVL] = RECONNECT_MS
+        try:
+            return self._manager.connect_iopub()
+        finally:
+            defaults.clear()
+            defaults.update(before)
 
     def close(self) -> None:
         """Listen no more."""
