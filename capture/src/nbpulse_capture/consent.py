@@ -8,15 +8,13 @@ while a class has not been asked yet, what the package's own notice tells of, an
 from __future__ import annotations
 
 import json
-import os
-import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nbpulse_capture.membership import Membership, get_config_dir, make_private_dir
+from nbpulse_capture.membership import Membership, get_config_dir, write_private_json
 from nbpulse_capture.policy import METADATA, OWN_ACTS_ONLY, Policy, read_policy, take_stricter
 
 REFRESH_EVERY_S = 3600.0
@@ -119,7 +117,8 @@ def write_collection(membership: Membership, told: dict[str, Any], now_s: float)
     not what was asked before that which is known: of two who ask at once the slower has the older answer.
     """
     path = get_config_dir() / "collection.json"
-    known_at_s = _load(path).get(membership.account, {}).get("asked_at_s")
+    known = _load(path)
+    known_at_s = known.get(membership.account, {}).get("asked_at_s")
     if isinstance(known_at_s, int | float) and now_s < known_at_s < now_s + CLOCK_SLACK_S:
         return ConsentFile().read(membership)
     current = told.get("current") if isinstance(told.get("current"), dict) else {}
@@ -129,8 +128,8 @@ def write_collection(membership: Membership, told: dict[str, Any], now_s: float)
         "notice": (current or {}).get("notice"),
         "asked_at_s": now_s,
     }
-    others = {account: words for account, words in _load(path).items() if account != membership.account}
-    _write(path, dict(list(others.items())[-9:]) | {membership.account: kept})
+    others = {account: words for account, words in known.items() if account != membership.account}
+    write_private_json(path, dict(list(others.items())[-9:]) | {membership.account: kept})
     return ConsentFile().read(membership)
 
 
@@ -139,14 +138,14 @@ def forget_collection(membership: Membership) -> None:
     path = get_config_dir() / "collection.json"
     others = {account: words for account, words in _load(path).items() if account != membership.account}
     if others:
-        _write(path, others)
+        write_private_json(path, others)
     else:
         path.unlink(missing_ok=True)
 
 
 def pause(minutes: float | None) -> None:
     """Record nothing from now on, for some minutes or until resume()."""
-    _write(get_config_dir() / "pause.json", {"until_s": time.time() + minutes * 60 if minutes else None})
+    write_private_json(get_config_dir() / "pause.json", {"until_s": time.time() + minutes * 60 if minutes else None})
 
 
 def resume() -> None:
@@ -160,13 +159,3 @@ def _load(path: Path) -> dict[str, Any]:
         if isinstance(content, dict):
             return content
     return {}
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all, readable by its owner only."""
-    make_private_dir(path.parent)
-    draft = path.with_name(f"{path.stem}.{os.getpid()}-{threading.get_ident()}.tmp")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(content, file, ensure_ascii=False, indent=1)
-    draft.replace(path)

@@ -11,11 +11,14 @@ import hashlib
 import json
 import os
 import sys
+import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 TURNED_AWAY_S = 300.0
 
@@ -85,15 +88,20 @@ def make_private_file(path: Path) -> None:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
-def write_membership(membership: Membership) -> Path:
-    """Remember the place in the class; the file appears whole or not at all, readable by its owner only."""
-    make_private_dir(get_config_dir())
-    path = get_config_dir() / "membership.json"
-    draft = path.with_name(f"membership.{os.getpid()}.tmp")
+def write_private_json(path: Path, content: Mapping[str, Any]) -> None:
+    """The file appears whole or not at all, readable by its owner only."""
+    make_private_dir(path.parent)
+    draft = path.with_name(f"{path.stem}.{os.getpid()}-{threading.get_ident()}.tmp")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(asdict(membership), file, ensure_ascii=False, indent=1)
+        json.dump(content, file, ensure_ascii=False, indent=1)
     draft.replace(path)
+
+
+def write_membership(membership: Membership) -> Path:
+    """Remember the place in the class."""
+    path = get_config_dir() / "membership.json"
+    write_private_json(path, asdict(membership))
     return path
 
 

@@ -25,7 +25,7 @@ from nbpulse_capture.execution import describe_event
 from nbpulse_capture.faults import FaultLog
 from nbpulse_capture.frontend import FrontEnd
 from nbpulse_capture.kernels import KernelListener
-from nbpulse_capture.membership import MembershipFile, get_outbox_file
+from nbpulse_capture.membership import Membership, MembershipFile, get_outbox_file
 from nbpulse_capture.notebook import NotebookShelf
 from nbpulse_capture.openruns import amend, end_forgotten_runs, keep_open
 from nbpulse_capture.outbox import Outbox
@@ -158,7 +158,7 @@ class ServerObserver:
             return
         kernel = WatchedKernel(kernel_id, self, is_new=is_new)
         manager = self._kernel_manager.get_kernel(kernel_id)
-        voice = Voice(kernel, self._offer, self.faults, self._find_policy)
+        voice = Voice(kernel, self._offer, self.faults, lambda: self._find_policy(self._membership_file.read()))
         listener = KernelListener(manager, voice, partial(self.give_up, kernel_id))
         listener.open()
         self._kernels[kernel_id], self._listeners[kernel_id] = kernel, listener
@@ -178,7 +178,7 @@ class ServerObserver:
             self._account = account  # somebody else sits here, or the same student in another course
             for one in self._kernels.values():
                 self._offer(one, one.begin_anew, within_s=None)
-        if request.cell is None or self._find_policy() == OWN_ACTS_ONLY:
+        if request.cell is None or self._find_policy(membership) == OWN_ACTS_ONLY:
             self._offer(kernel, partial(kernel.runs.ignore, request.msg_id), within_s=None)
         else:
             submit = partial(kernel.runs.submit, request.msg_id, request.cell, request.marks)
@@ -342,15 +342,14 @@ class ServerObserver:
 
     # -- EventStore ------------------------------------------------------------------------------------------
 
-    def _find_policy(self) -> Policy:
+    def _find_policy(self, membership: Membership | None) -> Policy:
         """What may be recorded now."""
-        membership = self._membership_file.read()
         return self._consent.find_policy(membership) if membership is not None else OWN_ACTS_ONLY
 
     def put(self, event: Event, file: str | None, *, held_s: float = 0.0, end: Event | None = None) -> None:
         """To the writer, if somebody has joined and it may be recorded."""
         membership = self._membership_file.read()
-        policy = self._find_policy()
+        policy = self._find_policy(membership)
         allowed = apply_policy(event, policy)
         if membership is None or allowed is None:
             return
