@@ -38,7 +38,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from nbpulse_capture.claims import KernelClaim
-from nbpulse_capture.consent import ConsentFile
+from nbpulse_capture.consent import Allowance, AllowanceFile
 from nbpulse_capture.contents import fit_contents
 from nbpulse_capture.execution import (
     ExecutionResult,
@@ -56,7 +56,7 @@ from nbpulse_capture.notebook import VSCODE_SCHEME, NotebookPlace, locate_notebo
 from nbpulse_capture.outbox import Outbox
 from nbpulse_capture.policy import apply_policy
 from nbpulse_capture.sender import Sender, Spilled
-from nbpulse_capture.shown import ShownOutput
+from nbpulse_capture.shown import ShownOutput, ShownSize
 from nbpulse_capture.sitting import Sitting
 from nbpulse_capture.websocket import describe_cell, describe_marks, is_our_magic
 
@@ -82,7 +82,9 @@ class Recorder:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._open_runs: dict[str, Run] = {}
-        self._membership_file = MembershipFile()
+        self._quiet = threading.Event()  # set while there is no open run
+        self._quiet.set()
+        self._allowance_file = AllowanceFile()
         self._outbox: Outbox | None = None
         self._spill: deque[Spilled] = deque()
         self._sitting = Sitting(time.time())
@@ -91,15 +93,14 @@ class Recorder:
         self.last_cell: dict[str, Any] = {}
         self._is_a_notebook = place is not None and place.path.endswith(".ipynb") and not is_nested
         self.faults = FaultLog()
-        self._consent = ConsentFile()
-        self._shown = ShownOutput(self.faults)
+        self._shown, self._size = ShownOutput(self.faults), ShownSize(self.faults)
         self._told_fault_count = 0
         self.sender = Sender(
             get_outbox_file(),
             MembershipFile(),
             describe_presence=self._describe_presence,
             spill=self._spill,
-            is_running=lambda: bool(self._open_runs),
+            quiet=self._quiet,
             settle_s=1.0,
         )
 
@@ -139,7 +140,7 @@ class Recorder:
     def _note_load(self) -> None:
         if self._claim.is_held():
             return
-        if self._is_a_notebook and self._membership_file.read() is not None:
+        if self._is_a_notebook and self._allowance_file.read().membership is not None:
             self.put("kernel_status", self.describe_place(), {"status": "started"})
             self._has_told_start = True
         self._start_sender()
@@ -153,7 +154,8 @@ class Recorder:
         cell_id = getattr(info, "cell_id", None) or metadata.get("cellId")
         if self._is_nested or (cell_id is None and not self._is_a_notebook) or is_our_magic(info.raw_cell):
             return
-        if self._consent.is_paused():  # a run that begins in a pause is not recorded, whenever it ends
+        allowance = self._allowance_file.read()
+        if allowance.is_paused:  # a run that begins in a pause is not recorded, whenever it ends
             self._sitting.session_id = None  # nor missed: what the kernel counts meanwhile is in no sitting
             return
         with self._lock:
@@ -162,31 +164,30 @@ class Recorder:
                 return
             run = Run(self._kernel_id, msg_id, {}, began_at=format_time())
             self._open_runs[msg_id] = run
+            self._quiet.clear()
         if isinstance(cell_id, str) and cell_id.startswith(VSCODE_SCHEME):
             self._place = locate_vscode(cell_id) or self._place
         run.common = self.describe_place() | describe_cell(cell_id, metadata)
         run.marks = describe_marks(metadata)
         self.last_cell = run.common
-        if not self._claim.is_held():
-            self._tell_start(run)
-            self._look_at_contents(run, info.raw_cell)
+        if self._claim.is_held():
+            self._size.begin(self._shell.kernel.session, msg_id)  # type: ignore[attr-defined]
+        else:
+            self._tell_start(run, allowance)
+            self._look_at_contents(run, info.raw_cell, allowance)
         run.started_at_s = time.perf_counter()
 
-    def _tell_start(self, run: Run) -> None:
-        run.common["session_id"] = self._keep_session(run.common)
+    def _tell_start(self, run: Run, allowance: Allowance) -> None:
+        run.common["session_id"] = self._keep_session(run.common, allowance)
         run.is_told = True
-        self._store(describe_start(run))
+        self._store(describe_start(run), allowance)
         self._wake_sender()
 
-    def _look_at_contents(self, run: Run, source: str) -> None:
+    def _look_at_contents(self, run: Run, source: str, allowance: Allowance) -> None:
         """Source and output are looked at only where the course collects them and the student knows."""
-        membership = self._membership_file.read()
-        if membership is None:
-            return
-        policy = self._consent.find_policy(membership)
-        if policy.wants("source"):
+        if allowance.policy.wants("source"):
             run.source = source
-        if policy.wants("output"):
+        if allowance.policy.wants("output"):
             self._shown.begin(self._shell.kernel.session, run.msg_id)  # type: ignore[attr-defined]
 
     def _after_run(self, result: ExecutionResult | None, ended_at_s: float, propagating: BaseException | None) -> None:
@@ -207,17 +208,20 @@ class Recorder:
             display_error=self._get_display_error(),
             name_cell=self._name_cell,
         )
-        if self._claim.is_held() and self._membership_file.read() is not None:
+        allowance = self._allowance_file.read()
+        if self._claim.is_held() and allowance.membership is not None:
             self._tell_server(msg_id, {"run": end["data"]})
         else:  # also where the server has gone in mid-run; a start that it did tell is not told twice
             if not run.is_told:
-                self._tell_start(run)
+                self._tell_start(run, allowance)
             if run.source:
                 end["data"]["source"] = run.source
             if output := self._shown.end(msg_id):
                 end["data"]["output"] = output
-            self._store(end | {"session_id": run.common["session_id"]})
+            self._store(end | {"session_id": run.common["session_id"]}, allowance)
             self._wake_sender()
+        if not self._open_runs:
+            self._quiet.set()
         self._sitting.active_at_s = time.time()
 
     def _note_exit(self) -> None:
@@ -228,6 +232,7 @@ class Recorder:
         if self._has_told_start or self._sitting.session_id is not None:
             self.put("kernel_status", self.describe_place(), {"status": "stopped"})
         self._shown.detach()
+        self._size.detach()
         self.sender.stop(FLUSH_AT_EXIT_S)
         if self._outbox is not None:
             self._outbox.close()
@@ -239,7 +244,7 @@ class Recorder:
         if event_type in {"help_request", "help_cancel"} and self._claim.is_held():
             self._publish({"event": event})
         else:
-            self._store(event)
+            self._store(event, self._allowance_file.read())
             self._wake_sender()
         return str(event["event_id"])
 
@@ -256,6 +261,7 @@ class Recorder:
             return
         metadata, name = self._shell.kernel.session.metadata, name_told(msg_id)  # type: ignore[attr-defined]
         metadata[name] = self._add_faults(content)
+        self._size.tell_in(content, msg_id)
         loop.call_soon(metadata.pop, name, None)
 
     def _add_faults(self, content: dict[str, Any]) -> dict[str, Any]:
@@ -280,13 +286,10 @@ class Recorder:
         self._start_sender()
         self.sender.wake()
 
-    def _store(self, event: dict[str, Any]) -> None:
+    def _store(self, event: dict[str, Any], allowance: Allowance) -> None:
         """What may be recorded: to disk before anything else; to memory when the disk will not have it now."""
-        membership = self._membership_file.read()
-        if membership is None:
-            return
-        allowed = apply_policy(event, self._consent.find_policy(membership))
-        if allowed is None:
+        membership, allowed = allowance.membership, apply_policy(event, allowance.policy)
+        if membership is None or allowed is None:
             return
         event = fit_contents(allowed)
         file = self._place.file if self._place else None
@@ -301,12 +304,12 @@ class Recorder:
                 self.sender.lost_count += 1
             self._spill.append((event, membership.account, file))
 
-    def _keep_session(self, common: dict[str, Any]) -> str:
+    def _keep_session(self, common: dict[str, Any], allowance: Allowance) -> str:
         """The learning session's id; a new one is told of."""
         session_id, is_new = self._sitting.keep(time.time(), others_run=len(self._open_runs) > 1)
         if is_new:
             place = {name: common.get(name) for name in ("notebook_path", "notebook_id")}
-            self._store(describe_event("session_start", place | {"session_id": session_id}, {}))
+            self._store(describe_event("session_start", place | {"session_id": session_id}, {}), allowance)
         return session_id
 
     def describe_place(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from nbpulse_capture.policy import Policy, apply_policy
 from nbpulse_capture.rows import Leased, Row, Verdict
 from nbpulse_capture.wire import Answer, UnreachableError, Wire
 
-LINGER_S, LINGERS_IN_A_RUN = 0.015, 7
+LINGER_S, LINGER_IN_A_RUN_S = 0.015, 0.1
 BATCH_LIMIT = 100
 BATCH_CAP_BYTES = 800_000
 PRESENCE_EVERY_S = 20.0
@@ -64,7 +64,7 @@ class Sender(threading.Thread):
         *,
         describe_presence: Callable[[], Event | None] = lambda: None,
         spill: deque[Spilled] | None = None,
-        is_running: Callable[[], bool] = lambda: False,
+        quiet: threading.Event | None = None,
         settle_s: float = 0.0,
         linger_s: float = LINGER_S,
     ) -> None:
@@ -75,7 +75,7 @@ class Sender(threading.Thread):
         self._spill: deque[Spilled] = deque() if spill is None else spill
         self._settle_s = settle_s
         self._linger_s = linger_s
-        self._is_running = is_running
+        self._quiet = quiet  # set while nothing runs beside us
         self._wakeup = threading.Event()
         self._offered: deque[Leased] = deque(maxlen=OFFERED_LIMIT)
         self._stop_at: float | None = None
@@ -132,11 +132,12 @@ class Sender(threading.Thread):
 
     def _linger(self) -> None:
         """Let a run of a tenth of a second end before we take the interpreter's lock: its events then go together."""
-        for _ in range(LINGERS_IN_A_RUN):
-            if self._stop_at is None and self._linger_s:
-                time.sleep(self._linger_s)
-            if not self._is_running():
-                break
+        if self._stop_at is not None or not self._linger_s:
+            return
+        time.sleep(self._linger_s)
+        # Waiting for its end, rather than looking again and again, takes the lock from a flood of prints once.
+        if self._quiet is not None and not self._quiet.is_set() and self._quiet.wait(LINGER_IN_A_RUN_S):
+            time.sleep(self._linger_s)
 
     def _take_turn(self, *, in_haste: bool) -> bool:
         """True when there may be more to send at once."""
