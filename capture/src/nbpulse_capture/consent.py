@@ -19,7 +19,7 @@ from nbpulse_capture.membership import Membership, MembershipFile, get_config_di
 from nbpulse_capture.policy import METADATA, OWN_ACTS_ONLY, Policy, read_policy, take_stricter
 
 REFRESH_EVERY_S = 3600.0
-LOOKED_AT_EVERY_S, COARSE_TIME_S = 1.0, 2.0
+LOOKED_AT_EVERY_S, COARSE_TIME_S, AGAIN_AFTER_S = 1.0, 2.0, 0.002
 CLOCK_SLACK_S = 60.0  # a clock that was put back by more must not keep out all that is told from then on
 
 
@@ -95,24 +95,29 @@ class AllowanceFile:
     Membership, collection and pause as they are now, for one `stat` of the directory in which all three files lie.
 
     Each is only ever replaced whole, which changes the directory's time. A change is looked for in the files themselves
-    for 2 s after it, since file systems' times are coarse, and once a second for what somebody edits in place.
+    for 2 s after it, since file systems' times are coarse, and once a second for what somebody edits in place. What was
+    read within the last 2 ms is not read again: a server asks several times for one message.
     """
 
     def __init__(self) -> None:
         self._directory = str(get_config_dir())
         self._membership_file = MembershipFile()
         self._consent = ConsentFile()
+        self._read_at_s = 0.0
         # (the directory's time, until when it is good, what was found): changed together, since two threads may look.
         self._seen: tuple[int | None, float, Allowance] = (-1, 0.0, Allowance(None, OWN_ACTS_ONLY, is_paused=False))
 
     def read(self) -> Allowance:
         """What holds for a run that begins or ends now."""
+        now_s = time.time()
+        if 0 <= now_s - self._read_at_s < AGAIN_AFTER_S:
+            return self._seen[2]
+        self._read_at_s = now_s
         try:
             changed_at_ns = os.stat(self._directory).st_mtime_ns  # noqa: PTH116 - Path costs ten times as much
         except OSError:
             changed_at_ns = None
         seen_at_ns, good_until_s, allowance = self._seen
-        now_s = time.time()
         if changed_at_ns == seen_at_ns and now_s < good_until_s <= now_s + LOOKED_AT_EVERY_S:
             return allowance
         return self._look(changed_at_ns, now_s)
