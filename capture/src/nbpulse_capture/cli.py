@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from nbpulse_capture import __version__
 from nbpulse_capture.consent import ConsentFile, Standing, forget_collection, resume
 from nbpulse_capture.execution import format_time
+from nbpulse_capture.journal import erase_account
 from nbpulse_capture.membership import (
     Membership,
     MembershipFile,
@@ -264,7 +265,7 @@ def leave_class(_arguments: argparse.Namespace) -> int:
     if get_outbox_file().exists():
         outbox = Outbox(get_outbox_file())
         try:
-            waiting_count = outbox.erase_account(membership.account)
+            waiting_count = erase_account(outbox, membership.account)
         finally:
             outbox.close()
     say(get_text("left", course=membership.course_title or membership.course_id, waiting=waiting_count))

@@ -10,12 +10,8 @@ shown by `%nbpulse status`), no run gets slower by more than a millisecond, and 
 joining. Where the course collects source or output, these are masked before they are written, which takes longer the
 longer they are.
 
-Why the callbacks write to SQLite themselves instead of handing over to a thread: measured by `bench/capture_cost.py`,
-both callbacks of a run together take 0.5 ms of CPU in the median and 0.9 ms at the 99th percentile on two cores that
-were booked four times over (0.2 and 0.4 ms in a loop of nothing else), and in return a kernel that is killed in mid-run
-has lost nothing. A queue would take a tenth and lose what the thread had not yet written. When the file cannot be
-written at once (locked for over 20 ms, disk full) the event goes to a bounded queue in memory, which the sender's
-thread stores later.
+Why the callbacks write to disk themselves instead of handing over to a thread: it is one `write` (journal.py), and in
+return a kernel that is killed in mid-run has lost nothing. What both callbacks of a run cost: bench/capture_cost.py.
 
 Runs are paired by their request's msg_id, since async cells and subshells overlap. Not recorded: silent
 requests, requests that keep no history, empty cells, `%nbpulse` itself, and batch runs (nbclient,
@@ -33,7 +29,6 @@ import sys
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -51,11 +46,11 @@ from nbpulse_capture.execution import (
     name_told,
 )
 from nbpulse_capture.faults import FaultLog
+from nbpulse_capture.journal import Journal
 from nbpulse_capture.membership import MembershipFile, get_outbox_file
 from nbpulse_capture.notebook import VSCODE_SCHEME, NotebookPlace, locate_notebook, locate_vscode
-from nbpulse_capture.outbox import Outbox
 from nbpulse_capture.policy import apply_policy
-from nbpulse_capture.sender import Sender, Spilled
+from nbpulse_capture.sender import Sender
 from nbpulse_capture.shown import ShownOutput, ShownSize
 from nbpulse_capture.sitting import Sitting
 from nbpulse_capture.websocket import describe_cell, describe_marks, is_our_magic
@@ -64,7 +59,6 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 FLUSH_AT_EXIT_S = 2.0
-SPILL_LIMIT = 2_000
 UNKNOWN_NOTEBOOK = "unknown"
 INSIDE_KERNEL_VARIABLE = "NBPULSE_CAPTURE_KERNEL_PID"
 
@@ -85,21 +79,20 @@ class Recorder:
         self._quiet = threading.Event()  # set while there is no open run
         self._quiet.set()
         self._allowance_file = AllowanceFile()
-        self._outbox: Outbox | None = None
-        self._spill: deque[Spilled] = deque()
         self._sitting = Sitting(time.time())
         self._claim = KernelClaim(str(kernel_id))
         self._has_told_start = self._has_started_sender = False
         self.last_cell: dict[str, Any] = {}
         self._is_a_notebook = place is not None and place.path.endswith(".ipynb") and not is_nested
         self.faults = FaultLog()
+        self._journal = Journal(self.faults)
         self._shown, self._size = ShownOutput(self.faults), ShownSize(self.faults)
         self._told_fault_count = 0
         self.sender = Sender(
             get_outbox_file(),
             MembershipFile(),
             describe_presence=self._describe_presence,
-            spill=self._spill,
+            journal=self._journal,
             quiet=self._quiet,
             settle_s=1.0,
         )
@@ -234,9 +227,7 @@ class Recorder:
         self._shown.detach()
         self._size.detach()
         self.sender.stop(FLUSH_AT_EXIT_S)
-        if self._outbox is not None:
-            self._outbox.close()
-            self._outbox = None
+        self._journal.close()
 
     def put(self, event_type: str, common: dict[str, Any], data: dict[str, Any]) -> str:
         """Store an event that is no execution and wake the sender; gives its id."""
@@ -287,22 +278,11 @@ class Recorder:
         self.sender.wake()
 
     def _store(self, event: dict[str, Any], allowance: Allowance) -> None:
-        """What may be recorded: to disk before anything else; to memory when the disk will not have it now."""
+        """What may be recorded, to disk before anything else."""
         membership, allowed = allowance.membership, apply_policy(event, allowance.policy)
         if membership is None or allowed is None:
             return
-        event = fit_contents(allowed)
-        file = self._place.file if self._place else None
-        try:
-            if self._outbox is None:
-                self._outbox = Outbox(get_outbox_file(), busy_wait_s=0.02)
-            self._outbox.put(event, membership.account, file)
-        except Exception as error:  # noqa: BLE001 - locked, full, gone: whatever it is, the event goes to memory
-            self.faults.note(error, "outbox")
-            if len(self._spill) >= SPILL_LIMIT:
-                self._spill.popleft()
-                self.sender.lost_count += 1
-            self._spill.append((event, membership.account, file))
+        self._journal.put(fit_contents(allowed), membership.account, self._place.file if self._place else None)
 
     def _keep_session(self, common: dict[str, Any], allowance: Allowance) -> str:
         """The learning session's id; a new one is told of."""

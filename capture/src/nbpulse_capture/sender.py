@@ -30,6 +30,7 @@ from typing import Any
 from nbpulse_capture.backoff import Backoff
 from nbpulse_capture.consent import ConsentFile
 from nbpulse_capture.execution import describe_event, format_time
+from nbpulse_capture.journal import Journal, adopt_journals, erase_account
 from nbpulse_capture.membership import Membership, MembershipFile, turn_away
 from nbpulse_capture.notebook import NotebookShelf
 from nbpulse_capture.notices import end_membership, keep_collection
@@ -43,7 +44,7 @@ BATCH_LIMIT = 100
 BATCH_CAP_BYTES = 800_000
 PRESENCE_EVERY_S = 20.0
 SUCCESS_NOTED_EVERY_S = 5.0
-TENDED_EVERY_S = 1.0
+TENDED_EVERY_S, ADOPTED_EVERY_S = 1.0, 30.0
 OFFERED_LIMIT, REQUEST_WITHIN_S = 2_000, 12.0
 SENDS_AT_ONCE, SENDS_PER_S = 8.0, 4.0
 HUB_RETRY_S = 45.0
@@ -51,7 +52,6 @@ HUB_RETRY_S = 45.0
 WITHDRAWN, UNCOLLECTED = "NB-1340", "NB-1341"  # the server's codes
 
 Event = dict[str, Any]
-Spilled = tuple[Event, str, str | None]
 
 
 class Sender(threading.Thread):
@@ -63,7 +63,7 @@ class Sender(threading.Thread):
         membership_file: MembershipFile,
         *,
         describe_presence: Callable[[], Event | None] = lambda: None,
-        spill: deque[Spilled] | None = None,
+        journal: Journal | None = None,
         quiet: threading.Event | None = None,
         settle_s: float = 0.0,
         linger_s: float = LINGER_S,
@@ -72,7 +72,7 @@ class Sender(threading.Thread):
         self._outbox_file = outbox_file
         self._membership_file = membership_file
         self._describe_presence = describe_presence
-        self._spill: deque[Spilled] = deque() if spill is None else spill
+        self._journal = journal
         self._settle_s = settle_s
         self._linger_s = linger_s
         self._quiet = quiet  # set while nothing runs beside us
@@ -85,9 +85,8 @@ class Sender(threading.Thread):
         self._shelf = NotebookShelf()
         self._backoff = Backoff()
         self._tokens, self._tokens_at = SENDS_AT_ONCE, time.monotonic()
-        self._presence_at = self._noted_success_at = self._tended_at = float("-inf")
+        self._presence_at = self._noted_success_at = self._tended_at = self._adopted_at = float("-inf")
         self._refused_account: str | None = None
-        self.lost_count = 0
         self.fault = ""
 
     def wake(self) -> None:
@@ -143,19 +142,28 @@ class Sender(threading.Thread):
         """True when there may be more to send at once."""
         membership = self._membership_file.read()
         now = time.monotonic()
-        if membership is None or membership.token == self._refused_account:
+        if membership is None:
             self._offered.clear()  # it may have been erased on the disk
-            return False
-        if not self._backoff.is_over(now, in_haste=in_haste):
+            if self._journal is not None:
+                self._journal.discard()
             return False
         if self._outbox is None:
             self._outbox = Outbox(self._outbox_file)
+        if self._journal is not None:
+            self._journal.store(self._outbox, membership.account)
+        if membership.token == self._refused_account:
+            self._offered.clear()
+            return False
+        if not self._backoff.is_over(now, in_haste=in_haste):
+            return False
         if now - self._tended_at > TENDED_EVERY_S:
             self._tended_at = now
             self._outbox.trim()
             self._tell_losses(self._outbox, membership.account)
             self._outbox.checkpoint()
-        self._store_spill(self._outbox, membership.account)
+        if now - self._adopted_at > ADOPTED_EVERY_S:
+            self._adopted_at = now
+            adopt_journals(self._outbox, but_not=self._journal)
         return self.send_batch(self._outbox, membership)
 
     def send_batch(self, outbox: Outbox, membership: Membership) -> bool:
@@ -206,7 +214,7 @@ class Sender(threading.Thread):
         code = answer.content.get("code") if isinstance(answer.content, dict) else None
         if membership.hub_user and code == "NB-1112":
             turn_away(membership.account)
-            outbox.erase_account(membership.account)
+            erase_account(outbox, membership.account)
             return False
         if membership.hub_user and code == WITHDRAWN:
             end_membership(membership, outbox)
@@ -302,19 +310,10 @@ class Sender(threading.Thread):
             outbox.release(rows[kept:])
         return rows[:kept]
 
-    def _store_spill(self, outbox: Outbox, current_account: str) -> None:
-        """What the disk would not have before; not of somebody who has left or withdrawn meanwhile."""
-        while self._spill:
-            event, account, notebook_file = self._spill[0]
-            if account == current_account:
-                outbox.put(event, account, notebook_file)
-            self._spill.popleft()
-
     def _tell_losses(self, outbox: Outbox, account: str) -> None:
         """What a full disk or a full memory has cost is told as an event of its own, once there is room for it."""
-        if lost_count := self.lost_count:
+        if self._journal is not None and (lost_count := self._journal.take_lost_count()):
             outbox.add_to_count("dropped", lost_count)
-            self.lost_count -= lost_count
         if untold_count := outbox.count_untold_losses():
             lost = {"status": "events_lost", "event_count": untold_count}
             with outbox.together():
