@@ -14,6 +14,7 @@ import structlog
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute, APIWebSocketRoute
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import Response
@@ -37,8 +38,9 @@ from nbpulse.api import (
 from nbpulse.api.access import check_rules
 from nbpulse.api.catalogue import describe_problems, show_errors
 from nbpulse.api.context import ApiOptions, Context, Parts, admit, make_context
+from nbpulse.api.limits import find_address
 from nbpulse.api.problems import find_framework_error, make_problem
-from nbpulse.errors import InvalidInput, NbpulseError
+from nbpulse.errors import InvalidInput, NbpulseError, TooMuch
 
 __all__ = ["ApiOptions", "Application", "create_app"]
 
@@ -64,7 +66,14 @@ class Application:
         elif scope["path"] == ingest.PATH:
             await self.context.ingest(scope, receive, send)
         else:
-            await self.web(scope, receive, _add_headers(send))
+            send = _add_headers(send)
+            try:
+                self.context.limits.meet_address(find_address(scope))
+            except TooMuch as error:
+                language = Headers(scope=scope).get("accept-language")
+                await make_problem(error, language)(scope, receive, send)
+            else:
+                await self.web(scope, receive, send)
 
 
 def _add_headers(send: Send) -> Send:

@@ -9,10 +9,12 @@ from uuid import UUID
 import msgspec
 from starlette.requests import HTTPConnection, Request
 
+from nbpulse.allowances import DEFAULT, Limits
 from nbpulse.api.access import RULES, Gate
 from nbpulse.api.answers import Answers
 from nbpulse.api.hub_access import HubGate
 from nbpulse.api.ingest import Ingest
+from nbpulse.api.limits import RequestLimits
 from nbpulse.cache import Cache
 from nbpulse.errors import NotFound
 from nbpulse.hub import LiveHub
@@ -37,6 +39,7 @@ class ApiOptions:
     """How one API process is reached and served. `public_url`: the address people use when a proxy stands in front."""
 
     public_url: str | None = None
+    limits: Limits = DEFAULT
 
 
 class Parts(Protocol):
@@ -78,6 +81,7 @@ class Context:
     inboxes: Inboxes
     consents: Consents
     promise: str
+    limits: RequestLimits
     gate: Gate
     ingest: Ingest
     answers: Answers
@@ -91,7 +95,8 @@ class Context:
 def make_context(parts: Parts, options: ApiOptions) -> Context:
     """The context of an API on `parts`."""
     hub_gate = HubGate(parts.jupyterhub, parts.people) if parts.jupyterhub else None
-    gate = Gate(parts.people, options.public_url, hub_gate)
+    limits = RequestLimits(options.limits)
+    gate = Gate(parts.people, limits, options.public_url, hub_gate)
     return Context(
         options=options,
         stream=parts.stream,
@@ -107,8 +112,9 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         inboxes=Inboxes(parts.people, parts.people.seal),
         consents=Consents(parts.people),
         promise=parts.promise,
+        limits=limits,
         gate=gate,
-        ingest=Ingest(gate, parts.stream, parts.cache),
+        ingest=Ingest(gate, limits, parts.stream, parts.cache),
         answers=Answers(),
     )
 
