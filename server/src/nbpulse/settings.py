@@ -95,6 +95,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     trusted_proxies: Annotated[
         str, Meta(description="Reverse proxies whose X-Forwarded-For and -Proto are believed: addresses, comma between")
     ] = "127.0.0.1,::1"
+    connections_max: Annotated[
+        int, Meta(ge=100, description="Connections one API process keeps open; at most 3/4 of what the system lets it")
+    ] = 8_000
     limit_student_events: Annotated[int, Meta(ge=60, description="Events one student may deliver a minute")] = (
         DEFAULT.student_events
     )
