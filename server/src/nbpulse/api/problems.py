@@ -11,7 +11,9 @@ import random
 from typing import Any, Final
 
 import msgspec
+from starlette.datastructures import Headers
 from starlette.responses import Response
+from starlette.types import Scope
 
 from nbpulse.errors import (
     AccessDenied,
@@ -109,6 +111,11 @@ def choose_language(accept_language: str | None) -> str:
         if language in ("ja", "en") and quality > best_quality:
             best, best_quality = language, quality
     return best
+
+
+def read_language(scope: Scope) -> str | None:
+    """What a connection's Accept-Language says."""
+    return Headers(scope=scope).get("accept-language")
 
 
 def _read_quality(parameters: str) -> float:
