@@ -206,7 +206,8 @@ async def serve_api(
             opened.append(parts)
             yield parts
 
-    application, waiting = create_app(open_noted, ApiOptions(**options)), waiting or Waiting()
+    application = create_app(open_noted, ApiOptions(**options))
+    waiting = Waiting() if waiting is None else waiting
     config = configure(application, waiting, host="127.0.0.1", port=0, timeout_graceful_shutdown=1)
     server = Server(config, application, waiting)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
