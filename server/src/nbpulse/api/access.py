@@ -65,6 +65,7 @@ RULES: Final[dict[str, Rule]] = {
     "POST /api/v1/sign-out": Rule.SIGNED_IN,
     "POST /api/v1/events": Rule.DELIVERER,
     "GET /api/v1/me": Rule.SIGNED_IN,
+    "GET /api/v1/me/audit": Rule.SIGNED_IN,
     "GET /api/v1/me/inbox": Rule.STUDENT,
     "POST /api/v1/me/messages": Rule.DELIVERER,
     "PUT /api/v1/me/messages/{message_id}/state": Rule.DELIVERER,
@@ -136,7 +137,7 @@ class Gate:
         token, is_cookie = _read_token(request)
         if token and is_cookie:
             self._check_origin(request, is_required=True)
-        person = await self.find_person(token, find_address(request.scope))
+        request.state.person = person = await self.find_person(token, find_address(request.scope))
         self._limits.meet_token(person.token_id)
         if rule is Rule.DELIVERER or rule is Rule.STUDENT:
             scope = "events:write" if rule is Rule.DELIVERER else "inbox:read"

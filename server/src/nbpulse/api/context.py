@@ -15,11 +15,13 @@ from nbpulse.api.answers import Answers
 from nbpulse.api.hub_access import HubGate
 from nbpulse.api.ingest import Ingest
 from nbpulse.api.limits import RequestLimits
+from nbpulse.api.trail import AuditTrail
 from nbpulse.cache import Cache
 from nbpulse.errors import NotFound
 from nbpulse.hub import LiveHub
 from nbpulse.identity import ask_as
 from nbpulse.records.analysis import CourseHistory
+from nbpulse.records.audit import AuditLog
 from nbpulse.records.consents import Consents
 from nbpulse.records.inboxes import Inboxes
 from nbpulse.records.interventions import Interventions
@@ -85,6 +87,7 @@ class Context:
     gate: Gate
     ingest: Ingest
     answers: Answers
+    trail: AuditTrail
     is_stopping: bool = False
 
     async def find_class(self, course_id: UUID) -> ClassScope:
@@ -97,6 +100,7 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
     hub_gate = HubGate(parts.jupyterhub, parts.people) if parts.jupyterhub else None
     limits = RequestLimits(options.limits)
     gate = Gate(parts.people, limits, options.public_url, hub_gate)
+    trail = AuditTrail(AuditLog(parts.people))
     return Context(
         options=options,
         stream=parts.stream,
@@ -114,8 +118,9 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         promise=parts.promise,
         limits=limits,
         gate=gate,
-        ingest=Ingest(gate, limits, parts.stream, parts.cache),
+        ingest=Ingest(gate, limits, parts.stream, parts.cache, trail),
         answers=Answers(),
+        trail=trail,
     )
 
 
@@ -133,9 +138,11 @@ def get_person(connection: HTTPConnection) -> Person:
 
 async def admit(request: Request) -> None:
     """Let the request through by its route's rule; from now on its task asks as that person. Raises as `Gate.admit`."""
-    rule = RULES[f"{request.method} {request.scope['route'].path}"]
-    request.state.person = person = await get_context(request).gate.admit(request, rule)
+    context, place = get_context(request), f"{request.method} {request.scope['route'].path}"
+    request.state.person = person = await context.gate.admit(request, RULES[place])
     ask_as(person.user_id if person else None)
+    if person:
+        await context.trail.note_request(request, place, person)
 
 
 def parse_id(text: str) -> UUID:
