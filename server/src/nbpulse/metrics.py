@@ -129,7 +129,15 @@ RedisQuery = Literal[
     "other",
 ]
 CloseReason = Literal["full", "crowded", "late", "head"]
-Limit = Literal["student_events", "course_events", "token_requests", "address_requests", "address_refusals"]
+Limit = Literal[
+    "student_events",
+    "course_events",
+    "token_requests",
+    "address_requests",
+    "address_refusals",
+    "unproved_sockets",
+    "person_boards",
+]
 
 database_query_duration = Histogram(
     "database_query_duration_seconds",

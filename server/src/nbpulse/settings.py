@@ -113,6 +113,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     limit_address_refusals: Annotated[
         int, Meta(ge=10, description="Tokens that do not work that one address may try a minute")
     ] = DEFAULT.address_refusals
+    limit_person_boards: Annotated[int, Meta(ge=1, description="Boards one person may have open at once")] = (
+        DEFAULT.person_boards
+    )
     language: Annotated[Literal["ja", "en"] | None, Meta(description="Language of terminal texts; unset = LANG")] = None
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="What is logged")] = "info"
     api_count: Annotated[int, Meta(ge=1, le=16, description="API processes that `up` starts")] = 1

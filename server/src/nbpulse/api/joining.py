@@ -86,7 +86,7 @@ async def sign_out(request: Request) -> Response:
     context, person = get_context(request), get_person(request)
     if person.kind == "session":
         await context.people.revoke_token(person.token_id)
-        context.gate.forget(person)
+        await context.announce_access(person.user_id)
     response = Response(status_code=204)
     response.delete_cookie(COOKIE, httponly=True, samesite="strict")
     return response
