@@ -32,6 +32,7 @@ from nbpulse.api import (
     pages,
     queries,
     rehearsals,
+    signing_in,
     sockets,
 )
 from nbpulse.api.access import check_rules
@@ -112,6 +113,7 @@ def create_app(
     )
     for router in (
         joining.router,
+        signing_in.router,
         classrooms.router,
         actions.router,
         inbox.router,

@@ -11,12 +11,15 @@ from starlette.requests import HTTPConnection, Request
 
 from nbpulse.api.access import RULES, Gate
 from nbpulse.api.answers import Answers
+from nbpulse.api.cookies import Cookies
 from nbpulse.api.hub_access import HubGate
 from nbpulse.api.ingest import Ingest
 from nbpulse.cache import Cache
 from nbpulse.errors import NotFound
 from nbpulse.hub import LiveHub
 from nbpulse.identity import ask_as
+from nbpulse.passwords import Hasher
+from nbpulse.records.accounts import Accounts
 from nbpulse.records.analysis import CourseHistory
 from nbpulse.records.consents import Consents
 from nbpulse.records.inboxes import Inboxes
@@ -49,6 +52,8 @@ class Parts(Protocol):
     @property
     def people(self) -> People: ...
     @property
+    def hasher(self) -> Hasher: ...
+    @property
     def classes(self) -> ClassReader: ...
     @property
     def hub(self) -> LiveHub: ...
@@ -68,6 +73,8 @@ class Context:
     stream: EventStream
     cache: Cache
     people: People
+    accounts: Accounts
+    cookies: Cookies
     classes: ClassReader
     hub: LiveHub
     series: TimeSeriesStore
@@ -97,6 +104,8 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         stream=parts.stream,
         cache=parts.cache,
         people=parts.people,
+        accounts=Accounts(parts.people, parts.hasher),
+        cookies=Cookies(options.public_url),
         classes=parts.classes,
         hub=parts.hub,
         series=parts.series,
