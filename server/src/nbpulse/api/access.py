@@ -221,10 +221,11 @@ class Gate:
         return self._cookies.read(request, SESSION), True
 
     def _check_origin(self, request: Request, *, is_required: bool) -> None:
-        """What a browser does by itself with our cookie, or to plant one, must come from our own pages."""
+        """What a browser does by itself with our cookie, or to plant one, must come from our pages (decision 0017)."""
         if request.method in _SAFE_METHODS:
             return
-        if (is_required or "origin" in request.headers) and not self.is_own_origin(request):
+        is_foreign = (is_required or "origin" in request.headers) and not self.is_own_origin(request)
+        if is_foreign or request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
             raise AccessDenied("NB-1107")
 
     def _is_hubs(self, token: str) -> bool:

@@ -62,7 +62,7 @@ async def sign_in_by_password(request: Request) -> Response:
     wanted = decode_body(await read_small_body(request), PasswordRequest)
     accounts = get_context(request).accounts
     user_id = await accounts.check_password(wanted.name, wanted.password)
-    return await _begin_session(request, await accounts.open_session(user_id))
+    return await _begin_session(request, await accounts.open_session(user_id, "password"))
 
 
 @router.post("/sign-out", status_code=204)
@@ -90,10 +90,9 @@ async def sign_out_everywhere(request: Request) -> Response:
 
 @router.get("/me/account")
 async def show_account(request: Request) -> Response:
-    """Whether who asks has a password, and how long a new one has to be."""
-    person = get_person(request)
-    has_password = await get_context(request).accounts.has_password(person.user_id)
-    return answer({"has_password": has_password, "least": LENGTH_MIN, "most": LENGTH_MAX})
+    """The account of who is signed in: its `name`, and what a new password needs."""
+    account = await get_context(request).accounts.describe(_get_signed_in(request))
+    return answer({**msgspec.structs.asdict(account), "least": LENGTH_MIN, "most": LENGTH_MAX})
 
 
 @router.put("/me/password", openapi_extra=describe_body(NewPasswordRequest))

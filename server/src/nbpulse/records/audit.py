@@ -16,6 +16,9 @@ import orjson
 
 AuditAction = Literal[
     "access_refused",
+    "account_added",
+    "account_closed",
+    "account_reopened",
     "board_viewed",
     "collection_changed",
     "consent_given",
@@ -24,7 +27,10 @@ AuditAction = Literal[
     "history_viewed",
     "joined",
     "link_created",
+    "password_changed",
     "session_started",
+    "sessions_ended",
+    "sign_in_failed",
     "student_viewed",
     "token_created",
     "token_revoked",

@@ -27,7 +27,7 @@ PASSWORD_SET: Final = "password:set"
 _CODE_LETTERS: Final = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
 _ADD_TOKEN: Final = """
 INSERT INTO tokens (id, kind, user_id, course_id, scopes, secret_hash, expires_at, last_used_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, CASE WHEN $2::text = 'session' THEN now() END)
+VALUES ($1, $2::varchar, $3, $4, $5, $6, $7, CASE WHEN $2::varchar = 'session' THEN now() END)
 """
 
 

@@ -94,6 +94,7 @@ def upgrade() -> None:
         op.execute(f"REVOKE ALL ON FUNCTION {name} FROM PUBLIC")
         op.execute(f"GRANT EXECUTE ON FUNCTION {name} TO app_user")
     op.execute(REFUSE)
+    op.execute("REVOKE ALL ON FUNCTION refuse_tokens_of_closed_accounts() FROM PUBLIC")
     op.execute("GRANT EXECUTE ON FUNCTION refuse_tokens_of_closed_accounts() TO nbpulse_owner")
     op.execute("SET LOCAL ROLE nbpulse_owner")
     op.execute(
