@@ -17,7 +17,7 @@ from fastapi.routing import APIRoute, APIWebSocketRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from nbpulse import __version__
 from nbpulse.api import (
@@ -38,6 +38,7 @@ from nbpulse.api import (
 from nbpulse.api.access import check_rules
 from nbpulse.api.catalogue import describe_problems, show_errors
 from nbpulse.api.context import ApiOptions, Context, Parts, admit, make_context
+from nbpulse.api.headers import Headers
 from nbpulse.api.problems import find_framework_error, make_problem
 from nbpulse.errors import InvalidInput, NbpulseError
 
@@ -49,32 +50,25 @@ _log = structlog.get_logger(__name__)
 
 
 class Application:
-    """ASGI: the hot route first, then everything else with the security headers."""
+    """ASGI: the hot route first, then everything else; every answer with the headers that keep it to itself."""
 
     context: Context
     """The running API's context; there from start-up on."""
     failure: NbpulseError | None = None
     """Why the resources could not be opened."""
 
-    def __init__(self, web: FastAPI) -> None:
+    def __init__(self, web: FastAPI, public_url: str | None) -> None:
         self.web = web
+        self._headers = Headers(self._route, public_url)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.web(scope, receive, send)
-        elif scope["path"] == ingest.PATH:
+        await self._headers(scope, receive, send)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == ingest.PATH:
             await self.context.ingest(scope, receive, send)
         else:
-            await self.web(scope, receive, _add_headers(send))
-
-
-def _add_headers(send: Send) -> Send:
-    async def send_with_headers(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message["headers"], *pages.SECURITY_HEADERS]
-        await send(message)
-
-    return send_with_headers
+            await self.web(scope, receive, send)
 
 
 def create_app(
@@ -132,7 +126,7 @@ def create_app(
     for kind in (NbpulseError, HTTPException, RequestValidationError, ClientDisconnect):
         app.add_exception_handler(kind, _answer_error)
     check_rules({*_list_routes(app.routes), f"POST {ingest.PATH}"})
-    application = Application(app)
+    application = Application(app, (options or ApiOptions()).public_url)
     return application
 
 

@@ -37,11 +37,7 @@ _REMEMBERED_EVENTS: Final = 10_000
 _COURSE_HEADER: Final = COURSE_HEADER.encode()
 _HEARD_EVERY_S: Final = 10.0
 _NOTE_AFTER_S: Final = 0.25
-_HEADERS: Final = [
-    (b"content-type", b"application/json"),
-    (b"cache-control", b"no-store"),
-    (b"x-content-type-options", b"nosniff"),
-]
+_HEADERS: Final = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
 
 _COUNTERS: Final = {
     result: metrics.ingest_events.labels(result) for result in ("accepted", "duplicate", "rejected", "refused")

@@ -23,7 +23,7 @@ from nbpulse.api.context import Context, get_context, parse_id
 from nbpulse.errors import AccessDenied, NbpulseError, NotFound, Unavailable
 from nbpulse.hub.view import View
 from nbpulse.identity import ask_as
-from nbpulse.records.people import Person
+from nbpulse.records.people import Person, Teams
 
 NOT_SIGNED_IN: Final = 4401
 NO_RIGHT: Final = 4403
@@ -76,7 +76,8 @@ async def watch_classroom(websocket: WebSocket, course_id: str) -> None:
         person = await _prove(context, hello, course)
         ask_as(person.user_id)
         notebook_id = parse_id(hello.notebook) if hello.notebook else None
-        board = _Board(websocket, context, person, course, await context.hub.open_view(course, notebook_id))
+        view = await context.hub.open_view(course, notebook_id, person.teams.get(course))
+        board = _Board(websocket, context, person, course, view)
         board.follows_default = notebook_id is None
         await board.serve(hello)
     except WebSocketDisconnect:
@@ -178,6 +179,7 @@ class _Board:
         while True:
             self._wake.clear()
             if self._view.is_gone:
+                await self._prove_again()  # it may be gone because they see other students now
                 await self._show(None if self.follows_default else self._view.notebook_id)
             elif self.follows_default and self._view.is_left:
                 await self._show(None)
@@ -229,16 +231,27 @@ class _Board:
             await self._send({"t": "ping", "at": round(time.time() * 1000)})
             if time.monotonic() - checked_at + PING_S > RECHECK_S:
                 try:
-                    await self._context.gate.find_staff(self._person.token_id, self._course_id)
+                    await self._prove_again()
                 except Unavailable as error:
                     _log.warning("sockets.not_rechecked", code=error.code)  # asked again at the next ping
                 else:
                     checked_at = time.monotonic()
 
+    async def _prove_again(self) -> None:
+        """Whether the viewer may still look, and at whom. Raises as `Gate.find_staff`."""
+        self._person = await self._context.gate.find_staff(self._person.token_id, self._course_id)
+        if self._teams != self._view.teams and not self._view.is_gone:
+            await self._show(None if self.follows_default else self._view.notebook_id)
+
+    @property
+    def _teams(self) -> Teams | None:
+        """Whose students the viewer sees; None: all."""
+        return self._person.teams.get(self._course_id)
+
     async def _resume(self, message: ClientMessage) -> None:
         if message.epoch and message.epoch != self._view.epoch:
             # The snapshot was read of the class's notebook, which may be another by now.
-            view = self._context.hub.find_view(self._course_id, message.epoch)
+            view = self._context.hub.find_view(self._course_id, message.epoch, self._teams)
             if view is not None:
                 self._move(view)
         if message.epoch == self._view.epoch and self._view.frames_after(message.after_seq) is not None:
@@ -248,7 +261,7 @@ class _Board:
 
     async def _show(self, notebook_id: UUID | None) -> None:
         """Another notebook: the board reads its snapshot and resumes from there."""
-        view = await self._context.hub.open_view(self._course_id, notebook_id)
+        view = await self._context.hub.open_view(self._course_id, notebook_id, self._teams)
         if view is not self._view:
             self._move(view)
             await self._ask_for_snapshot()
