@@ -7,17 +7,20 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import httpx2
 import pytest
+from typer.testing import CliRunner
 from websockets.asyncio.client import connect as open_socket
 
+from nbpulse import cli
 from nbpulse.errors import AccessDenied, InvalidInput, NotFound
 from nbpulse.passwords import Hasher
 from nbpulse.records.accounts import Accounts
-from stage import Stage, open_stage
+from stage import KEY, Stage, open_stage
 from stores import connect
 
 PASSWORD = "correct horse battery staple"
@@ -393,6 +396,40 @@ async def test_an_account_has_a_name_that_nobody_has_and_a_course_that_is_there(
     assert await accounts.find(f"{name}-2") is None, "nothing of it is left"
     (listed,) = [one for one in await accounts.list() if one.id == user_id]
     assert (listed.username, listed.display_name, listed.has_password, listed.courses) == (name, name, False, [])
+
+
+async def test_the_command_adds_lists_and_closes_an_account_and_its_link_signs_in(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {"NBPULSE_DATABASE_URL": stage.database_url, "NBPULSE_REDIS_URL": stage.redis_url}
+    environment |= {
+        "NBPULSE_ENCRYPTION_KEYS": KEY.decode(),
+        "NBPULSE_DATA_DIR": str(tmp_path),
+        "NBPULSE_LANGUAGE": "en",
+    }
+    for variable, value in (environment | {"NBPULSE_PUBLIC_URL": stage.url}).items():
+        monkeypatch.setenv(variable, value)
+
+    async def run(*arguments: str) -> str:
+        done = await asyncio.to_thread(CliRunner().invoke, cli.app, ["user", *arguments], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    name = f"mori-{uuid4().hex[:6]}"
+    link = (await run("add", name, "--display-name", "森 一郎", "--course", stage.course.short_name)).strip()
+    assert link.startswith(f"{stage.url}/#code=nbp_link_")
+    code = link.partition("#code=")[2].partition("&")[0]
+    assert (await stage.http.post("/api/v1/sign-in", json={"code": code})).status_code == 200
+    (listed,) = [one for one in json.loads(await run("list", "--json")) if one["username"] == name]
+    assert (listed["display_name"], listed["courses"]) == ("森 一郎", [f"instructor {stage.course.short_name}"])
+    assert name in await run("list")
+    await run("disable", name)
+    with pytest.raises(AccessDenied, match="NB-1125"):
+        await run("link", name)
+    await run("enable", name)
+    assert "/#code=nbp_link_" in json.loads(await run("link", name, "--json"))["link"]
+    with pytest.raises(NotFound, match="NB-3023"):
+        await run("link", "nobody-of-that-name")
 
 
 async def test_boards_close_when_their_viewer_signs_out_everywhere(

@@ -31,8 +31,10 @@ COMMANDS = [
     "restore",
     "hub-config",
     "collection",
+    "user",
 ]
 SUBCOMMANDS = ["token list", "token revoke", "dead-letters list", "dead-letters show", "dead-letters replay"]
+SUBCOMMANDS += [f"user {name}" for name in ("add", "link", "list", "disable", "enable")]
 
 
 def run_main(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:

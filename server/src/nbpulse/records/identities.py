@@ -37,7 +37,7 @@ async def enter_by_identity(
     """
     async with people.connect("enter_by_identity") as connection:
         rows = await connection.fetch(
-            "SELECT e.*, c.*, find_team_views(e.found_user) AS team_views, is_account_open(e.found_user) AS is_open"
+            "SELECT e.*, c.*, find_team_views(e.found_user) AS team_views, is_account_closed(e.found_user) AS is_closed"
             " FROM enter_by_identity($1, $2, $3, $4) e"
             " LEFT JOIN LATERAL find_collection(e.found_user, e.course) c ON true",
             provider,
@@ -47,7 +47,7 @@ async def enter_by_identity(
         )
     if not rows:
         return None
-    if not rows[0]["is_open"]:
+    if rows[0]["is_closed"]:
         raise AccessDenied("NB-1125")
     return Entered(
         rows[0]["found_user"],

@@ -63,9 +63,9 @@ BEGIN
     RETURN who;
 END $$
 """,
-    "is_account_open(uuid)": f"""
-CREATE FUNCTION is_account_open(person uuid) RETURNS boolean LANGUAGE sql STABLE {DEFINER} AS $$
-    SELECT EXISTS (SELECT FROM users WHERE id = person AND disabled_at IS NULL)
+    "is_account_closed(uuid)": f"""
+CREATE FUNCTION is_account_closed(person uuid) RETURNS boolean LANGUAGE sql STABLE {DEFINER} AS $$
+    SELECT EXISTS (SELECT FROM users WHERE id = person AND disabled_at IS NOT NULL)
 $$
 """,
 }
