@@ -69,6 +69,8 @@ PostgresQuery = Literal[
     "change_collection",
     "show_consent",
     "note_consent",
+    "note_audit",
+    "list_own_audit",
     "ensure_course",
     "ensure_teacher",
     "register_original",

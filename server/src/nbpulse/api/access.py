@@ -68,6 +68,7 @@ RULES: Final[dict[str, Rule]] = {
     "GET /api/v1/me": Rule.SIGNED_IN,
     "GET /api/v1/me/account": Rule.SIGNED_IN,
     "PUT /api/v1/me/password": Rule.SIGNED_IN,
+    "GET /api/v1/me/audit": Rule.SIGNED_IN,
     "GET /api/v1/me/inbox": Rule.STUDENT,
     "POST /api/v1/me/messages": Rule.DELIVERER,
     "PUT /api/v1/me/messages/{message_id}/state": Rule.DELIVERER,
@@ -137,7 +138,7 @@ class Gate:
         token, is_cookie = self._read_token(request)
         if token and is_cookie:
             self._check_origin(request, is_required=True)
-        person = await self.find_person(token)
+        request.state.person = person = await self.find_person(token)
         if rule is Rule.DELIVERER or rule is Rule.STUDENT:
             scope = "events:write" if rule is Rule.DELIVERER else "inbox:read"
             person = _as_student(person, scope, request.headers.get(COURSE_HEADER))

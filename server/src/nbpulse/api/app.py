@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 import structlog
@@ -29,6 +29,7 @@ from nbpulse.api import (
     ingest,
     joining,
     meetings,
+    own_audit,
     pages,
     queries,
     rehearsals,
@@ -83,8 +84,9 @@ def create_app(
     @asynccontextmanager
     async def live(app: FastAPI) -> AsyncIterator[None]:
         try:
-            async with open_resources() as parts, parts.hub.running():
+            async with open_resources() as parts, parts.hub.running(), AsyncExitStack() as stack:
                 application.context = app.state.context = make_context(parts, options or ApiOptions())
+                await stack.enter_async_context(application.context.trail.running())
                 # What is alive now stays: leave it out of collection, and collect the rest in larger steps.
                 gc.collect()
                 gc.freeze()
@@ -115,6 +117,7 @@ def create_app(
         queries.router,
         meetings.router,
         collections.router,
+        own_audit.router,
         rehearsals.router,
         health.router,
         pages.router,
@@ -159,6 +162,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
         place = ".".join(str(part) for part in first["loc"])
         error = InvalidInput("NB-1007", detail=f"{place}: {first['msg']}"[:300])
     assert isinstance(error, NbpulseError)  # noqa: S101 - these are all that is registered
+    request.app.state.context.trail.note_refusal(error, request)
     return make_problem(error, request.headers.get("accept-language"))
 
 

@@ -14,6 +14,7 @@ from nbpulse.api.answers import Answers
 from nbpulse.api.cookies import Cookies
 from nbpulse.api.hub_access import HubGate
 from nbpulse.api.ingest import Ingest
+from nbpulse.api.trail import AuditTrail
 from nbpulse.cache import Cache
 from nbpulse.errors import NotFound
 from nbpulse.hub import LiveHub
@@ -21,6 +22,7 @@ from nbpulse.identity import ask_as
 from nbpulse.passwords import Hasher
 from nbpulse.records.accounts import Accounts
 from nbpulse.records.analysis import CourseHistory
+from nbpulse.records.audit import AuditLog
 from nbpulse.records.consents import Consents
 from nbpulse.records.inboxes import Inboxes
 from nbpulse.records.interventions import Interventions
@@ -88,6 +90,7 @@ class Context:
     gate: Gate
     ingest: Ingest
     answers: Answers
+    trail: AuditTrail
     is_stopping: bool = False
 
     async def find_class(self, course_id: UUID) -> ClassScope:
@@ -99,6 +102,7 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
     """The context of an API on `parts`."""
     hub_gate = HubGate(parts.jupyterhub, parts.people) if parts.jupyterhub else None
     gate = Gate(parts.people, options.public_url, hub_gate)
+    trail = AuditTrail(AuditLog(parts.people))
     return Context(
         options=options,
         stream=parts.stream,
@@ -117,8 +121,9 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         consents=Consents(parts.people),
         promise=parts.promise,
         gate=gate,
-        ingest=Ingest(gate, parts.stream, parts.cache),
+        ingest=Ingest(gate, parts.stream, parts.cache, trail),
         answers=Answers(),
+        trail=trail,
     )
 
 
@@ -136,9 +141,11 @@ def get_person(connection: HTTPConnection) -> Person:
 
 async def admit(request: Request) -> None:
     """Let the request through by its route's rule; from now on its task asks as that person. Raises as `Gate.admit`."""
-    rule = RULES[f"{request.method} {request.scope['route'].path}"]
-    request.state.person = person = await get_context(request).gate.admit(request, rule)
+    context, place = get_context(request), f"{request.method} {request.scope['route'].path}"
+    request.state.person = person = await context.gate.admit(request, RULES[place])
     ask_as(person.user_id if person else None)
+    if person:
+        await context.trail.note_request(request, place, person)
 
 
 def parse_id(text: str) -> UUID:

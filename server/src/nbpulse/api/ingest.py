@@ -17,7 +17,7 @@ from uuid import UUID
 
 import msgspec
 import structlog
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import Receive, Scope, Send
 
 from nbpulse import collection, deliveries, events, metrics
@@ -25,6 +25,7 @@ from nbpulse.api.access import Gate
 from nbpulse.api.bodies import read_body
 from nbpulse.api.hub_access import COURSE_HEADER
 from nbpulse.api.problems import make_problem
+from nbpulse.api.trail import AuditTrail
 from nbpulse.cache import Cache, Heard
 from nbpulse.errors import InvalidEvent, NbpulseError, NotFound, Unavailable
 from nbpulse.events import ReceivedEvent
@@ -83,10 +84,11 @@ class _Durable:
 class Ingest:
     """The hot route with what it remembers between requests."""
 
-    def __init__(self, gate: Gate, stream: Stream, cache: Cache) -> None:
+    def __init__(self, gate: Gate, stream: Stream, cache: Cache, trail: AuditTrail) -> None:
         self._gate = gate
         self._stream = stream
         self._cache = cache
+        self._trail = trail
         self._durable = _Durable()
         self._heard_at: dict[UUID, float] = {}
         self._to_note: dict[UUID, Heard] = {}
@@ -96,6 +98,7 @@ class Ingest:
         """Answer one request."""
         started = time.perf_counter()
         authorization = content_type = content_encoding = language = course = ""
+        learner: Person | None = None
         for name, value in scope["headers"]:
             if name == b"authorization":
                 authorization = value.decode("latin-1")
@@ -116,6 +119,7 @@ class Ingest:
             version = str(learner.collection.version).encode()
         except NbpulseError as error:
             _COUNTERS["refused"].inc()
+            self._trail.note_refusal(error, HTTPConnection(scope), learner)
             await make_problem(error, language)(scope, receive, send)
             return
         except ClientDisconnect:
@@ -147,6 +151,8 @@ class Ingest:
                 payload = events.encode(event)
             except InvalidEvent as error:
                 results.append(Result(events.find_event_id(part), "rejected", error.code, error.reason))
+                if error.code == "NB-1102":
+                    self._trail.count_refusals(error.code, learner, learner.course_id, 1)
                 continue
             key = event.event_id.bytes
             is_known = key in accepted or learner.user_id.bytes + key in self._durable

@@ -67,13 +67,14 @@ async def watch_classroom(websocket: WebSocket, course_id: str) -> None:
     """Serve one board until it leaves."""
     context = get_context(websocket)
     if "origin" in websocket.headers and not context.gate.is_own_origin(websocket):
+        context.trail.note_refusal(AccessDenied("NB-1107"), websocket)
         await websocket.close(NO_RIGHT)
         return
     await websocket.accept()
     try:
         course = parse_id(course_id)
         hello = await _read_hello(websocket)
-        person = await _prove(context, hello, course)
+        person = websocket.state.person = await _prove(context, hello, course)
         ask_as(person.user_id)
         notebook_id = parse_id(hello.notebook) if hello.notebook else None
         view = await context.hub.open_view(course, notebook_id, person.teams.get(course))
@@ -83,6 +84,8 @@ async def watch_classroom(websocket: WebSocket, course_id: str) -> None:
     except WebSocketDisconnect:
         return
     except (_Closed, NbpulseError) as end:
+        if isinstance(end, NbpulseError):
+            context.trail.note_refusal(end, websocket)
         await _close(websocket, _find_close_code(end))
 
 
@@ -90,7 +93,7 @@ def _find_close_code(end: Exception) -> int:
     if isinstance(end, _Closed):
         return end.code
     if isinstance(end, AccessDenied):
-        return NOT_SIGNED_IN if end.code == "NB-1101" else NO_RIGHT
+        return NOT_SIGNED_IN if end.code in ("NB-1101", "NB-1190") else NO_RIGHT
     return NO_RIGHT if isinstance(end, NotFound) else TRY_LATER
 
 
@@ -125,7 +128,7 @@ async def _prove(context: Context, hello: ClientMessage, course_id: UUID) -> Per
     if hello.ticket:
         ticket = await context.cache.use_ticket(hello.ticket)
         if ticket is None or ticket.course_id != course_id:
-            raise _Closed(NOT_SIGNED_IN)
+            raise AccessDenied("NB-1190")
         return await context.gate.find_staff(ticket.token_id, course_id)
     person = await context.gate.find_person(hello.token)
     return await context.gate.find_staff(person.token_id, course_id)
@@ -226,6 +229,7 @@ class _Board:
         """Pings, the entry in the list of connections, and whether the viewer may still look."""
         checked_at = time.monotonic()
         while True:
+            self._context.trail.note_look(self._person.user_id, self._course_id)
             await self._announce()
             await asyncio.sleep(PING_S)
             await self._send({"t": "ping", "at": round(time.time() * 1000)})

@@ -21,6 +21,7 @@ from nbpulse.crypto import EncryptedField
 from nbpulse.errors import AccessDenied, Unavailable
 from nbpulse.identity import asking_as, identify
 from nbpulse.metrics import PostgresQuery, name_query
+from nbpulse.records.audit import note_audit
 from nbpulse.records.consents import note_consent, read_policy
 from nbpulse.records.failures import UNAVAILABLE
 from nbpulse.records.tokens import (
@@ -203,7 +204,9 @@ class People:
     async def create_link(self, user_id: UUID) -> str:
         """A one-use code of 10 minutes for the fragment of a sign-in link."""
         async with self.connect("create_token") as connection:
-            return await add_token(connection, "link", user_id, None, life=LINK_LIFE)
+            code = await add_token(connection, "link", user_id, None, life=LINK_LIFE)
+            await note_audit(connection, "link_created", subject_id=user_id)
+        return code
 
     async def use_link(self, code: str) -> tuple[UUID, str]:
         """
@@ -223,7 +226,9 @@ class People:
             )
             if used != "UPDATE 1":  # somebody else was quicker
                 raise AccessDenied("NB-1104")
-            return row["user_id"], await add_session(connection, row["user_id"], scopes=(PASSWORD_SET,))
+            token = await add_session(connection, row["user_id"], scopes=(PASSWORD_SET,))
+            await note_audit(connection, "session_started", subject_id=row["user_id"], facts={"by": "link"})
+        return row["user_id"], token
 
     async def describe_person(self, person: Person) -> tuple[str, list[CourseRole]]:
         """The person's display name, and their courses as far as the token reaches, newest first."""

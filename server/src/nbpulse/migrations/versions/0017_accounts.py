@@ -6,8 +6,8 @@ ends in a row of `tokens`, and the trigger refuses those.
 
 from alembic import op
 
-revision = "0016"
-down_revision = "0015"
+revision = "0017"
+down_revision = "0016"
 
 ME = "nullif(current_setting('app.current_user_id', true), '')::uuid"
 DEFINER = "SECURITY DEFINER SET search_path = public, pg_temp"
