@@ -118,7 +118,7 @@ class Hasher:
 
     async def _run(self, work: Callable[[], Result]) -> Result:
         if self._waiting >= _WAITING_MAX:
-            raise TooMuch("NB-1130")
+            raise TooMuch("NB-1130", policy="passwords_at_once", limit=_WAITING_MAX, retry_after_s=3)
         self._waiting += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)

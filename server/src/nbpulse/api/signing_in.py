@@ -14,9 +14,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from nbpulse.api.bodies import decode_body, read_small_body
-from nbpulse.api.context import Context, describe_body, get_context, get_person
+from nbpulse.api.context import describe_body, get_context, get_person
 from nbpulse.api.cookies import SESSION
 from nbpulse.api.joining import answer
+from nbpulse.api.limits import find_address
 from nbpulse.errors import AccessDenied
 from nbpulse.identity import ask_as
 from nbpulse.passwords import LENGTH_MAX, LENGTH_MIN
@@ -117,7 +118,7 @@ async def _begin_session(request: Request, token: str) -> Response:
     """The answer to a sign-in: who it is, in which courses, and the session's cookie."""
     context = get_context(request)
     await end_present_session(request)
-    person = await context.gate.find_person(token)
+    person = await context.gate.find_person(token, find_address(request.scope))
     ask_as(person.user_id)
     _, courses = await context.people.describe_person(person)
     response = answer({"user_id": person.user_id, "courses": courses})
@@ -129,7 +130,7 @@ async def end_present_session(request: Request) -> None:
     """Who signs in anew leaves no second session in this browser."""
     context = get_context(request)
     token = context.cookies.read(request, SESSION)
-    person = await _find_present(context, token) if token else None
+    person = await _find_present(request, token) if token else None
     if person is None:
         return
     ask_as(person.user_id)
@@ -137,9 +138,9 @@ async def end_present_session(request: Request) -> None:
     context.gate.forget(person)
 
 
-async def _find_present(context: Context, token: str) -> Person | None:
+async def _find_present(request: Request, token: str) -> Person | None:
     try:
-        person = await context.gate.find_person(token)
+        person = await get_context(request).gate.find_person(token, find_address(request.scope))
     except AccessDenied:
         return None  # it has ended already
     return person if person.kind == "session" else None
