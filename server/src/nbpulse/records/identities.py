@@ -8,20 +8,22 @@ from uuid import UUID
 import msgspec
 
 from nbpulse.collection import Policy
+from nbpulse.errors import AccessDenied
 from nbpulse.records.consents import read_policy
-from nbpulse.records.people import People
+from nbpulse.records.people import People, Teams, read_teams
 
 
 class Entered(msgspec.Struct, frozen=True):
     """
     Who came in, with the role in each of their courses and what may be collected of them there (None: they have
-    withdrawn), and the courses by short name.
+    withdrawn), the courses by short name, and of those seen in part, whose teams.
     """
 
     user_id: UUID
     roles: dict[UUID, str]
     courses: dict[str, UUID]
     policies: dict[UUID, Policy | None]
+    teams: dict[UUID, Teams]
 
 
 async def enter_by_identity(
@@ -31,11 +33,12 @@ async def enter_by_identity(
     The user whom `provider` calls `subject`, made if need be, with enrolments as `wanted` says: (course's short name,
     role), the highest role of a course first. None where they are new and none of these courses is here.
 
-    Raises Unavailable (NB-2003).
+    Raises AccessDenied (NB-1125): the account is closed. Unavailable (NB-2003).
     """
     async with people.connect("enter_by_identity") as connection:
         rows = await connection.fetch(
-            "SELECT e.*, c.* FROM enter_by_identity($1, $2, $3, $4) e"
+            "SELECT e.*, c.*, find_team_views(e.found_user) AS team_views, is_account_closed(e.found_user) AS is_closed"
+            " FROM enter_by_identity($1, $2, $3, $4) e"
             " LEFT JOIN LATERAL find_collection(e.found_user, e.course) c ON true",
             provider,
             subject,
@@ -44,9 +47,12 @@ async def enter_by_identity(
         )
     if not rows:
         return None
+    if rows[0]["is_closed"]:
+        raise AccessDenied("NB-1125")
     return Entered(
         rows[0]["found_user"],
         {row["course"]: row["given_role"] for row in rows},
         {row["short"]: row["course"] for row in rows},
         {row["course"]: None if row["has_withdrawn"] else read_policy(row) for row in rows},
+        read_teams(rows[0]["team_views"]),
     )
