@@ -296,7 +296,7 @@ def _get_recorder_facts() -> tuple[list[str], int]:
     if recorder is None:
         return [], 0
     faults = [*recorder.faults, *([recorder.sender.fault] if recorder.sender.fault else [])]
-    return faults, recorder.sender.lost_count
+    return faults, recorder.journal.lost_count
 
 
 def _ask(given: str | None, question: str, *, asks: bool) -> str:

@@ -44,7 +44,7 @@ class Journal:
         self._faults = faults
         self._lock = threading.Lock()
         self._entries: deque[Entry] = deque()
-        self._lost_count = 0
+        self.lost_count = 0  # dropped and not yet told of
         self._file: int | None = None
         self.path = get_data_dir() / f"journal-{os.getpid()}-{secrets.token_hex(4)}"
 
@@ -92,7 +92,7 @@ class Journal:
     def take_lost_count(self) -> int:
         """How many were dropped since it was last asked."""
         with self._lock:
-            count, self._lost_count = self._lost_count, 0
+            count, self.lost_count = self.lost_count, 0
         return count
 
     def close(self) -> None:
@@ -112,7 +112,7 @@ class Journal:
     def _drop_what_is_too_much(self) -> None:
         while len(self._entries) > MEMORY_LIMIT:
             self._entries.popleft()
-            self._lost_count += 1
+            self.lost_count += 1
 
 
 def erase_account(outbox: Outbox, account: str) -> int:

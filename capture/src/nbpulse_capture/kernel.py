@@ -85,14 +85,14 @@ class Recorder:
         self.last_cell: dict[str, Any] = {}
         self._is_a_notebook = place is not None and place.path.endswith(".ipynb") and not is_nested
         self.faults = FaultLog()
-        self._journal = Journal(self.faults)
+        self.journal = Journal(self.faults)
         self._shown, self._size = ShownOutput(self.faults), ShownSize(self.faults)
         self._told_fault_count = 0
         self.sender = Sender(
             get_outbox_file(),
             MembershipFile(),
             describe_presence=self._describe_presence,
-            journal=self._journal,
+            journal=self.journal,
             quiet=self._quiet,
             settle_s=1.0,
         )
@@ -227,7 +227,7 @@ class Recorder:
         self._shown.detach()
         self._size.detach()
         self.sender.stop(FLUSH_AT_EXIT_S)
-        self._journal.close()
+        self.journal.close()
 
     def put(self, event_type: str, common: dict[str, Any], data: dict[str, Any]) -> str:
         """Store an event that is no execution and wake the sender; gives its id."""
@@ -282,7 +282,7 @@ class Recorder:
         membership, allowed = allowance.membership, apply_policy(event, allowance.policy)
         if membership is None or allowed is None:
             return
-        self._journal.put(fit_contents(allowed), membership.account, self._place.file if self._place else None)
+        self.journal.put(fit_contents(allowed), membership.account, self._place.file if self._place else None)
 
     def _keep_session(self, common: dict[str, Any], allowance: Allowance) -> str:
         """The learning session's id; a new one is told of."""
