@@ -18,6 +18,7 @@ from nbpulse.errors import (
     InvalidInput,
     NbpulseError,
     NotFound,
+    NotYet,
     TooMuch,
     Unavailable,
 )
@@ -27,6 +28,7 @@ _STATUS_BY_TYPE: Final[tuple[tuple[type[NbpulseError], int], ...]] = (
     (TooMuch, 429),
     (NotFound, 404),
     (Conflict, 409),
+    (NotYet, 409),
     (AccessDenied, 403),
     (InvalidInput, 422),
 )
@@ -72,9 +74,9 @@ def make_problem(error: NbpulseError, accept_language: str | None) -> Response:
         "todo": error.todo(language),
         "hint": error.todo(language),
     }
-    if isinstance(error, Unavailable | TooMuch):
+    if isinstance(error, Unavailable | TooMuch | NotYet):
         # Jitter, so that a class that was turned away together does not come back together.
-        body["retry_after_s"] = random.randint(1, 5)  # noqa: S311
+        body["retry_after_s"] = random.randint(1, 5) + (10 if isinstance(error, NotYet) else 0)  # noqa: S311
         headers["Retry-After"] = str(body["retry_after_s"])
     if isinstance(error, Conflict):
         body |= error.members
