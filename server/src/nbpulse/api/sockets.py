@@ -20,6 +20,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from nbpulse import metrics
 from nbpulse.api.context import Context, get_context, parse_id
+from nbpulse.api.limits import find_address
 from nbpulse.errors import AccessDenied, NbpulseError, NotFound, Unavailable
 from nbpulse.hub.view import View
 from nbpulse.identity import ask_as
@@ -67,13 +68,14 @@ async def watch_classroom(websocket: WebSocket, course_id: str) -> None:
     """Serve one board until it leaves."""
     context = get_context(websocket)
     if "origin" in websocket.headers and not context.gate.is_own_origin(websocket):
+        context.trail.note_refusal(AccessDenied("NB-1107"), websocket)
         await websocket.close(NO_RIGHT)
         return
     await websocket.accept()
     try:
         course = parse_id(course_id)
         hello = await _read_hello(websocket)
-        person = await _prove(context, hello, course)
+        person = websocket.state.person = await _prove(context, hello, course, find_address(websocket.scope))
         ask_as(person.user_id)
         notebook_id = parse_id(hello.notebook) if hello.notebook else None
         view = await context.hub.open_view(course, notebook_id, person.teams.get(course))
@@ -83,6 +85,8 @@ async def watch_classroom(websocket: WebSocket, course_id: str) -> None:
     except WebSocketDisconnect:
         return
     except (_Closed, NbpulseError) as end:
+        if isinstance(end, NbpulseError):
+            context.trail.note_refusal(end, websocket)
         await _close(websocket, _find_close_code(end))
 
 
@@ -90,7 +94,7 @@ def _find_close_code(end: Exception) -> int:
     if isinstance(end, _Closed):
         return end.code
     if isinstance(end, AccessDenied):
-        return NOT_SIGNED_IN if end.code == "NB-1101" else NO_RIGHT
+        return NOT_SIGNED_IN if end.code in ("NB-1101", "NB-1190") else NO_RIGHT
     return NO_RIGHT if isinstance(end, NotFound) else TRY_LATER
 
 
@@ -120,14 +124,14 @@ async def _read_message(websocket: WebSocket) -> ClientMessage:
         raise _Closed(1003) from error  # no text, or none that we speak
 
 
-async def _prove(context: Context, hello: ClientMessage, course_id: UUID) -> Person:
+async def _prove(context: Context, hello: ClientMessage, course_id: UUID, address: str) -> Person:
     """Who says hello, as staff of the course."""
     if hello.ticket:
         ticket = await context.cache.use_ticket(hello.ticket)
         if ticket is None or ticket.course_id != course_id:
-            raise _Closed(NOT_SIGNED_IN)
+            raise AccessDenied("NB-1190")
         return await context.gate.find_staff(ticket.token_id, course_id)
-    person = await context.gate.find_person(hello.token)
+    person = await context.gate.find_person(hello.token, address)
     return await context.gate.find_staff(person.token_id, course_id)
 
 
@@ -226,6 +230,7 @@ class _Board:
         """Pings, the entry in the list of connections, and whether the viewer may still look."""
         checked_at = time.monotonic()
         while True:
+            self._context.trail.note_look(self._person.user_id, self._course_id)
             await self._announce()
             await asyncio.sleep(PING_S)
             await self._send({"t": "ping", "at": round(time.time() * 1000)})

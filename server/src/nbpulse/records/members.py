@@ -18,6 +18,7 @@ from msgspec import UNSET, UnsetType
 
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import Conflict, NotFound
+from nbpulse.records.audit import note_audit
 from nbpulse.records.people import People, make_code, open_name
 from nbpulse.shards import get_shard_number
 
@@ -139,7 +140,13 @@ class Members:
                     *(course_id, user_id, value),
                 )
             (row,) = await connection.fetch(_MEMBERS, course_id, user_id)
-            return self._read_member(row)
+            changed = self._read_member(row)
+            if changed != member:
+                facts: dict[str, str | int | bool] = {"fields": " ".join(sorted(set_to))} if set_to else {}
+                if changed.role != member.role:
+                    facts |= {"from": member.role, "to": changed.role}
+                await note_audit(connection, "member_changed", course_id=course_id, subject_id=user_id, facts=facts)
+            return changed
 
     async def approve(self, course_id: UUID, user_ids: list[UUID]) -> list[UUID]:
         """Let those of them in who wait; who they are."""
@@ -151,6 +158,9 @@ class Members:
             )
             approved = [row["user_id"] for row in rows]
             await add_states(connection, course_id, approved)
+            for user_id in approved:
+                facts = {"from": "waiting", "to": "student"}
+                await note_audit(connection, "member_changed", course_id=course_id, subject_id=user_id, facts=facts)
         return approved
 
     async def find_entry(self, course_id: UUID) -> Entry:
@@ -163,7 +173,10 @@ class Members:
         async with self._people.connect("change_entry") as connection:
             for column, value in msgspec.to_builtins(change).items():  # names of EntryChange's own fields
                 await connection.execute(f"UPDATE courses SET {column} = $2 WHERE id = $1", course_id, value)  # noqa: S608
-            return await _read_entry(connection, course_id)
+            entry = await _read_entry(connection, course_id)
+            if facts := msgspec.to_builtins(change):
+                await note_audit(connection, "entry_changed", course_id=course_id, facts=facts)
+        return entry
 
     async def renew_code(self, course_id: UUID, life: timedelta = CODE_LIFE) -> Entry:
         """Another join code in place of the old one, open from now on. Raises NotFound (NB-1202)."""
@@ -172,7 +185,9 @@ class Members:
                 "UPDATE courses SET join_code = $2, join_code_expires_at = $3, is_join_closed = FALSE WHERE id = $1",
                 *(course_id, make_code(6), datetime.now(UTC) + life),
             )
-            return await _read_entry(connection, course_id)
+            entry = await _read_entry(connection, course_id)
+            await note_audit(connection, "entry_changed", course_id=course_id, facts={"new_code_days": life.days})
+        return entry
 
     async def _lock(self, connection: asyncpg.Connection, course_id: UUID, user_id: UUID) -> Member:
         # One change of a course's people after the other: of two instructors who remove each other, one stays.

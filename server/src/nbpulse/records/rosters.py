@@ -15,6 +15,7 @@ import msgspec
 
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import NotFound
+from nbpulse.records.audit import note_audit
 from nbpulse.records.members import add_states, unseal_roster
 from nbpulse.records.people import People, open_name
 from nbpulse.roster import Problem, RosterRow, is_same_name
@@ -92,6 +93,7 @@ async def import_roster(
         plan = _Plan(people.seal, known, rows, marks_left=marks_left)
         if not is_dry_run:
             await plan.carry_out(connection, course_id, short_name)
+            await note_audit(connection, "roster_imported", course_id=course_id, facts=plan.told.counts)
     return plan.told
 
 
