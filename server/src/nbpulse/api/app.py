@@ -34,6 +34,7 @@ from nbpulse.api import (
     pages,
     queries,
     rehearsals,
+    signing_in,
     sockets,
 )
 from nbpulse.api.access import check_rules
@@ -119,6 +120,7 @@ def create_app(
     )
     for router in (
         joining.router,
+        signing_in.router,
         classrooms.router,
         actions.router,
         inbox.router,

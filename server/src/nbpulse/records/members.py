@@ -19,7 +19,8 @@ from msgspec import UNSET, UnsetType
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import Conflict, NotFound
 from nbpulse.records.audit import note_audit
-from nbpulse.records.people import People, make_code, open_name
+from nbpulse.records.people import People, open_name
+from nbpulse.records.tokens import make_code
 from nbpulse.shards import get_shard_number
 
 Role = Literal["student", "assistant", "instructor", "waiting", "former"]

@@ -7,8 +7,8 @@ has not come yet. Instructors change what is their course's, by policy.
 
 from alembic import op
 
-revision = "0017"
-down_revision = "0016"
+revision = "0018"
+down_revision = "0017"
 
 ME = "nullif(current_setting('app.current_user_id', true), '')::uuid"
 OWN = f"user_id = {ME}"
