@@ -7,12 +7,14 @@ from typing import Any
 
 import httpx2
 import pytest
+from playwright.async_api import async_playwright
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from nbpulse.api.access import RULES
 from nbpulse.api.headers import EVERYWHERE, OTHER_POLICY, PAGE_POLICY
 from nbpulse.api.pages import WEB_DIR
+from servers import CHROMIUM_FLAGS
 from stage import NOBODY, Stage, open_stage
 
 PAGES = {"GET /", "GET /courses/{course_id}"}
@@ -73,7 +75,23 @@ async def test_every_file_also_when_it_has_not_changed(stage: Stage) -> None:
         check(answer, policy=PAGE_POLICY if file.endswith(".html") else OTHER_POLICY, keep="no-cache")
         again = await stage.http.get(f"/web/{file}", headers={"If-None-Match": answer.headers["etag"]})
         assert again.status_code == 304, file
-        check(again, keep="no-cache")
+        check(again, policy="", keep="no-cache")  # the browser goes on with the policy it has
+
+
+@pytest.mark.browser
+async def test_the_page_is_whole_again_when_it_has_not_changed(stage: Stage, chromium_path: str) -> None:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium_path, args=CHROMIUM_FLAGS)
+        page = await browser.new_page()
+        statuses, refused = set(), []
+        page.on("response", lambda answer: statuses.add(answer.status))
+        page.on("console", lambda said: refused.append(said.text) if "Content Security Policy" in said.text else None)
+        for _ in range(3):
+            await page.goto(f"{stage.url}/courses/{stage.course.id}")
+            await page.wait_for_selector("main")
+        await browser.close()
+    assert 304 in statuses
+    assert refused == []
 
 
 async def test_refusals_of_every_kind(stage: Stage) -> None:

@@ -39,8 +39,9 @@ from nbpulse.api.access import check_rules
 from nbpulse.api.catalogue import describe_problems, show_errors
 from nbpulse.api.context import ApiOptions, Context, Parts, admit, make_context
 from nbpulse.api.headers import Headers
-from nbpulse.api.problems import find_framework_error, make_problem
-from nbpulse.errors import InvalidInput, NbpulseError
+from nbpulse.api.limits import find_address
+from nbpulse.api.problems import find_framework_error, make_problem, read_language
+from nbpulse.errors import InvalidInput, NbpulseError, TooMuch
 
 __all__ = ["ApiOptions", "Application", "create_app"]
 
@@ -67,6 +68,15 @@ class Application:
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == ingest.PATH:
             await self.context.ingest(scope, receive, send)
+        else:
+            await self._ask_web(scope, receive, send)
+
+    async def _ask_web(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if scope["type"] == "http":
+                self.context.limits.meet_address(find_address(scope))
+        except TooMuch as error:
+            await make_problem(error, read_language(scope))(scope, receive, send)
         else:
             await self.web(scope, receive, send)
 

@@ -9,10 +9,12 @@ from uuid import UUID
 import msgspec
 from starlette.requests import HTTPConnection, Request
 
+from nbpulse.allowances import DEFAULT, Limits
 from nbpulse.api.access import RULES, Gate
 from nbpulse.api.answers import Answers
 from nbpulse.api.hub_access import HubGate
 from nbpulse.api.ingest import Ingest
+from nbpulse.api.limits import RequestLimits
 from nbpulse.api.trail import AuditTrail
 from nbpulse.cache import Cache
 from nbpulse.errors import NotFound
@@ -39,6 +41,7 @@ class ApiOptions:
     """How one API process is reached and served. `public_url`: the address people use when a proxy stands in front."""
 
     public_url: str | None = None
+    limits: Limits = DEFAULT
 
 
 class Parts(Protocol):
@@ -80,6 +83,7 @@ class Context:
     inboxes: Inboxes
     consents: Consents
     promise: str
+    limits: RequestLimits
     gate: Gate
     ingest: Ingest
     answers: Answers
@@ -94,7 +98,8 @@ class Context:
 def make_context(parts: Parts, options: ApiOptions) -> Context:
     """The context of an API on `parts`."""
     hub_gate = HubGate(parts.jupyterhub, parts.people) if parts.jupyterhub else None
-    gate = Gate(parts.people, options.public_url, hub_gate)
+    limits = RequestLimits(options.limits)
+    gate = Gate(parts.people, limits, options.public_url, hub_gate)
     trail = AuditTrail(AuditLog(parts.people))
     return Context(
         options=options,
@@ -111,8 +116,9 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         inboxes=Inboxes(parts.people, parts.people.seal),
         consents=Consents(parts.people),
         promise=parts.promise,
+        limits=limits,
         gate=gate,
-        ingest=Ingest(gate, parts.stream, parts.cache, trail),
+        ingest=Ingest(gate, limits, parts.stream, parts.cache, trail),
         answers=Answers(),
         trail=trail,
     )

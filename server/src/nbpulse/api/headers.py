@@ -27,8 +27,9 @@ EVERYWHERE: Final = (
         b"camera=(), display-capture=(), geolocation=(), microphone=(), midi=(), payment=(), serial=(), usb=()",
     ),
 )
-_PAGE: Final = (*EVERYWHERE, (b"content-security-policy", PAGE_POLICY.encode()))
-_OTHER: Final = (*EVERYWHERE, (b"content-security-policy", OTHER_POLICY.encode()))
+_PAGE: Final = (b"content-security-policy", PAGE_POLICY.encode())
+_OTHER: Final = (b"content-security-policy", OTHER_POLICY.encode())
+_NOT_MODIFIED: Final = 304
 # Browsers heed it over https only, and never for an address without a name.
 _HTTPS_ONLY: Final = (b"strict-transport-security", b"max-age=31536000")
 _NO_STORE: Final = (b"cache-control", b"no-store")
@@ -50,20 +51,22 @@ class Headers:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = _complete(message["headers"], is_https=is_https)
+                message["headers"] = _complete(message["headers"], message["status"], is_https=is_https)
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
 
 
-def _complete(given: Iterable[tuple[bytes, bytes]], *, is_https: bool) -> list[tuple[bytes, bytes]]:
+def _complete(given: Iterable[tuple[bytes, bytes]], status: int, *, is_https: bool) -> list[tuple[bytes, bytes]]:
     is_page = is_kept = False
     for name, value in given:
         if name == b"content-type":
             is_page = value.startswith(b"text/html")
         elif name == b"cache-control":
             is_kept = True  # as the route says
-    headers = [*given, *(_PAGE if is_page else _OTHER)]
+    headers = [*given, *EVERYWHERE]
+    if status != _NOT_MODIFIED:  # its headers replace those the browser has kept, and it does not say what it is of
+        headers.append(_PAGE if is_page else _OTHER)
     if not is_kept:
         headers.append(_NO_STORE)
     if is_https:

@@ -24,6 +24,7 @@ from nbpulse import collection, deliveries, events, metrics
 from nbpulse.api.access import Gate
 from nbpulse.api.bodies import read_body
 from nbpulse.api.hub_access import COURSE_HEADER
+from nbpulse.api.limits import RequestLimits, find_address
 from nbpulse.api.problems import make_problem
 from nbpulse.api.trail import AuditTrail
 from nbpulse.cache import Cache, Heard
@@ -84,8 +85,9 @@ class _Durable:
 class Ingest:
     """The hot route with what it remembers between requests."""
 
-    def __init__(self, gate: Gate, stream: Stream, cache: Cache, trail: AuditTrail) -> None:
+    def __init__(self, gate: Gate, limits: RequestLimits, stream: Stream, cache: Cache, trail: AuditTrail) -> None:
         self._gate = gate
+        self._limits = limits
         self._stream = stream
         self._cache = cache
         self._trail = trail
@@ -113,7 +115,10 @@ class Ingest:
         try:
             if scope["method"] != "POST":
                 raise NotFound("NB-1203")
-            learner = await self._gate.find_learner(authorization, course)
+            address = find_address(scope)
+            self._limits.meet_address(address)
+            learner = await self._gate.find_learner(authorization, address, course)
+            self._limits.check_delivery(learner)
             body = await read_body(receive, content_type=content_type, content_encoding=content_encoding)
             status, answer = await self.receive_events(body, learner)
             version = str(learner.collection.version).encode()
@@ -134,9 +139,11 @@ class Ingest:
         """
         Status and answer for a body of events, all that could be accepted being durable.
 
-        Raises InvalidInput for a body that is none, InvalidEvent for one event alone, Unavailable (nothing promised).
+        Raises InvalidInput for a body that is none, InvalidEvent for one event alone, TooMuch (NB-1170, NB-1171),
+        Unavailable (nothing promised).
         """
         parts, is_batch = deliveries.split_batch(body)
+        self._limits.meet_delivery(learner, len(parts))
         received_at = datetime.now(UTC)
         if not is_batch:
             event = _receive(parts[0], learner, received_at)
@@ -220,7 +227,7 @@ def describe() -> dict[str, Any]:
     """The route for OpenAPI, with the events' schema."""
     event = events.describe_schema()
     problem = {"application/problem+json": {"schema": {"type": "object", "required": ["code", "title", "todo"]}}}
-    refusals = (400, 401, 403, 413, 415, 422, 503)
+    refusals = (400, 401, 403, 413, 415, 422, 429, 503)
     return {
         "summary": "Deliver events",
         "operationId": "receive_events",

@@ -20,6 +20,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from nbpulse import metrics
 from nbpulse.api.context import Context, get_context, parse_id
+from nbpulse.api.limits import find_address
 from nbpulse.errors import AccessDenied, NbpulseError, NotFound, Unavailable
 from nbpulse.hub.view import View
 from nbpulse.identity import ask_as
@@ -74,7 +75,7 @@ async def watch_classroom(websocket: WebSocket, course_id: str) -> None:
     try:
         course = parse_id(course_id)
         hello = await _read_hello(websocket)
-        person = websocket.state.person = await _prove(context, hello, course)
+        person = websocket.state.person = await _prove(context, hello, course, find_address(websocket.scope))
         ask_as(person.user_id)
         notebook_id = parse_id(hello.notebook) if hello.notebook else None
         view = await context.hub.open_view(course, notebook_id, person.teams.get(course))
@@ -123,14 +124,14 @@ async def _read_message(websocket: WebSocket) -> ClientMessage:
         raise _Closed(1003) from error  # no text, or none that we speak
 
 
-async def _prove(context: Context, hello: ClientMessage, course_id: UUID) -> Person:
+async def _prove(context: Context, hello: ClientMessage, course_id: UUID, address: str) -> Person:
     """Who says hello, as staff of the course."""
     if hello.ticket:
         ticket = await context.cache.use_ticket(hello.ticket)
         if ticket is None or ticket.course_id != course_id:
             raise AccessDenied("NB-1190")
         return await context.gate.find_staff(ticket.token_id, course_id)
-    person = await context.gate.find_person(hello.token)
+    person = await context.gate.find_person(hello.token, address)
     return await context.gate.find_staff(person.token_id, course_id)
 
 
