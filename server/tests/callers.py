@@ -16,7 +16,7 @@ from websockets.asyncio.client import connect as open_socket
 from websockets.exceptions import ConnectionClosed
 
 from nbpulse.records.courses import Course
-from nbpulse.records.people import _add_token
+from nbpulse.records.tokens import add_token
 from played_hub import PlayedHub
 from stage import Stage, open_stage
 from stores import connect
@@ -120,7 +120,7 @@ async def _add_students(callers: Callers) -> None:
     async with connect(stage.database_url) as owner:
         for name, scope in (("events-only", "events:write"), ("inbox-only", "inbox:read")):
             place = callers.ids["student"], stage.course.id
-            callers.headers[name] = _bear(await _add_token(owner, "student", *place, scopes=(scope,)))
+            callers.headers[name] = _bear(await add_token(owner, "student", *place, scopes=(scope,)))
 
 
 async def _add_staff(callers: Callers) -> None:
