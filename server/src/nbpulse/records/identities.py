@@ -31,9 +31,10 @@ async def enter_by_identity(
     The user whom `provider` calls `subject`, made if need be, with enrolments as `wanted` says: (course's short name,
     role), the highest role of a course first. None where they are new and none of these courses is here.
 
-    Raises Unavailable (NB-2003).
+    Raises AccessDenied (NB-1345): they were erased, and nobody has let them in again; Unavailable (NB-2003).
     """
     async with people.connect("enter_by_identity") as connection:
+        await people.check_erased(connection, lambda marker: marker.mark_identity(provider, subject))
         rows = await connection.fetch(
             "SELECT e.*, c.* FROM enter_by_identity($1, $2, $3, $4) e"
             " LEFT JOIN LATERAL find_collection(e.found_user, e.course) c ON true",
