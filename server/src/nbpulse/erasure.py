@@ -1,14 +1,15 @@
 """`nbpulse erase-user`, `erase-course`: everything of a person or a course, out of every store.
 
 Promises: killed anywhere, the next erasing command finishes what was begun; doing it twice is doing it once; the class
-that runs goes on meanwhile. What comes late of the erased is refused by tombstones, whose marks are also kept beside the
-keys (`DATA/tombstones`): they are applied again to what a restore brings back.
+that runs goes on meanwhile. What comes late of the erased is refused by tombstones, whose marks are also kept beside
+the keys (`DATA/tombstones`): they are applied again to what a restore brings back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from nbpulse.tombstones import Marker
 
 SETTLE_S: Final = 11.0
 """A worker that had a point in hand when its student's rows went has written it by then, or given up (10 s)."""
+_WORKER_S: Final = 20.0
 Report = Callable[[int, int], None]
 
 
@@ -46,6 +48,19 @@ class Eraser:
     marks_file: Path
     settle_s: float = SETTLE_S
     can_erase_series: bool = True
+
+    async def describe_user(self, name: str) -> erasing.Held | None:
+        """Who bears that username or id, and what is held of them."""
+        found = await erasing.find_people(self.pool, self.seal, name)
+        return found[0] if found else None
+
+    async def describe_course(self, short_name: str) -> erasing.HeldCourse | None:
+        """What a course holds."""
+        return await erasing.find_course(self.pool, short_name)
+
+    async def readmit(self, provider: str, subject: str) -> bool:
+        """Let somebody who was erased come in again from another system; False where they were not kept out."""
+        return await tombstones.remove(self.pool, self.marker.mark_identity(provider, subject))
 
     async def erase_user(self, user_id: UUID) -> dict[str, int]:
         """Rows removed, by table. The rest is done by `finish_all`. Raises Unavailable."""
@@ -99,7 +114,7 @@ class Eraser:
         return len(again) + len(again_courses)
 
     async def _find_in_hand(self, needles: list[bytes]) -> list[tuple[str, str]]:
-        return [one.entry for one in await self.stores.stream.find(needles) if one.is_in_hand]
+        return [one.entry for one in await self.stores.stream.find(needles) if one.is_waiting or one.is_pending]
 
     async def _finish(self, leftover: Leftover) -> None:
         erasure = Erasure(leftover.user_ids, leftover.course_id, leftover.member_ids, leftover.paths)
@@ -107,12 +122,22 @@ class Eraser:
             if not await series.erase_points(erasure):
                 self.can_erase_series = False
         needles = [str(one).encode() for one in (*leftover.user_ids, leftover.course_id) if one]
-        entries = await self.stores.stream.find(needles)
-        await accounting.count_dropped_entries(self.pool, [one.entry for one in entries if one.is_in_hand])
-        await self.stores.stream.remove(entries)
+        await self._clear_stream(needles)
         keys = [name_session(str(one)) for one in (*leftover.user_ids, *leftover.member_ids)]
         keys += [name_summary(str(one)) for one in leftover.notebook_ids]
         await self.stores.cache.forget(leftover.course_ids, leftover.user_ids, keys)
+
+    async def _clear_stream(self, needles: list[bytes]) -> None:
+        """What waits is dropped by a worker that is at work; where there is none, or it takes long, here."""
+        stream, until_s = self.stores.stream, time.monotonic() + _WORKER_S
+        while waiting := [one for one in await stream.find(needles) if one.is_waiting]:
+            if time.monotonic() > until_s or not await self.stores.cache.read_workers():
+                await stream.take(waiting)
+                break
+            await asyncio.sleep(0.2)
+        entries = [one for one in await stream.find(needles) if not one.is_waiting]
+        await accounting.count_dropped_entries(self.pool, [one.entry for one in entries if one.is_pending])
+        await stream.remove(entries)
 
     async def _keep_marks(self) -> None:
         """Beside the keys, since a backup of before an erasure does not know of it."""
@@ -135,7 +160,7 @@ class Eraser:
 
 @asynccontextmanager
 async def open_eraser(
-    settings: Settings, database_url: str, redis_url: str, *, settle_s: float = SETTLE_S
+    settings: Settings, database_url: str, redis_url: str, *, settle_s: float | None = None
 ) -> AsyncIterator[Eraser]:
     """On the stores of these URLs, and InfluxDB where the settings name it. Raises StartupError."""
     async with open_owner(database_url) as pool, open_outer_stores(settings, pool, redis_url) as stores:
@@ -145,7 +170,7 @@ async def open_eraser(
             Marker(settings.make_tombstone_key),
             stores,
             settings.data_dir / "tombstones",
-            settle_s,
+            SETTLE_S if settle_s is None else settle_s,
         )
 
 

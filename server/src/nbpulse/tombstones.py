@@ -1,4 +1,4 @@
-"""The marks of what was erased: keyed hashes, from which nobody can tell whom they mean, but which say "erased" to who asks.
+"""Marks of what was erased: keyed hashes. Whom they mean nobody can tell; who brings the same along is known again.
 
 Pure. A mark is made of what its owner brings along (a token, an id of a restored backup), so nothing of an erased
 person has to be kept to know them again.

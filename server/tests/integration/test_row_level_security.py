@@ -132,6 +132,7 @@ class School:
             "event_counts": {"slot": number},
             "spent_entries": {"stream": "x", "entry_id": str(number), "outcome": "duplicate"},
             "stream_bases": {"generation": str(number), "base": 1},
+            "tombstones": {"mark": str(number).encode(), "kind": "user"},
             "sealing_keys": {"key_id": str(number), "canary": "x"},
             "audit_log": {"id": number, "action": "joined", "subject_id": user_id, "link": b"x"},
             "sealing_progress": {"key_id": str(number), "table_name": "x", "column_name": "x", "last_key": ["x"]}

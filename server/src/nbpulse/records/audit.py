@@ -20,6 +20,7 @@ AuditAction = Literal[
     "collection_changed",
     "consent_given",
     "consent_withdrawn",
+    "course_erased",
     "course_removed",
     "history_viewed",
     "joined",
@@ -28,6 +29,7 @@ AuditAction = Literal[
     "student_viewed",
     "token_created",
     "token_revoked",
+    "user_erased",
     "users_merged",
 ]
 

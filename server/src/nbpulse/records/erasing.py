@@ -16,6 +16,8 @@ import asyncpg
 
 from nbpulse.crypto import EncryptedField
 from nbpulse.records import dead_letters, debts, tombstones
+from nbpulse.records.audit import note_audit
+from nbpulse.records.people import open_name
 from nbpulse.records.tombstones import Leftover
 from nbpulse.tombstones import Marker
 
@@ -69,6 +71,19 @@ _FORGET_NOTEBOOKS: Final = (
         AND NOT EXISTS (SELECT FROM learning_sessions s WHERE s.notebook_id = n.id)
     """,
 )
+_EXERCISES: Final = """
+SELECT DISTINCT notebook_id, cell_id, exercise_id FROM events
+WHERE user_id = ANY($1::uuid[]) AND notebook_id IS NOT NULL AND exercise_id IS NOT NULL
+"""
+# An exercise of a cell that others ran stays where one of them said the same.
+_FORGET_EXERCISES: Final = """
+UPDATE notebook_cells c SET exercise_id = NULL
+FROM unnest($1::uuid[], $2::text[], $3::text[]) AS k(notebook_id, cell_id, exercise_id)
+WHERE (c.notebook_id, c.cell_id, c.exercise_id) = (k.notebook_id, k.cell_id, k.exercise_id) AND NOT c.is_registered
+    AND NOT EXISTS (SELECT FROM learner_cells l JOIN events e ON e.user_id = l.user_id
+        AND (e.notebook_id, e.cell_id, e.exercise_id) = (k.notebook_id, k.cell_id, k.exercise_id)
+        WHERE (l.notebook_id, l.cell_id) = (k.notebook_id, k.cell_id))
+"""
 # Only those who are in no other course; demo people and staff are removed elsewhere, or stay.
 _ONLY_HERE: Final = """
 SELECT e.user_id FROM enrolments e WHERE e.course_id = $1 AND e.role = 'student'
@@ -86,6 +101,65 @@ class Erased(NamedTuple):
     mark: bytes
     leftover: Leftover
     rows: dict[str, int]
+
+
+class Held(NamedTuple):
+    """A person, and how many rows of theirs each table holds."""
+
+    user_id: UUID
+    username: str
+    shown: str
+    courses: list[str]
+    rows: dict[str, int]
+
+
+class HeldCourse(NamedTuple):
+    """A course: its students, how many of them are in other courses too, and rows by table."""
+
+    course_id: UUID
+    title: str
+    students: int
+    others: int
+    rows: dict[str, int]
+
+
+async def find_people(pool: asyncpg.Pool, seal: EncryptedField, name: str) -> list[Held]:
+    """Whom that username or id names; those merged into them are part of them."""
+    rows = await pool.fetch(
+        "SELECT id, username, display_name FROM users WHERE merged_into IS NULL AND (username = $1 OR id::text = $1)",
+        name,
+    )
+    return [await _describe(pool, seal, row) for row in rows]
+
+
+async def _describe(pool: asyncpg.Pool, seal: EncryptedField, row: asyncpg.Record) -> Held:
+    courses = await pool.fetch(
+        "SELECT c.title FROM enrolments e JOIN courses c ON c.id = e.course_id WHERE e.user_id = $1 ORDER BY 1",
+        row["id"],
+    )
+    return Held(
+        row["id"],
+        row["username"],
+        open_name(seal, row["id"], row["username"], row["display_name"]),
+        [one["title"] for one in courses],
+        await count_rows(pool, await find_ids(pool, row["id"])),
+    )
+
+
+async def find_course(pool: asyncpg.Pool, short_name: str) -> HeldCourse | None:
+    """The course of that short name."""
+    course = await pool.fetchrow("SELECT id, title FROM courses WHERE short_name = $1", short_name)
+    if course is None:
+        return None
+    students = await pool.fetchval(
+        "SELECT count(*) FROM enrolments WHERE course_id = $1 AND role = 'student'", course["id"]
+    )
+    only_here = await list_only_here(pool, course["id"])
+    counts = {}
+    for table in ("events", "learning_sessions", "help_requests", "messages", "interventions", "consents"):
+        query = f"SELECT count(*) FROM {table} WHERE course_id = $1"  # noqa: S608 - constants
+        counts[table] = await pool.fetchval(query, course["id"])
+    return HeldCourse(course["id"], course["title"], students, students - len(only_here), counts)
 
 
 async def find_ids(pool: asyncpg.Pool, user_id: UUID) -> list[UUID]:
@@ -142,6 +216,7 @@ async def erase_user(
             user_ids,
         )
         notebook_ids = await connection.fetchval(_NOTEBOOKS, user_ids) or []
+        exercises = await connection.fetch(_EXERCISES, user_ids)
         leftover = Leftover(
             user_ids=user_ids, course_ids=[row["course_id"] for row in courses], notebook_ids=notebook_ids
         )
@@ -154,7 +229,11 @@ async def erase_user(
         rows["series_debt"] = await debts.drop_points(connection, seal, lambda point: point.user_id in set(user_ids))
         for statement in _FORGET_NOTEBOOKS:
             await connection.execute(statement, notebook_ids)
+        columns = ("notebook_id", "cell_id", "exercise_id")
+        await connection.execute(_FORGET_EXERCISES, *([row[name] for row in exercises] for name in columns))
         await connection.execute("DELETE FROM users WHERE id = ANY($1::uuid[])", user_ids)
+        counts = {"events": rows["events"], "rows": sum(rows.values())}
+        await note_audit(connection, "user_erased", subject_id=user_id, facts=counts)
     return Erased(mark, leftover, {table: count for table, count in rows.items() if count})
 
 
@@ -190,6 +269,7 @@ async def erase_course(
         needles = [str(course_id).encode()]
         rows["dead_letters"] = await dead_letters.drop_nameless(connection, seal, needles, among=member_ids)
         await connection.fetchval("SELECT remove_course($1)", course_id)
+        await note_audit(connection, "course_erased", course_id=course_id, facts={"events": rows["events"]})
     return Erased(mark, leftover, rows)
 
 

@@ -6,7 +6,7 @@ so that it can be counted before it is gone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from redis.asyncio import Redis
@@ -17,16 +17,17 @@ from nbpulse.stream.copying import StreamCopy
 from nbpulse.stream.link import Link, pair_answer
 
 _DEADLINE_S: Final = 30.0
+_CONSUMER: Final = b"erasure"
 _KEYS: Final = tuple(key for keys in STREAM_KEYS.values() for key in keys)
 
 
 class FoundEntry(NamedTuple):
-    """An entry that names what is looked for; `is_in_hand`: it waits, or a worker has it."""
+    """An entry that names what is looked for: it waits, or a worker has it in hand, or neither."""
 
     stream: bytes
     entry_id: bytes
-    payload: bytes
-    is_in_hand: bool
+    is_waiting: bool
+    is_pending: bool
 
     @property
     def entry(self) -> tuple[str, str]:
@@ -53,25 +54,32 @@ class StreamErasure:
             for one in batch:
                 payload = b" ".join(one.fields)
                 if any(needle in payload for needle in needles):
-                    found.append((one.stream, one.entry_id, payload))
+                    found.append(one.place)
         if not found:
             return []
         delivered = await self._find_delivered()
         answers = await self._ask(
-            [(b"XPENDING", stream, GROUP, entry_id, entry_id, 1) for stream, entry_id, _ in found], may_refuse=True
+            [(b"XPENDING", stream, GROUP, entry_id, entry_id, 1) for stream, entry_id in found], may_refuse=True
         )
         return [
             FoundEntry(
-                stream,
-                entry_id,
-                payload,
-                isinstance(answer, list) and bool(answer) or _order(entry_id) > _order(delivered.get(stream, b"0-0")),
+                *place,
+                is_waiting=place[0] in delivered and _order(place[1]) > _order(delivered[place[0]]),
+                is_pending=isinstance(answer, list) and bool(answer),
             )
-            for (stream, entry_id, payload), answer in zip(found, answers, strict=True)
+            for place, answer in zip(found, answers, strict=True)
         ]
 
+    async def take(self, entries: Iterable[FoundEntry]) -> None:
+        """
+        Have these, which wait, and what waits beside them, in hand; workers that come take over what is left of it.
+        (A waiting entry that is deleted makes the server count wrongly what waits.)
+        """
+        for stream in {one.stream for one in entries}:
+            await self._ask([(b"XREADGROUP", b"GROUP", GROUP, _CONSUMER, b"STREAMS", stream, b">")])
+
     async def remove(self, entries: Sequence[FoundEntry]) -> None:
-        """Acknowledge and delete them."""
+        """Acknowledge and delete them; none of them waits."""
         for command in (b"XACK", b"XDEL"):
             group = (GROUP,) if command == b"XACK" else ()
             await self._ask([(command, one.stream, *group, one.entry_id) for one in entries], may_refuse=True)

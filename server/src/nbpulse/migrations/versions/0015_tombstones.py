@@ -6,8 +6,8 @@ still to be removed outside of the tables; it is NULL once nothing is.
 
 from alembic import op
 
-revision = "0014"
-down_revision = "0013"
+revision = "0015"
+down_revision = "0014"
 
 TABLE = """
 CREATE TABLE tombstones (
