@@ -20,12 +20,13 @@ run: $(stamps)/venv ## run nbpulse with a demo class and two real kernels; Ctrl-
 test: $(stamps)/venv servers chromium ## run all tests but the slow ones
 	$(bin)/python -m pytest
 
-check: $(stamps)/venv ## lint, format, types, import floors, generated documents
+check: $(stamps)/venv ## lint, format, types, import floors, generated documents, known weaknesses of dependencies
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy
 	$(bin)/lint-imports --cache-dir .cache/import_linter
 	$(bin)/python ops/check_generated.py
+	$(bin)/python ops/audit_dependencies.py
 
 bench: $(stamps)/venv ## measure; writes bench/results/*.json and the tables in docs
 	$(bin)/python bench/run.py

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from nbpulse_capture.cli import main
 from nbpulse_capture.membership import MembershipFile, get_outbox_file
-from nbpulse_capture.messages import load_texts
+from nbpulse_capture.messages import load_texts, say
 from nbpulse_capture.outbox import Outbox
 from nbpulse_capture.rows import Verdict
 
@@ -143,3 +144,14 @@ def test_every_text_exists_in_both_languages_with_the_same_placeholders() -> Non
 def test_help_shows_examples(student: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert "nbpulse-capture join http://" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("order", ["\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "over\rwritten", "\x7f", "\u202egnp.exe"])
+def test_what_a_server_says_gives_the_terminal_no_order(order: str, capsys: pytest.CaptureFixture[str]) -> None:
+    say(f"情報{order}\n\tA")
+    say(json.dumps({"course": order}, ensure_ascii=False), sys.stderr)
+    out, err = capsys.readouterr()
+    assert not set(out + err) & set("\x1b\x07\x9b\r\x7f\u202e")
+    assert out.startswith("情報")
+    assert out.endswith("\n\tA\n")
+    assert json.loads(err) == {"course": order}

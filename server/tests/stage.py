@@ -42,6 +42,8 @@ from nbpulse.timeseries.postgres import PostgresTimeSeries
 from stores import WORKER_PASSWORD
 
 KEY = make_key()
+NOBODY = UUID("6f1c1d6e-0000-4000-8000-000000000000")
+"""Nobody's id. As a parameter of tests it is the same in every process of a parallel run, which uuid4() is not."""
 
 
 @dataclass(frozen=True)

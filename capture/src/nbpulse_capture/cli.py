@@ -37,10 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _build_parser().parse_args(argv)
         return int(arguments.action(arguments))
     except RefusedError as refusal:
-        sys.stderr.write(get_text(refusal.code, **refusal.facts) + "\n")
+        say(get_text(refusal.code, **refusal.facts), sys.stderr)
         return 1
     except (OSError, sqlite3.Error) as error:
-        sys.stderr.write(get_text("NB-7006", reason=error) + "\n")
+        say(get_text("NB-7006", reason=error), sys.stderr)
         return 1
     except (EOFError, KeyboardInterrupt):
         return 1

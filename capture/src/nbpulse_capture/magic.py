@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from typing import Any
 
-from nbpulse_capture.messages import get_text
+from nbpulse_capture.messages import get_text, say
 
 COMMANDS = frozenset({"status", "join", "leave", "what-is-recorded", "pause", "resume", "notice", "withdraw"})
 _open_help_id: str | None = None
@@ -17,14 +16,14 @@ def run_magic(line: str) -> None:
     word, _, rest = line.strip().partition(" ")
     rest = rest.strip()
     if word == "help":
-        _say(cancel_help() if rest == "--cancel" else request_help(rest))
+        say(cancel_help() if rest == "--cancel" else request_help(rest))
         return
     if word in COMMANDS:
         from nbpulse_capture.cli import main
 
         main([word, *shlex.split(rest)])
         return
-    _say(get_text("magic_usage"))
+    say(get_text("magic_usage"))
 
 
 def protect_question(lines: list[str]) -> list[str]:
@@ -70,7 +69,3 @@ def _get_recorder_and_cell() -> tuple[Any, dict[str, Any]]:
     if recorder is None or MembershipFile().read() is None:
         return None, {}
     return recorder, recorder.last_cell or recorder.describe_place()
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")

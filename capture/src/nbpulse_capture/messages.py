@@ -8,10 +8,15 @@ from __future__ import annotations
 import json
 import locale
 import os
+import re
 import sys
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
+from typing import TextIO
+
+# What a terminal obeys instead of showing it: controls but line ends and tabs, and what turns the reading direction.
+_ORDERS = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")
 
 
 class RefusedError(Exception):
@@ -50,10 +55,13 @@ def translate(language: str, key: str, facts: Mapping[str, object]) -> str:
     return f"{key}: {text}" if key.startswith("NB-") else text
 
 
-def say(text: str) -> None:
-    """A line for the student."""
+def say(text: str, stream: TextIO | None = None) -> None:
+    """A line for the student, on stdout unless told otherwise; nobody's text gives the terminal an order."""
+    stream = stream or sys.stdout
+    # Written out as JSON would, since some of what is said is JSON.
+    line = _ORDERS.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
     try:
-        sys.stdout.write(text + "\n")
+        stream.write(line)
     except UnicodeEncodeError:  # a console that has no Japanese
-        encoding = sys.stdout.encoding or "ascii"
-        sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+        encoding = stream.encoding or "ascii"
+        stream.write(line.encode(encoding, "replace").decode(encoding))

@@ -105,7 +105,7 @@ def withdraw(membership: Membership, version: int) -> dict[str, str]:
 
 
 def end_membership(membership: Membership, outbox: Outbox | None = None) -> None:
-    """The student has withdrawn or was erased: nothing of this place in a class stays here, nothing more is recorded."""
+    """The student has withdrawn or was erased: nothing of this place in a class stays here or is recorded any more."""
     if MembershipFile().read() == membership:
         forget_membership()
     forget_collection(membership)

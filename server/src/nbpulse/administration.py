@@ -26,7 +26,7 @@ from nbpulse.records.dead_letters import DeadLetter, DeadLetters
 from nbpulse.records.owner import find_user_id, open_owner
 from nbpulse.records.people import People
 from nbpulse.settings import Settings
-from nbpulse.terminal import answer, get_text, say
+from nbpulse.terminal import answer, disarm, get_text, say
 
 
 @asynccontextmanager
@@ -283,7 +283,7 @@ def show_table(none: str, columns: Sequence[str], rows: Sequence[Sequence[str]])
 
     table = Table(*columns, box=None, header_style="bold", pad_edge=False)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(disarm, row))
     with contextlib.suppress(BrokenPipeError):
         Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200, markup=False).print(table)
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nbpulse import collecting, duties
+from nbpulse import auditing, collecting, duties
 from nbpulse.errors import InvalidInput, NbpulseError, StartupError
 from nbpulse.hubconfig import print_hub_config
 from nbpulse.terminal import answer, describe_error, get_text, say
@@ -358,6 +358,7 @@ def drop_letters(letter_id: Annotated[str, typer.Argument(metavar="ID|all")], da
 
 
 collecting.add_command(app, _connect)
+auditing.add_commands(app, _connect)
 duties.add_commands(app, _connect)
 
 

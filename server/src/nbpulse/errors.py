@@ -103,7 +103,19 @@ class NotFound(NbpulseError):
 
 
 class TooMuch(NbpulseError):
-    """Larger or faster than the stated limit."""
+    """
+    More than a stated limit. `policy`: the limit's name; `limit`: what it lets pass in `window_s`; `retry_after_s`:
+    when what was asked would pass.
+    """
+
+    def __init__(
+        self, code: str, *, policy: str, limit: int, retry_after_s: float, window_s: int = 60, **facts: object
+    ) -> None:
+        super().__init__(code, limit=limit, **facts)
+        self.policy = policy
+        self.limit = limit
+        self.window_s = window_s
+        self.retry_after_s = retry_after_s
 
 
 class Conflict(NbpulseError):

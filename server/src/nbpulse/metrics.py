@@ -61,6 +61,8 @@ PostgresQuery = Literal[
     "change_collection",
     "show_consent",
     "note_consent",
+    "note_audit",
+    "list_own_audit",
     "ensure_course",
     "ensure_teacher",
     "register_original",
@@ -132,6 +134,7 @@ RedisQuery = Literal[
     "set",
     "other",
 ]
+Limit = Literal["student_events", "course_events", "token_requests", "address_requests", "address_refusals"]
 
 database_query_duration = Histogram(
     "database_query_duration_seconds",
@@ -234,6 +237,7 @@ ingest_events = Counter(
 ingest_stripped_fields = Counter(
     "nbpulse_ingest_stripped_fields_total", "Fields that were sent though the course does not collect them", ["field"]
 )
+limited_requests = Counter("nbpulse_limited_requests_total", "Requests refused because a limit was met", ["limit"])
 ingest_ack_duration = Histogram(
     "nbpulse_ingest_ack_seconds",
     "From a delivery's headers to its answer, of deliveries that were taken",
@@ -282,6 +286,8 @@ series_rejected_points = Counter(
 # A label's value that never came yet is 0, not nothing: else an alert would miss the first one.
 for _outcome in ("stored", "duplicate", "dead_letter"):
     worker_events.labels(_outcome)
+for _limit in get_args(Limit):
+    limited_requests.labels(_limit)
 for _reason in ("refused", "series_limit"):
     series_rejected_points.labels(_reason)
 # What only the API, or only a worker, looks up is unknown in every other process, not 0.

@@ -1,23 +1,28 @@
 """What nbpulse says in a terminal: texts in the reader's language, errors without tracebacks.
 
 Promises: every sentence is in `terminal_texts.json` or the error catalogue, Japanese and English beside each other;
-answers that scripts read go to stdout, everything said to people about progress and trouble to stderr.
+answers that scripts read go to stdout, everything said to people about progress and trouble to stderr; no text of
+somebody else's gives the terminal an order.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import resources
-from typing import Literal, TextIO
+from typing import Final, Literal, TextIO
 
 from nbpulse.errors import NbpulseError
 
 Language = Literal["en", "ja"]
+
+# What a terminal obeys instead of showing it: controls but line ends and tabs, and what turns the reading direction.
+_ORDERS: Final = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")
 
 
 def pick_language() -> Language:
@@ -51,10 +56,15 @@ def answer(text: str) -> None:
     write(sys.stdout, text)
 
 
+def disarm(text: str) -> str:
+    """The text with everything a terminal would obey written out, as JSON would: `\\u001b`."""
+    return _ORDERS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def write(stream: TextIO, text: str) -> None:
-    """One line, flushed."""
+    """One line, disarmed and flushed."""
     encoding = stream.encoding or "utf-8"
-    stream.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+    stream.write(disarm(text).encode(encoding, "replace").decode(encoding) + "\n")
     stream.flush()
 
 

@@ -310,11 +310,6 @@ async def test_a_course_goes_with_all_its_students_work(stage: Stage) -> None:
 async def test_the_pages_keep_to_themselves_and_are_not_sent_twice(stage: Stage) -> None:
     page = await stage.http.get(f"/courses/{stage.course.id}")
     assert page.text.startswith("<!doctype html>")
-    policy = page.headers["content-security-policy"]
-    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;")
-    assert policy.endswith("base-uri 'none'; form-action 'self'; frame-ancestors 'none'")
-    assert page.headers["x-content-type-options"] == "nosniff"
-    assert page.headers["referrer-policy"] == "no-referrer"
     script = await stage.http.get("/web/js/main.js")
     assert script.headers["content-type"].startswith("text/javascript")
     again = await stage.http.get("/web/js/main.js", headers={"If-None-Match": script.headers["etag"]})

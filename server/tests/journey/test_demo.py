@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
-from servers import CHROMIUM_FLAGS
+from servers import CHROMIUM_FLAGS, make_data_dir
 from torture.systems import find_free_port, make_environment
 
 # With the larger numbers the class has time to get into trouble first.
@@ -39,19 +39,19 @@ COUNT_CHANGES = """
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Any], float]]:
+def demo() -> Iterator[tuple[dict[str, Any], float]]:
     """The facts of a running demo, and when it said that it was ready."""
-    data = tmp_path_factory.mktemp("demo")
-    for parent in (data, *data.parents[:2]):
-        parent.chmod(0o755)  # the embedded PostgreSQL runs as another user
     command = [sys.executable, "-m", "nbpulse", "demo", "--students", str(STUDENTS), "--seed", "7", "--json"]
-    with subprocess.Popen(
-        [*command, "--data", str(data), "--port", str(find_free_port())],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=make_environment({}),
-    ) as process:
+    with (
+        make_data_dir() as data,
+        subprocess.Popen(
+            [*command, "--data", str(data), "--port", str(find_free_port())],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=make_environment({}),
+        ) as process,
+    ):
         try:
             assert process.stdout is not None
             yield json.loads(process.stdout.readline()), time.monotonic()

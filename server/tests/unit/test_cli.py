@@ -31,8 +31,10 @@ COMMANDS = [
     "restore",
     "hub-config",
     "collection",
+    "audit",
 ]
 SUBCOMMANDS = ["token list", "token revoke", "dead-letters list", "dead-letters show", "dead-letters replay"]
+SUBCOMMANDS += ["audit list", "audit verify", "audit anchor"]
 
 
 def run_main(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:

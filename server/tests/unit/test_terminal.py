@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import nbpulse
+from nbpulse.administration import show_table
 from nbpulse.errors import StartupError
-from nbpulse.terminal import describe_error, load_texts, pick_language
+from nbpulse.terminal import answer, describe_error, load_texts, pick_language, say
 
 SOURCES = [path.read_text(encoding="utf-8") for path in Path(nbpulse.__file__).parent.rglob("*.py")]
 
@@ -65,3 +66,35 @@ def test_an_error_says_its_code_what_happened_and_what_to_do(monkeypatch: pytest
         "NB-3010 127.0.0.1:8642 is already in use.",
         "        → Stop the program that listens there, or start with --port 8643.",
     ]
+
+
+# Colours, a cleared screen, a window's title, a link, the clipboard, C1 forms, a turned reading direction.
+ORDERS = [
+    "\x1b[31m",
+    "\x1b[2J\x1b[H",
+    "\x1b]0;title\x07",
+    "\x1b]8;;http://evil.example\x1b\\\\",
+    "\x1b]52;c;ZXZpbA==\x07",
+    "\x9b31m",
+    "\x9d0;title\x9c",
+    "\x90q\x9c",
+    "\x08\x08\x08",
+    "over\rwritten",
+    "\x7f",
+    "\x00",
+    "\x0c",
+    "\u202egnp.exe",
+    "\u2066",
+]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_no_text_of_somebody_elses_gives_the_terminal_an_order(order: str, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(f"a{order}b\n\tc")
+    say(f"a{order}b")
+    show_table("none", ["name"], [[f"a{order}b"]])
+    out, err = capsys.readouterr()
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", out + err)
+    assert "a\\u" in out or "over\\u" in out
+    assert "a\\u" in err or "over\\u" in err
+    assert "b\n\tc\n" in out

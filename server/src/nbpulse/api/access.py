@@ -18,6 +18,7 @@ from uuid import UUID
 from starlette.requests import HTTPConnection, Request
 
 from nbpulse.api.hub_access import COURSE_HEADER, KIND, HubGate, choose_course
+from nbpulse.api.limits import RequestLimits, find_address
 from nbpulse.errors import AccessDenied, NotFound, Unavailable
 from nbpulse.records.people import People, Person
 
@@ -64,6 +65,7 @@ RULES: Final[dict[str, Rule]] = {
     "POST /api/v1/sign-out": Rule.SIGNED_IN,
     "POST /api/v1/events": Rule.DELIVERER,
     "GET /api/v1/me": Rule.SIGNED_IN,
+    "GET /api/v1/me/audit": Rule.SIGNED_IN,
     "GET /api/v1/me/inbox": Rule.STUDENT,
     "POST /api/v1/me/messages": Rule.DELIVERER,
     "PUT /api/v1/me/messages/{message_id}/state": Rule.DELIVERER,
@@ -109,8 +111,11 @@ def check_rules(routes: Iterable[str]) -> None:
 class Gate:
     """Knows who is asking, and lets them in by the route's rule."""
 
-    def __init__(self, people: People, public_url: str | None, hub: HubGate | None = None) -> None:
+    def __init__(
+        self, people: People, limits: RequestLimits, public_url: str | None, hub: HubGate | None = None
+    ) -> None:
         self._people = people
+        self._limits = limits
         self._hub = hub
         self._public_origin = _find_origin(public_url) if public_url else None
         self._known: OrderedDict[str, tuple[Person, float]] = OrderedDict()
@@ -121,7 +126,7 @@ class Gate:
         Let the request through by `rule`, as whom (None: nobody in particular).
 
         Raises AccessDenied (NB-1101 nobody, NB-1103 not you, NB-1107 from another site, NB-111x by a JupyterHub's
-        word), NotFound (NB-1202: a course that is none of theirs), Unavailable.
+        word), NotFound (NB-1202: a course that is none of theirs), TooMuch (NB-1172, NB-1174), Unavailable.
         """
         if rule is Rule.ANYONE:
             self._check_origin(request, is_required=False)
@@ -132,7 +137,8 @@ class Gate:
         token, is_cookie = _read_token(request)
         if token and is_cookie:
             self._check_origin(request, is_required=True)
-        person = await self.find_person(token)
+        request.state.person = person = await self.find_person(token, find_address(request.scope))
+        self._limits.meet_token(person.token_id)
         if rule is Rule.DELIVERER or rule is Rule.STUDENT:
             scope = "events:write" if rule is Rule.DELIVERER else "inbox:read"
             person = _as_student(person, scope, request.headers.get(COURSE_HEADER))
@@ -140,24 +146,30 @@ class Gate:
             check_staff(person, request.path_params.get("course_id"))
         return person
 
-    async def find_learner(self, authorization: str | None, course: str | None = None) -> Person:
+    async def find_learner(self, authorization: str | None, address: str, course: str | None = None) -> Person:
         """
         Who delivers events, from the Authorization header's value, and to which course, where it is named.
 
         While the database (or the hub) is away a yes of the last 15 min stands: accepted events must not wait for it.
         Raises as `admit`.
         """
-        person = await self.find_person(_read_bearer(authorization), grace_s=_GRACE_S)
+        person = await self.find_person(_read_bearer(authorization), address, grace_s=_GRACE_S)
         return _as_student(person, "events:write", course)
 
-    async def find_person(self, token: str | None, *, grace_s: float = 0.0) -> Person:
-        """Whom the token stands for. Raises AccessDenied (NB-1101, NB-111x, NB-1340), Unavailable."""
+    async def find_person(self, token: str | None, address: str, *, grace_s: float = 0.0) -> Person:
+        """
+        Whom the token stands for that came from `address`.
+
+        Raises AccessDenied (NB-1101, NB-111x, NB-1340), TooMuch (NB-1174), Unavailable.
+        """
         if not token:
             raise AccessDenied("NB-1101")
         person, found_at = self._known.get(token, (None, 0.0))
         age_s = time.monotonic() - found_at
         if person is not None and age_s < _REFRESH_AFTER_S:
             return person
+        if person is None:  # looking up costs the database something, and whoever guesses asks for it
+            self._limits.check_refusals(address)
         lookup = self._lookups.get(token)
         if lookup is None:
             lookup = self._lookups[token] = asyncio.create_task(self._look_up(token))
@@ -167,12 +179,16 @@ class Gate:
         try:
             async with asyncio.timeout(_LOOKUP_LIMIT_S):
                 fresh = await asyncio.shield(lookup)
+        except AccessDenied:
+            self._limits.note_refusal(address)
+            raise
         except (Unavailable, TimeoutError) as error:
             if person is not None and age_s < YES_LIFE_S + grace_s:
                 return person
             who_is_away = "NB-2010" if self._is_hubs(token) else "NB-2003"
             raise Unavailable(error.code if isinstance(error, Unavailable) else who_is_away) from error
         if fresh is None:
+            self._limits.note_refusal(address)
             raise AccessDenied("NB-1101")
         return fresh
 

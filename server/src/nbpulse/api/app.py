@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 import structlog
@@ -17,7 +17,7 @@ from fastapi.routing import APIRoute, APIWebSocketRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from nbpulse import __version__
 from nbpulse.api import (
@@ -29,6 +29,7 @@ from nbpulse.api import (
     ingest,
     joining,
     meetings,
+    own_audit,
     pages,
     queries,
     rehearsals,
@@ -37,8 +38,10 @@ from nbpulse.api import (
 from nbpulse.api.access import check_rules
 from nbpulse.api.catalogue import describe_problems, show_errors
 from nbpulse.api.context import ApiOptions, Context, Parts, admit, make_context
-from nbpulse.api.problems import find_framework_error, make_problem
-from nbpulse.errors import InvalidInput, NbpulseError
+from nbpulse.api.headers import Headers
+from nbpulse.api.limits import find_address
+from nbpulse.api.problems import find_framework_error, make_problem, read_language
+from nbpulse.errors import InvalidInput, NbpulseError, TooMuch
 
 __all__ = ["ApiOptions", "Application", "create_app"]
 
@@ -48,32 +51,34 @@ _log = structlog.get_logger(__name__)
 
 
 class Application:
-    """ASGI: the hot route first, then everything else with the security headers."""
+    """ASGI: the hot route first, then everything else; every answer with the headers that keep it to itself."""
 
     context: Context
     """The running API's context; there from start-up on."""
     failure: NbpulseError | None = None
     """Why the resources could not be opened."""
 
-    def __init__(self, web: FastAPI) -> None:
+    def __init__(self, web: FastAPI, public_url: str | None) -> None:
         self.web = web
+        self._headers = Headers(self._route, public_url)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.web(scope, receive, send)
-        elif scope["path"] == ingest.PATH:
+        await self._headers(scope, receive, send)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == ingest.PATH:
             await self.context.ingest(scope, receive, send)
         else:
-            await self.web(scope, receive, _add_headers(send))
+            await self._ask_web(scope, receive, send)
 
-
-def _add_headers(send: Send) -> Send:
-    async def send_with_headers(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message["headers"], *pages.SECURITY_HEADERS]
-        await send(message)
-
-    return send_with_headers
+    async def _ask_web(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if scope["type"] == "http":
+                self.context.limits.meet_address(find_address(scope))
+        except TooMuch as error:
+            await make_problem(error, read_language(scope))(scope, receive, send)
+        else:
+            await self.web(scope, receive, send)
 
 
 def create_app(
@@ -88,8 +93,9 @@ def create_app(
     @asynccontextmanager
     async def live(app: FastAPI) -> AsyncIterator[None]:
         try:
-            async with open_resources() as parts, parts.hub.running():
+            async with open_resources() as parts, parts.hub.running(), AsyncExitStack() as stack:
                 application.context = app.state.context = make_context(parts, options or ApiOptions())
+                await stack.enter_async_context(application.context.trail.running())
                 # What is alive now stays: leave it out of collection, and collect the rest in larger steps.
                 gc.collect()
                 gc.freeze()
@@ -119,6 +125,7 @@ def create_app(
         queries.router,
         meetings.router,
         collections.router,
+        own_audit.router,
         rehearsals.router,
         health.router,
         pages.router,
@@ -130,7 +137,7 @@ def create_app(
     for kind in (NbpulseError, HTTPException, RequestValidationError, ClientDisconnect):
         app.add_exception_handler(kind, _answer_error)
     check_rules({*_list_routes(app.routes), f"POST {ingest.PATH}"})
-    application = Application(app)
+    application = Application(app, (options or ApiOptions()).public_url)
     return application
 
 
@@ -163,6 +170,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
         place = ".".join(str(part) for part in first["loc"])
         error = InvalidInput("NB-1007", detail=f"{place}: {first['msg']}"[:300])
     assert isinstance(error, NbpulseError)  # noqa: S101 - these are all that is registered
+    request.app.state.context.trail.note_refusal(error, request)
     return make_problem(error, request.headers.get("accept-language"))
 
 

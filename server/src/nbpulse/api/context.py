@@ -9,15 +9,19 @@ from uuid import UUID
 import msgspec
 from starlette.requests import HTTPConnection, Request
 
+from nbpulse.allowances import DEFAULT, Limits
 from nbpulse.api.access import RULES, Gate
 from nbpulse.api.answers import Answers
 from nbpulse.api.hub_access import HubGate
 from nbpulse.api.ingest import Ingest
+from nbpulse.api.limits import RequestLimits
+from nbpulse.api.trail import AuditTrail
 from nbpulse.cache import Cache
 from nbpulse.errors import NotFound
 from nbpulse.hub import LiveHub
 from nbpulse.identity import ask_as
 from nbpulse.records.analysis import CourseHistory
+from nbpulse.records.audit import AuditLog
 from nbpulse.records.consents import Consents
 from nbpulse.records.inboxes import Inboxes
 from nbpulse.records.interventions import Interventions
@@ -37,6 +41,7 @@ class ApiOptions:
     """How one API process is reached and served. `public_url`: the address people use when a proxy stands in front."""
 
     public_url: str | None = None
+    limits: Limits = DEFAULT
 
 
 class Parts(Protocol):
@@ -78,9 +83,11 @@ class Context:
     inboxes: Inboxes
     consents: Consents
     promise: str
+    limits: RequestLimits
     gate: Gate
     ingest: Ingest
     answers: Answers
+    trail: AuditTrail
     is_stopping: bool = False
 
     async def find_class(self, course_id: UUID) -> ClassScope:
@@ -91,7 +98,9 @@ class Context:
 def make_context(parts: Parts, options: ApiOptions) -> Context:
     """The context of an API on `parts`."""
     hub_gate = HubGate(parts.jupyterhub, parts.people) if parts.jupyterhub else None
-    gate = Gate(parts.people, options.public_url, hub_gate)
+    limits = RequestLimits(options.limits)
+    gate = Gate(parts.people, limits, options.public_url, hub_gate)
+    trail = AuditTrail(AuditLog(parts.people))
     return Context(
         options=options,
         stream=parts.stream,
@@ -107,9 +116,11 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         inboxes=Inboxes(parts.people, parts.people.seal),
         consents=Consents(parts.people),
         promise=parts.promise,
+        limits=limits,
         gate=gate,
-        ingest=Ingest(gate, parts.stream, parts.cache),
+        ingest=Ingest(gate, limits, parts.stream, parts.cache, trail),
         answers=Answers(),
+        trail=trail,
     )
 
 
@@ -127,9 +138,11 @@ def get_person(connection: HTTPConnection) -> Person:
 
 async def admit(request: Request) -> None:
     """Let the request through by its route's rule; from now on its task asks as that person. Raises as `Gate.admit`."""
-    rule = RULES[f"{request.method} {request.scope['route'].path}"]
-    request.state.person = person = await get_context(request).gate.admit(request, rule)
+    context, place = get_context(request), f"{request.method} {request.scope['route'].path}"
+    request.state.person = person = await context.gate.admit(request, RULES[place])
     ask_as(person.user_id if person else None)
+    if person:
+        await context.trail.note_request(request, place, person)
 
 
 def parse_id(text: str) -> UUID:

@@ -81,7 +81,7 @@ async def answer_table(
     # In a thread: the Parquet library is half a second of imports.
     content = await asyncio.to_thread(_compose, table, subject, form, more)
     tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-    headers = {"Cache-Control": "private, no-cache", "ETag": tag}
+    headers = {"Cache-Control": "no-store", "ETag": tag}  # a program may keep it, a browser may not
     if more.get("next"):
         # Relative, since a proxy may know this place by another name.
         headers["Link"] = f'<?{request.url.include_query_params(cursor=following).query}>; rel="next"'

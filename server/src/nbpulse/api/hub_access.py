@@ -129,6 +129,7 @@ def _describe(token: str, scopes: frozenset[str], entered: Entered) -> Person:
         roles=entered.roles,
         courses=entered.courses,
         policies=entered.policies,
+        teams=entered.teams,
     )
 
 

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from nbpulse.api.access import COOKIE
 from nbpulse.api.bodies import decode_body, read_small_body
 from nbpulse.api.context import describe_body, get_context, get_person
+from nbpulse.api.limits import find_address
 from nbpulse.errors import InvalidInput, Unavailable
 from nbpulse.identity import ask_as
 from nbpulse.records.people import SESSION_LIFE
@@ -65,7 +66,7 @@ async def sign_in(request: Request) -> Response:
     code = decode_body(await read_small_body(request), SignInRequest).code
     user_id, token = await context.people.use_link(code)
     ask_as(user_id)
-    person = await context.gate.find_person(token)
+    person = await context.gate.find_person(token, find_address(request.scope))
     _, courses = await context.people.describe_person(person)
     response = answer({"user_id": user_id, "courses": courses})
     response.set_cookie(

@@ -1,4 +1,4 @@
-"""The board's files, and the headers that keep its pages to themselves."""
+"""The board's files."""
 
 from __future__ import annotations
 
@@ -14,15 +14,6 @@ from starlette.responses import Response
 from nbpulse.errors import NotFound
 
 WEB_DIR: Final = Path(__file__).resolve().parent.parent / "web"
-CONTENT_SECURITY_POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
-    " font-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-)
-SECURITY_HEADERS: Final = (
-    (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-)
 _TYPES: Final = {".js": "text/javascript", ".mjs": "text/javascript", ".webmanifest": "application/manifest+json"}
 
 router = APIRouter(include_in_schema=False)

@@ -6,11 +6,14 @@ always says when to come again.
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any, Final
 
 import msgspec
+from starlette.datastructures import Headers
 from starlette.responses import Response
+from starlette.types import Scope
 
 from nbpulse.errors import (
     AccessDenied,
@@ -72,8 +75,15 @@ def make_problem(error: NbpulseError, accept_language: str | None) -> Response:
         "todo": error.todo(language),
         "hint": error.todo(language),
     }
-    if isinstance(error, Unavailable | TooMuch):
-        # Jitter, so that a class that was turned away together does not come back together.
+    # Jitter, so that a class that was turned away together does not come back together.
+    if isinstance(error, TooMuch):
+        wait_s = math.ceil(error.retry_after_s) + random.randint(0, 2)  # noqa: S311
+        body |= {"retry_after_s": wait_s, "limit": error.limit, "policy": error.policy}
+        headers["Retry-After"] = str(wait_s)
+        # The fields of the IETF's draft "RateLimit header fields for HTTP".
+        headers["RateLimit-Policy"] = f'"{error.policy}";q={error.limit};w={error.window_s}'
+        headers["RateLimit"] = f'"{error.policy}";r=0;t={math.ceil(error.retry_after_s)}'
+    elif isinstance(error, Unavailable):
         body["retry_after_s"] = random.randint(1, 5)  # noqa: S311
         headers["Retry-After"] = str(body["retry_after_s"])
     if isinstance(error, Conflict):
@@ -99,6 +109,11 @@ def choose_language(accept_language: str | None) -> str:
         if language in ("ja", "en") and quality > best_quality:
             best, best_quality = language, quality
     return best
+
+
+def read_language(scope: Scope) -> str | None:
+    """What a connection's Accept-Language says."""
+    return Headers(scope=scope).get("accept-language")
 
 
 def _read_quality(parameters: str) -> float:

@@ -38,6 +38,7 @@ def serve(
     port: int,
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
+    trusted_proxies: str = "",
 ) -> None:
     """
     Serve on `host` and on loopback until SIGTERM or SIGINT, then finish what is under way (10 s at most; boards are
@@ -66,8 +67,9 @@ def serve(
         ws_ping_timeout=15,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=DRAIN_S,
-        # The address people use is a setting; no header of theirs decides it.
-        proxy_headers=False,
+        # Whom an address limit counts for. Anybody else's X-Forwarded-For says nothing.
+        proxy_headers=True,
+        forwarded_allow_ips=trusted_proxies,
         ssl_certfile=tls_cert,
         ssl_keyfile=tls_key,
     )

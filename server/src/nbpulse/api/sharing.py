@@ -19,7 +19,7 @@ from nbpulse.records.people import Person
 
 
 class SharedRoute(APIRoute):
-    """A route whose answer depends on nothing but the courses one teaches, the address with its query, and the data."""
+    """A route whose answer depends on nothing but what one sees as staff, the address with its query, and the data."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle: Callable[[Request], Awaitable[Response]] = super().get_route_handler()
@@ -47,8 +47,8 @@ class SharedRoute(APIRoute):
 
 
 def _find_view(person: Person) -> object:
-    """What decides which rows staff see: the courses they teach (migration 0009's policies ask for nothing else)."""
+    """What decides which rows staff see: the courses they teach, and of those seen in part, whose teams."""
     # A token made for one course does not say which others its owner teaches.
     if person.course_id is not None:
         return person.user_id
-    return frozenset(course_id for course_id in person.roles if person.is_staff(course_id))
+    return frozenset((course, person.teams.get(course)) for course in person.roles if person.is_staff(course))

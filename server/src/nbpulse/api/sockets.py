@@ -20,10 +20,11 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from nbpulse import metrics
 from nbpulse.api.context import Context, get_context, parse_id
+from nbpulse.api.limits import find_address
 from nbpulse.errors import AccessDenied, NbpulseError, NotFound, Unavailable
 from nbpulse.hub.view import View
 from nbpulse.identity import ask_as
-from nbpulse.records.people import Person
+from nbpulse.records.people import Person, Teams
 
 NOT_SIGNED_IN: Final = 4401
 NO_RIGHT: Final = 4403
@@ -67,21 +68,25 @@ async def watch_classroom(websocket: WebSocket, course_id: str) -> None:
     """Serve one board until it leaves."""
     context = get_context(websocket)
     if "origin" in websocket.headers and not context.gate.is_own_origin(websocket):
+        context.trail.note_refusal(AccessDenied("NB-1107"), websocket)
         await websocket.close(NO_RIGHT)
         return
     await websocket.accept()
     try:
         course = parse_id(course_id)
         hello = await _read_hello(websocket)
-        person = await _prove(context, hello, course)
+        person = websocket.state.person = await _prove(context, hello, course, find_address(websocket.scope))
         ask_as(person.user_id)
         notebook_id = parse_id(hello.notebook) if hello.notebook else None
-        board = _Board(websocket, context, person, course, await context.hub.open_view(course, notebook_id))
+        view = await context.hub.open_view(course, notebook_id, person.teams.get(course))
+        board = _Board(websocket, context, person, course, view)
         board.follows_default = notebook_id is None
         await board.serve(hello)
     except WebSocketDisconnect:
         return
     except (_Closed, NbpulseError) as end:
+        if isinstance(end, NbpulseError):
+            context.trail.note_refusal(end, websocket)
         await _close(websocket, _find_close_code(end))
 
 
@@ -89,7 +94,7 @@ def _find_close_code(end: Exception) -> int:
     if isinstance(end, _Closed):
         return end.code
     if isinstance(end, AccessDenied):
-        return NOT_SIGNED_IN if end.code == "NB-1101" else NO_RIGHT
+        return NOT_SIGNED_IN if end.code in ("NB-1101", "NB-1190") else NO_RIGHT
     return NO_RIGHT if isinstance(end, NotFound) else TRY_LATER
 
 
@@ -119,14 +124,14 @@ async def _read_message(websocket: WebSocket) -> ClientMessage:
         raise _Closed(1003) from error  # no text, or none that we speak
 
 
-async def _prove(context: Context, hello: ClientMessage, course_id: UUID) -> Person:
+async def _prove(context: Context, hello: ClientMessage, course_id: UUID, address: str) -> Person:
     """Who says hello, as staff of the course."""
     if hello.ticket:
         ticket = await context.cache.use_ticket(hello.ticket)
         if ticket is None or ticket.course_id != course_id:
-            raise _Closed(NOT_SIGNED_IN)
+            raise AccessDenied("NB-1190")
         return await context.gate.find_staff(ticket.token_id, course_id)
-    person = await context.gate.find_person(hello.token)
+    person = await context.gate.find_person(hello.token, address)
     return await context.gate.find_staff(person.token_id, course_id)
 
 
@@ -178,6 +183,7 @@ class _Board:
         while True:
             self._wake.clear()
             if self._view.is_gone:
+                await self._prove_again()  # it may be gone because they see other students now
                 await self._show(None if self.follows_default else self._view.notebook_id)
             elif self.follows_default and self._view.is_left:
                 await self._show(None)
@@ -224,21 +230,33 @@ class _Board:
         """Pings, the entry in the list of connections, and whether the viewer may still look."""
         checked_at = time.monotonic()
         while True:
+            self._context.trail.note_look(self._person.user_id, self._course_id)
             await self._announce()
             await asyncio.sleep(PING_S)
             await self._send({"t": "ping", "at": round(time.time() * 1000)})
             if time.monotonic() - checked_at + PING_S > RECHECK_S:
                 try:
-                    await self._context.gate.find_staff(self._person.token_id, self._course_id)
+                    await self._prove_again()
                 except Unavailable as error:
                     _log.warning("sockets.not_rechecked", code=error.code)  # asked again at the next ping
                 else:
                     checked_at = time.monotonic()
 
+    async def _prove_again(self) -> None:
+        """Whether the viewer may still look, and at whom. Raises as `Gate.find_staff`."""
+        self._person = await self._context.gate.find_staff(self._person.token_id, self._course_id)
+        if self._teams != self._view.teams and not self._view.is_gone:
+            await self._show(None if self.follows_default else self._view.notebook_id)
+
+    @property
+    def _teams(self) -> Teams | None:
+        """Whose students the viewer sees; None: all."""
+        return self._person.teams.get(self._course_id)
+
     async def _resume(self, message: ClientMessage) -> None:
         if message.epoch and message.epoch != self._view.epoch:
             # The snapshot was read of the class's notebook, which may be another by now.
-            view = self._context.hub.find_view(self._course_id, message.epoch)
+            view = self._context.hub.find_view(self._course_id, message.epoch, self._teams)
             if view is not None:
                 self._move(view)
         if message.epoch == self._view.epoch and self._view.frames_after(message.after_seq) is not None:
@@ -248,7 +266,7 @@ class _Board:
 
     async def _show(self, notebook_id: UUID | None) -> None:
         """Another notebook: the board reads its snapshot and resumes from there."""
-        view = await self._context.hub.open_view(self._course_id, notebook_id)
+        view = await self._context.hub.open_view(self._course_id, notebook_id, self._teams)
         if view is not self._view:
             self._move(view)
             await self._ask_for_snapshot()

@@ -37,13 +37,17 @@ _SUBSCRIBE_LIMIT_S: Final = 1.0
 _log = structlog.get_logger(__name__)
 
 
+# A view's notebook, and whose students it shows; None: the default one, all.
+_Key = tuple[UUID | None, tuple[str, ...] | None]
+
+
 class _Wire:
     """One course's channel: whether the server has confirmed the subscription, and who waits for a student's news."""
 
     def __init__(self) -> None:
         self.is_confirmed = asyncio.Event()
-        self.views: dict[UUID | None, View] = {}
-        self.loading: dict[UUID | None, asyncio.Task[View]] = {}
+        self.views: dict[_Key, View] = {}
+        self.loading: dict[_Key, asyncio.Task[View]] = {}
         self.listeners: dict[str, set[Listener]] = {}
         self.used_at = time.monotonic()
 
@@ -86,32 +90,37 @@ class LiveHub:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def open_view(self, course_id: UUID, notebook_id: UUID | None) -> View:
+    async def open_view(self, course_id: UUID, notebook_id: UUID | None, teams: tuple[str, ...] | None = None) -> View:
         """
         The view of a notebook, or of the course's default one for None; loaded where it is not.
+
+        `teams`: whose students whoever asks is shown, by the last that is known of them. A view that has to be loaded
+        is of those whom PostgreSQL shows them.
 
         Raises Unavailable (it is not loaded and PostgreSQL is away), NotFound.
         """
         wire = await self._subscribe(course_id)
+        key = notebook_id, teams
         if notebook_id is None:
-            known = next((view for view in wire.views.values() if view.default_notebook_id == view.notebook_id), None)
-            if known is not None:
-                known.use()
-                return known
-        elif notebook_id in wire.views:
-            wire.views[notebook_id].use()
-            return wire.views[notebook_id]
-        task = wire.loading.get(notebook_id)
+            views = (view for view in wire.views.values() if view.teams == teams)
+            known = next((view for view in views if view.default_notebook_id == view.notebook_id), None)
+        else:
+            known = wire.views.get(key)
+        if known is not None:
+            known.use()
+            return known
+        task = wire.loading.get(key)
         if task is None:
             task = asyncio.create_task(self._load_view(wire, course_id, notebook_id))
-            wire.loading[notebook_id] = task
-            task.add_done_callback(lambda _: wire.loading.pop(notebook_id, None))
+            wire.loading[key] = task
+            task.add_done_callback(lambda _: wire.loading.pop(key, None))
         return await asyncio.shield(task)
 
-    def find_view(self, course_id: UUID, epoch: str) -> View | None:
-        """The view of that epoch, if it lives here."""
+    def find_view(self, course_id: UUID, epoch: str, teams: tuple[str, ...] | None = None) -> View | None:
+        """The view of that epoch, if it lives here and shows the students of these teams."""
         wire = self._wires.get(course_id)
-        return next((view for view in wire.views.values() if view.epoch == epoch), None) if wire else None
+        views = wire.views.values() if wire else ()
+        return next((view for view in views if view.epoch == epoch and view.teams == teams), None)
 
     @asynccontextmanager
     async def listening(self, course_id: UUID, user_id: UUID) -> AsyncIterator[Listener]:
@@ -130,13 +139,14 @@ class LiveHub:
 
     async def _load_view(self, wire: _Wire, course_id: UUID, notebook_id: UUID | None) -> View:
         loaded = await self._source.load_class(course_id, notebook_id)
-        if (view := wire.views.get(loaded.notebook_id)) is not None:
+        key = loaded.notebook_id, loaded.pulse.teams
+        if (view := wire.views.get(key)) is not None:
             return view
         self._views_made += 1
         view = View(f"{self._process}{self._views_made:04x}", course_id, loaded)
         # Published while we read: at the latest the next look at PostgreSQL brings it in.
         view.wants_reconcile = True
-        wire.views[loaded.notebook_id] = view
+        wire.views[key] = view
         with contextlib.suppress(Unavailable):
             for user_id, at_ms in (await self._read_presence(course_id)).items():
                 view.classroom.hear(user_id, at_ms)
@@ -228,8 +238,6 @@ class LiveHub:
         except Unavailable as error:
             _log.warning("hub.backlog_unknown", code=error.code)
         try:
-            # As whoever opened it last: when they are of the course's staff no more, they see nobody, the view goes,
-            # and the boards on it ask for one of their own.
             with asking_as(view.reader_id):
                 await view.reconcile(self._source)
         except Unavailable as error:

@@ -40,6 +40,8 @@ class Pulse(Protocol):
     def actions(self) -> Sequence[Action]: ...
     @property
     def mail(self) -> Mapping[str, int]: ...
+    @property
+    def teams(self) -> tuple[str, ...] | None: ...
 
 
 class LoadedClass(Protocol):
@@ -93,7 +95,12 @@ class Frame(msgspec.Struct, frozen=True):
 
 
 class View:
-    """One notebook of one course, kept up to date; its viewers read `frames_after` their own place."""
+    """
+    One notebook of one course, kept up to date; its viewers read `frames_after` their own place.
+
+    Of the students of `teams` and of no team, or of all (None). It is read as whoever it was loaded for: when they are
+    shown others, it goes, and the boards on it ask for one of their own.
+    """
 
     def __init__(self, epoch: str, course_id: UUID, loaded: LoadedClass) -> None:
         self.epoch = epoch
@@ -102,6 +109,8 @@ class View:
         self.seq = 0
         self.backlog = 0
         self.viewers: set[asyncio.Event] = set()
+        self.teams = loaded.pulse.teams
+        self.reader_id = get_asker()
         self.use()
         self.wants_reconcile = False
         self.wants_roster = False
@@ -116,6 +125,7 @@ class View:
         self._lag_ms: int | None = None
         self._ordinals: dict[str, int] = {}
         self._skipped: set[str] = set()
+        self._unseen: set[str] = set()
         self._snapshot: tuple[float, bytes] = (0.0, b"")
         self._cells_seen: set[str] = set()
         self.classroom = Classroom(
@@ -132,9 +142,8 @@ class View:
         self._columns = {column.id for column in loaded.pulse.columns}
 
     def use(self) -> None:
-        """Somebody looks: from now on it is read as them."""
+        """Somebody looks."""
         self.used_at = time.monotonic()
-        self.reader_id = get_asker()
 
     @property
     def is_left(self) -> bool:
@@ -154,7 +163,9 @@ class View:
         self.classroom.apply_actions(message.actions)
         for state in message.states:
             if not self.classroom.has_learner(state.user_id):
-                self.wants_roster = True
+                # Of another team perhaps: looked for once, and again at each look at PostgreSQL.
+                self.wants_roster |= state.user_id not in self._unseen
+                self._unseen.add(state.user_id)
                 continue
             if state.revision > self.classroom.get_revision(state.user_id) + 1:
                 self._skipped.add(state.user_id)
@@ -173,8 +184,8 @@ class View:
         self.reconciled_at = time.monotonic()
         try:
             pulse = await source.load_pulse(self.course_id, self.notebook_id)
-            if self.classroom.learner_ids - pulse.learner_revisions.keys():
-                # Somebody left or was merged: a view only ever adds people, so its viewers get a new one.
+            if pulse.teams != self.teams or self.classroom.learner_ids - pulse.learner_revisions.keys():
+                # Its reader sees others now, or somebody left: a view only ever adds people, so viewers get a new one.
                 self.is_gone = True
                 return
             unknown = any(not self.classroom.has_learner(user_id) for user_id in pulse.learner_revisions)

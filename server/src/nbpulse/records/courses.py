@@ -13,6 +13,7 @@ import msgspec
 
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import AccessDenied
+from nbpulse.records.audit import note_audit
 from nbpulse.records.people import People, make_code
 
 
@@ -83,6 +84,7 @@ class Courses:
         async with self._people.connect("delete_course") as connection:
             await connection.execute("SET LOCAL statement_timeout = '10min'")
             count: int = await connection.fetchval("SELECT remove_course($1)", course_id)
+            await note_audit(connection, "course_removed", course_id=course_id, facts={"students": count})
         return count
 
 
@@ -110,6 +112,7 @@ async def remove_demo_course(people: People, course_id: UUID) -> int:
     async with people.connect("remove_demo_course") as connection:
         await connection.execute("SET LOCAL statement_timeout = '60s'")
         count: int | None = await connection.fetchval("SELECT remove_demo_course($1)", course_id)
-    if count is None:
-        raise AccessDenied("NB-1103")
+        if count is None:
+            raise AccessDenied("NB-1103")
+        await note_audit(connection, "course_removed", course_id=course_id, facts={"students": count})
     return count

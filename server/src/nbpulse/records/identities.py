@@ -9,19 +9,20 @@ import msgspec
 
 from nbpulse.collection import Policy
 from nbpulse.records.consents import read_policy
-from nbpulse.records.people import People
+from nbpulse.records.people import People, Teams, read_teams
 
 
 class Entered(msgspec.Struct, frozen=True):
     """
     Who came in, with the role in each of their courses and what may be collected of them there (None: they have
-    withdrawn), and the courses by short name.
+    withdrawn), the courses by short name, and of those seen in part, whose teams.
     """
 
     user_id: UUID
     roles: dict[UUID, str]
     courses: dict[str, UUID]
     policies: dict[UUID, Policy | None]
+    teams: dict[UUID, Teams]
 
 
 async def enter_by_identity(
@@ -36,7 +37,7 @@ async def enter_by_identity(
     async with people.connect("enter_by_identity") as connection:
         await people.check_erased(connection, lambda marker: marker.mark_identity(provider, subject))
         rows = await connection.fetch(
-            "SELECT e.*, c.* FROM enter_by_identity($1, $2, $3, $4) e"
+            "SELECT e.*, c.*, find_team_views(e.found_user) AS team_views FROM enter_by_identity($1, $2, $3, $4) e"
             " LEFT JOIN LATERAL find_collection(e.found_user, e.course) c ON true",
             provider,
             subject,
@@ -50,4 +51,5 @@ async def enter_by_identity(
         {row["course"]: row["given_role"] for row in rows},
         {row["short"]: row["course"] for row in rows},
         {row["course"]: None if row["has_withdrawn"] else read_policy(row) for row in rows},
+        read_teams(rows[0]["team_views"]),
     )

@@ -16,6 +16,7 @@ from nbpulse.classroom import LearnerState, merge_states
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import InvalidInput
 from nbpulse.records import learners, marks
+from nbpulse.records.audit import Facts, note_audit
 from nbpulse.shards import get_shard_number
 
 _SEALED = (
@@ -173,6 +174,8 @@ async def merge_users(pool: asyncpg.Pool, seal: EncryptedField, *, keep_id: UUID
         }
         await _write_merged(connection, seal, pairs)
         await _retire(connection, keep_id, drop_id)
+        facts: Facts = {"merged_user_id": str(drop_id), "events": moved}
+        await note_audit(connection, "users_merged", subject_id=keep_id, facts=facts)
     return moved
 
 

@@ -40,6 +40,10 @@ _QUERY_LIMIT_S: Final = 5.0
 _CODE_LETTERS: Final = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
+Teams = tuple[str, ...]
+read_teams: Final = msgspec.json.Decoder(dict[UUID, Teams]).decode
+
+
 class Person(msgspec.Struct, frozen=True):
     """
     Whom a token stands for, and what it may do. A token of one course bears only that course's role.
@@ -58,6 +62,8 @@ class Person(msgspec.Struct, frozen=True):
     """None: they have withdrawn there. Beside `courses`, of the same people."""
     collection: Policy = DEFAULT
     """What may be collected of them in the token's course."""
+    teams: dict[UUID, Teams] = {}
+    """Of the courses in which they see a part of the students: whose."""
 
     def is_staff(self, course_id: UUID) -> bool:
         """True for an instructor or assistant of the course, by a token meant for staff."""
@@ -100,7 +106,8 @@ class TokenRow(msgspec.Struct, frozen=True):
 
 
 _FIND_TOKEN = """
-SELECT t.*, c.* FROM find_token($1) t LEFT JOIN LATERAL find_collection(t.user_id, t.course_id) c ON true
+SELECT t.*, c.*, CASE WHEN t.kind <> 'student' THEN find_team_views(t.user_id) END AS team_views
+FROM find_token($1) t LEFT JOIN LATERAL find_collection(t.user_id, t.course_id) c ON true
 """
 _ADD_TOKEN_ROW = """
 INSERT INTO tokens (id, kind, user_id, course_id, scopes, secret_hash, expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7)
@@ -135,15 +142,16 @@ class People:
         """
         A connection in a transaction of at most 5 s, as who asks; the driver's errors leave as Unavailable.
 
-        `is_staff`: it reads the work of the courses of which they are staff, and nothing else, but that much faster.
+        `is_staff`: it reads the work of the courses of which they are staff, and nothing else but what is their own,
+        and that much faster who sees them whole.
         """
-        role = "SET LOCAL ROLE app_staff; " if is_staff else ""
+        role = "; SELECT read_as_staff()" if is_staff else ""
         with name_query(query_type):
             acquiring = self._pool.acquire(timeout=_QUERY_LIMIT_S)
         try:
             async with acquiring as connection, connection.transaction():
                 limit = f"SET LOCAL statement_timeout = {int(_QUERY_LIMIT_S * 1000)}"
-                await connection.execute(f"{role}{limit}; {identify()}")
+                await connection.execute(f"{limit}; {identify()}{role}")
                 yield connection
         except (*UNAVAILABLE, asyncpg.QueryCanceledError) as error:
             raise Unavailable("NB-2003") from error
@@ -385,6 +393,7 @@ def _read_person(row: asyncpg.Record) -> Person:
         scopes=frozenset(row["scopes"]),
         roles=dict(zip(row["courses"] or (), row["roles"] or (), strict=True)),
         collection=read_policy(row),
+        teams=read_teams(row["team_views"] or "{}"),
     )
 
 

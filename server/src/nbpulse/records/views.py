@@ -19,7 +19,7 @@ from nbpulse.errors import NotFound
 from nbpulse.records.interventions import read_actions
 from nbpulse.records.learners import read_cell, read_state
 from nbpulse.records.messages import count_unanswered
-from nbpulse.records.people import People, open_name
+from nbpulse.records.people import People, Teams, open_name
 from nbpulse.records.progress import DONE
 from nbpulse.shards import get_shard_number
 
@@ -39,6 +39,8 @@ class Pulse(msgspec.Struct, frozen=True):
     """What staff did for students in the last 12 hours."""
     mail: dict[str, int] = {}
     """How many messages of each student nobody has answered, of the last 12 hours."""
+    teams: Teams | None = None
+    """Whose students, and those of no team, whoever asked was shown; None: the whole course."""
 
 
 class LoadedClass(msgspec.Struct, frozen=True):
@@ -193,14 +195,15 @@ class ClassReader:
         notebook_id = str(row["notebook_id"]) if row["notebook_id"] else None
         return notebook_id, round(row["last_activity_at"].timestamp() * 1000)
 
-    async def list_members(self, course_id: UUID) -> tuple[list[UUID], list[str]]:
-        """The ids of the course's students, and the paths of its notebooks."""
+    async def list_members(self, course_id: UUID) -> tuple[list[UUID], list[str], bool]:
+        """The ids of the course's students, the paths of its notebooks, and whether these are all of its students."""
         async with self._people.connect("list_members") as connection:
             rows = await connection.fetch(
                 "SELECT user_id FROM enrolments WHERE course_id = $1 AND role = 'student'", course_id
             )
             paths = await connection.fetch("SELECT path FROM notebooks WHERE course_id = $1", course_id)
-        return [row["user_id"] for row in rows], [row["path"] for row in paths]
+            is_whole = await connection.fetchval("SELECT find_my_teams($1) IS NULL", course_id)
+        return [row["user_id"] for row in rows], [row["path"] for row in paths], is_whole
 
     async def _read_pulse(self, connection: asyncpg.Connection, course_id: UUID, notebook_id: UUID | None) -> Pulse:
         notebooks = await connection.fetch(_NOTEBOOKS, course_id)
@@ -208,6 +211,7 @@ class ClassReader:
         columns = await connection.fetch(_COLUMNS, notebook_id or default, course_id)
         revisions = await connection.fetch(_REVISIONS, course_id)
         meeting = await connection.fetchrow(_MEETING, course_id)
+        teams = await connection.fetchval("SELECT find_my_teams($1)", course_id)
         return Pulse(
             learner_revisions={str(row["user_id"]): row["revision"] for row in revisions},
             columns=[Column(row["cell_id"], row["cell_index"], row["title"]) for row in columns],
@@ -216,6 +220,7 @@ class ClassReader:
             meeting={**dict(meeting), "id": str(meeting["id"])} if meeting else None,
             actions=await read_actions(connection, self._seal, course_id),
             mail=await count_unanswered(connection, course_id),
+            teams=None if teams is None else tuple(teams),
         )
 
     async def _read_states(

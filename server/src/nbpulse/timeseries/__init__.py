@@ -36,6 +36,8 @@ class ClassScope(msgspec.Struct, frozen=True):
     course_id: UUID
     user_ids: Sequence[UUID]
     notebook_paths: Sequence[str]
+    is_whole: bool = True
+    """All of the course's students; else whoever asks may see these alone, and no figure of the whole course."""
 
 
 class Erasure(msgspec.Struct, frozen=True):

@@ -4,7 +4,7 @@ A minute that got a point is stale until `refresh_rollups` has computed it anew 
 it; queries take clean minutes or slots from the rollup and stale ones raw, in one snapshot, so they never differ from
 the fold of the points. Raw points over more than an hour are never read for a percentile: rollups keep durations in
 bins 2 % wide, per student and minute, and per course and ten minutes for windows that are asked for in such steps (by
-staff: students see no rollup of a course).
+who sees the whole course).
 """
 
 from __future__ import annotations
@@ -134,7 +134,8 @@ class PostgresTimeSeries:
         if window.end - window.start <= EXACT_MAX:
             rows = await self._fetch("query_percentiles", statements.PERCENTILES, *values)
             return [Percentiles(_to_time(at_ns), p50, p95, count) for at_ns, (p50, p95), count in rows]
-        by_slot, by_minute = statements.SLOT_PERCENTILES, statements.MINUTE_PERCENTILES
+        by_minute = statements.MINUTE_PERCENTILES
+        by_slot = statements.SLOT_PERCENTILES if scope is None or scope.is_whole else None
         rows = await self._add_up("query_percentiles", by_slot, by_minute, window, scope)
         return [
             Percentiles(_to_time(at_ns), _estimate_duration(p50), _estimate_duration(p95), count)
@@ -152,12 +153,12 @@ class PostgresTimeSeries:
         return [Performance(_to_time(at_ns), *values) for at_ns, *values in rows]
 
     async def _add_up(
-        self, name: SeriesQuery, by_slot: str, by_minute: str, window: Window, scope: ClassScope | None
+        self, name: SeriesQuery, by_slot: str | None, by_minute: str, window: Window, scope: ClassScope | None
     ) -> list[Any]:
         """A window from the coarsest rollup whose units its buckets consist of."""
-        has_slots = _to_ns(window.bucket) % statements.SLOT_NS == 0
-        whole = _find_whole(window, statements.SLOT_NS if has_slots else _MINUTE_NS)
-        return await self._fetch(name, by_slot if has_slots else by_minute, *_bind(window, scope), *whole)
+        if by_slot is None or _to_ns(window.bucket) % statements.SLOT_NS:
+            return await self._fetch(name, by_minute, *_bind(window, scope), *_find_whole(window))
+        return await self._fetch(name, by_slot, *_bind(window, scope), *_find_whole(window, statements.SLOT_NS))
 
     async def _fetch(self, name: SeriesQuery, query: str, *values: object) -> list[Any]:
         try:
