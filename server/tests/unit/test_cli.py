@@ -32,6 +32,10 @@ COMMANDS = [
     "hub-config",
     "collection",
     "audit",
+    "erase-user",
+    "erase-course",
+    "compact",
+    "readmit",
 ]
 SUBCOMMANDS = ["token list", "token revoke", "dead-letters list", "dead-letters show", "dead-letters replay"]
 SUBCOMMANDS += ["audit list", "audit verify", "audit anchor"]
