@@ -29,6 +29,7 @@ from nbpulse.hub import LiveHub
 from nbpulse.jupyterhub import JupyterHub, open_jupyterhub
 from nbpulse.live import LivePublisher
 from nbpulse.migrations.runner import with_login
+from nbpulse.passwords import Hasher
 from nbpulse.pipeline import process_events
 from nbpulse.records.courses import Course, Courses
 from nbpulse.records.ledger import PostgresLedger
@@ -56,6 +57,7 @@ class StageParts:
     classes: ClassReader
     hub: LiveHub
     series: TimeSeriesStore
+    hasher: Hasher
     promise: str = "power"
     jupyterhub: JupyterHub | None = None
 
@@ -175,7 +177,8 @@ async def open_parts(
         classes = ClassReader(pool, seal)
         hub = LiveHub(redis, classes, cache.read_presence, stream.measure_backlog)
         series = PostgresTimeSeries(pool)
-        parts = StageParts(stream, cache, People(pool, seal), classes, hub, series, jupyterhub=jupyterhub)
+        hasher = Hasher()
+        parts = StageParts(stream, cache, People(pool, seal), classes, hub, series, hasher, jupyterhub=jupyterhub)
         try:
             if influx_url is None:
                 yield parts
@@ -183,6 +186,7 @@ async def open_parts(
                 async with open_influx(influx_url) as influx:
                     yield replace(parts, series=influx)
         finally:
+            hasher.close()
             await stream.close()
 
 

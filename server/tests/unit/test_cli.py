@@ -31,6 +31,7 @@ COMMANDS = [
     "restore",
     "hub-config",
     "collection",
+    "user",
     "audit",
     "erase-user",
     "erase-course",
@@ -38,6 +39,7 @@ COMMANDS = [
     "readmit",
 ]
 SUBCOMMANDS = ["token list", "token revoke", "dead-letters list", "dead-letters show", "dead-letters replay"]
+SUBCOMMANDS += [f"user {name}" for name in ("add", "link", "list", "disable", "enable")]
 SUBCOMMANDS += ["audit list", "audit verify", "audit anchor"]
 
 

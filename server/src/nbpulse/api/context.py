@@ -12,6 +12,7 @@ from starlette.requests import HTTPConnection, Request
 from nbpulse.allowances import DEFAULT, Limits
 from nbpulse.api.access import RULES, Gate
 from nbpulse.api.answers import Answers
+from nbpulse.api.cookies import Cookies
 from nbpulse.api.hub_access import HubGate
 from nbpulse.api.ingest import Ingest
 from nbpulse.api.limits import RequestLimits
@@ -20,6 +21,8 @@ from nbpulse.cache import Cache
 from nbpulse.errors import NotFound
 from nbpulse.hub import LiveHub
 from nbpulse.identity import ask_as
+from nbpulse.passwords import Hasher
+from nbpulse.records.accounts import Accounts
 from nbpulse.records.analysis import CourseHistory
 from nbpulse.records.audit import AuditLog
 from nbpulse.records.consents import Consents
@@ -54,6 +57,8 @@ class Parts(Protocol):
     @property
     def people(self) -> People: ...
     @property
+    def hasher(self) -> Hasher: ...
+    @property
     def classes(self) -> ClassReader: ...
     @property
     def hub(self) -> LiveHub: ...
@@ -73,6 +78,8 @@ class Context:
     stream: EventStream
     cache: Cache
     people: People
+    accounts: Accounts
+    cookies: Cookies
     classes: ClassReader
     hub: LiveHub
     series: TimeSeriesStore
@@ -106,6 +113,8 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         stream=parts.stream,
         cache=parts.cache,
         people=parts.people,
+        accounts=Accounts(parts.people, parts.hasher),
+        cookies=Cookies(options.public_url),
         classes=parts.classes,
         hub=parts.hub,
         series=parts.series,
