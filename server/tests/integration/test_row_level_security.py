@@ -90,6 +90,8 @@ class School:
             "external_identities": {"provider": "jupyterhub", "subject": str(number), "user_id": user_id},
             "collection_versions": {"course_id": course_id, "version": number, "level": "metadata"},
             "consents": mine | {"id": uuid4(), "course_id": course_id, "action": "accept"},
+            "invitations": {"id": uuid4(), "course_id": course_id, "role": "assistant", "secret_hash": b"x"}
+            | {"created_by": user_id, "expires_at": when, "revoked_at": None},
             "notebooks": {"course_id": course_id, "path": f"{number}.ipynb"},
             "notebook_cells": {"notebook_id": notebook_id, "cell_id": str(number)},
             "class_meetings": {"course_id": course_id, "ended_at": when},
@@ -153,6 +155,7 @@ class School:
             {
                 "own": asker == person,
                 "staff": teaches and same_course,
+                "led": teaches and same_course,
                 "member": same_course,
                 "people": teaches and same_course,
                 "-": False,

@@ -38,6 +38,7 @@ from nbpulse.records.tokens import (
     parse_token,
 )
 from nbpulse.records.tombstones import is_erased
+from nbpulse.roster import is_same_name
 from nbpulse.shards import get_shard_number
 from nbpulse.tombstones import Marker
 
@@ -89,6 +90,8 @@ class Joined(msgspec.Struct, frozen=True):
     course_title: str
     resume_code: str | None
     collection: Notice
+    is_waiting: bool
+    """Staff have to let them in first: until then nothing of theirs is taken."""
 
 
 class CourseRole(msgspec.Struct, frozen=True):
@@ -265,31 +268,56 @@ class People:
         """
         Enrol a student by the class's code, or give a known one a token for another machine.
 
-        The resume code decides who it is. A student number that is taken, without the code, makes a new person whose
-        enrolment says whom they may be the same as; staff decide.
+        The resume code decides who it is; who had left waits to be let in again. Without it, a number that the roster
+        expects goes to who bears its name too; any other number that is taken makes a new person whose enrolment says
+        whom they may be the same as; staff decide.
 
         `notice_version` is the one the student was shown, None where the client showed none of ours.
 
-        Raises AccessDenied: no such class (NB-1105), a resume code that does not fit (NB-1106). InvalidInput (NB-1342):
-        no such version.
+        Raises AccessDenied: no such class (NB-1105), a resume code that does not fit (NB-1106), and for newcomers a
+        code that is closed (NB-1142) or too old (NB-1143). InvalidInput (NB-1342): no such version.
         """
         async with self.connect("join") as connection:
             course = await connection.fetchrow("SELECT * FROM open_course_by_code($1)", clean_code(join_code))
             if course is None:
                 raise AccessDenied("NB-1105")
-            holder = await connection.fetchval("SELECT find_number_holder($1, $2)", course["id"], student_number)
+            holder = await connection.fetchrow("SELECT * FROM find_number_holder($1, $2)", course["id"], student_number)
             if resume_code is not None:
-                user_id, username = await _resume(connection, course["id"], resume_code, holder)
-                await _become(connection, user_id)
+                user_id, username = await _resume(
+                    connection, course["id"], resume_code, holder["user_id"] if holder else None
+                )
+                await _come_in(connection, user_id, course["id"], "waiting")
                 new_code = None
+            elif course["is_closed"] or course["is_expired"]:
+                raise AccessDenied("NB-1142" if course["is_closed"] else "NB-1143")
             else:
-                user_id, username = await self._add_student(connection, course, display_name, student_number, holder)
+                if holder and self._is_expected(holder, display_name):
+                    user_id, username = holder["user_id"], holder["username"]
+                    await _come_in(connection, user_id, course["id"], _choose_role(course))
+                else:
+                    user_id, username = await self._add_student(
+                        connection, course, display_name, student_number, holder["user_id"] if holder else None
+                    )
                 new_code = make_code(12)
                 await add_secret(connection, "resume", user_id, course["id"], new_code)
             token = await add_token(connection, "student", user_id, course["id"], scopes=STUDENT_SCOPES)
             notice = await note_consent(connection, user_id, course["id"], notice_version)
+            role = await connection.fetchval(
+                "SELECT role FROM enrolments WHERE user_id = $1 AND course_id = $2", user_id, course["id"]
+            )
         shown = "-".join(new_code[start : start + 4] for start in (0, 4, 8)) if new_code else None
-        return Joined(token, user_id, course["id"], username, course["title"], shown, notice)
+        return Joined(token, user_id, course["id"], username, course["title"], shown, notice, role == "waiting")
+
+    def _is_expected(self, holder: asyncpg.Record, typed: str) -> bool:
+        """Whether the number is on the roster for somebody of that name who has not come yet."""
+        names = {column: holder[column] for column in ("roster_name", "roster_kana") if holder[column] is not None}
+        return holder["is_expected"] and is_same_name(
+            typed,
+            *(
+                self._seal.unseal(sealed, table="enrolments", column=column, user_id=holder["user_id"])
+                for column, sealed in names.items()
+            ),
+        )
 
     async def _add_student(
         self,
@@ -310,11 +338,8 @@ class People:
             await connection.execute(insert.partition(" ON CONFLICT")[0], user_id, username, sealed)
         await connection.execute(
             "INSERT INTO enrolments (user_id, course_id, role, student_number, maybe_same_as)"
-            " VALUES ($1, $2, 'student', $3, $4)",
-            user_id,
-            course["id"],
-            student_number,
-            holder,
+            " VALUES ($1, $2, $3, $4, $5)",
+            *(user_id, course["id"], _choose_role(course), student_number, holder),
         )
         await connection.execute(
             "INSERT INTO learner_states (user_id, shard, course_id) VALUES ($1, $2, $3)",
@@ -323,6 +348,15 @@ class People:
             course["id"],
         )
         return user_id, username
+
+
+def _choose_role(course: asyncpg.Record) -> str:
+    return "waiting" if course["needs_approval"] else "student"
+
+
+async def _come_in(connection: asyncpg.Connection, user_id: UUID, course_id: UUID, role: str) -> None:
+    await _become(connection, user_id)
+    await connection.execute("SELECT come_in($1, $2)", course_id, role)
 
 
 async def _resume(

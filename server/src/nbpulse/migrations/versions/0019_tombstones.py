@@ -6,8 +6,8 @@ still to be removed outside of the tables; it is NULL once nothing is.
 
 from alembic import op
 
-revision = "0018"
-down_revision = "0017"
+revision = "0019"
+down_revision = "0018"
 
 TABLE = """
 CREATE TABLE tombstones (
