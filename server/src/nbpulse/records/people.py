@@ -310,14 +310,10 @@ class People:
 
     def _is_expected(self, holder: asyncpg.Record, typed: str) -> bool:
         """Whether the number is on the roster for somebody of that name who has not come yet."""
-        names = {column: holder[column] for column in ("roster_name", "roster_kana") if holder[column] is not None}
-        return holder["is_expected"] and is_same_name(
-            typed,
-            *(
-                self._seal.unseal(sealed, table="enrolments", column=column, user_id=holder["user_id"])
-                for column, sealed in names.items()
-            ),
-        )
+        whose = {"table": "enrolments", "user_id": holder["user_id"]}
+        columns = [column for column in ("roster_name", "roster_kana") if holder[column] is not None]
+        names = [self._seal.unseal(holder[column], column=column, **whose) for column in columns]
+        return holder["is_expected"] and is_same_name(typed, *names)
 
     async def _add_student(
         self,
