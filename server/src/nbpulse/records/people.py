@@ -282,10 +282,9 @@ class People:
             if course is None:
                 raise AccessDenied("NB-1105")
             holder = await connection.fetchrow("SELECT * FROM find_number_holder($1, $2)", course["id"], student_number)
+            holder_id = holder["user_id"] if holder else None
             if resume_code is not None:
-                user_id, username = await _resume(
-                    connection, course["id"], resume_code, holder["user_id"] if holder else None
-                )
+                user_id, username = await _resume(connection, course["id"], resume_code, holder_id)
                 await _come_in(connection, user_id, course["id"], "waiting")
                 new_code = None
             elif course["is_closed"] or course["is_expired"]:
@@ -295,9 +294,8 @@ class People:
                     user_id, username = holder["user_id"], holder["username"]
                     await _come_in(connection, user_id, course["id"], _choose_role(course))
                 else:
-                    user_id, username = await self._add_student(
-                        connection, course, display_name, student_number, holder["user_id"] if holder else None
-                    )
+                    names = display_name, student_number, holder_id
+                    user_id, username = await self._add_student(connection, course, *names)
                 new_code = make_code(12)
                 await add_secret(connection, "resume", user_id, course["id"], new_code)
             token = await add_token(connection, "student", user_id, course["id"], scopes=STUDENT_SCOPES)
