@@ -20,6 +20,7 @@ from nbpulse.api.limits import RequestLimits
 from nbpulse.api.trail import AuditTrail
 from nbpulse.cache import Cache
 from nbpulse.errors import NotFound, Unavailable
+from nbpulse.guesses import Guesses
 from nbpulse.hub import LiveHub
 from nbpulse.identity import ask_as
 from nbpulse.records.analysis import CourseHistory
@@ -56,6 +57,8 @@ class Parts(Protocol):
     @property
     def cache(self) -> Cache: ...
     @property
+    def guesses(self) -> Guesses: ...
+    @property
     def people(self) -> People: ...
     @property
     def classes(self) -> ClassReader: ...
@@ -76,6 +79,7 @@ class Context:
     options: ApiOptions
     stream: EventStream
     cache: Cache
+    guesses: Guesses
     people: People
     classes: ClassReader
     hub: LiveHub
@@ -126,6 +130,7 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         options=options,
         stream=parts.stream,
         cache=parts.cache,
+        guesses=parts.guesses,
         people=parts.people,
         classes=parts.classes,
         hub=parts.hub,

@@ -17,7 +17,7 @@ from nbpulse.api.context import describe_body, get_context, get_person
 from nbpulse.api.limits import find_address
 from nbpulse.errors import InvalidInput, Unavailable
 from nbpulse.identity import ask_as
-from nbpulse.records.people import SESSION_LIFE
+from nbpulse.records.people import SESSION_LIFE, clean_code
 
 router = APIRouter(prefix="/api/v1")
 _log = structlog.get_logger(__name__)
@@ -45,13 +45,16 @@ async def join(request: Request) -> Response:
     """Enrol a student by the class's join code; the token is shown once."""
     wanted = decode_body(await read_small_body(request), JoinRequest)
     context = get_context(request)
-    joined = await context.people.join(
-        wanted.join_code,
-        _clean_text(wanted.display_name, "display_name") or "",
-        _clean_text(wanted.student_number, "student_number"),
-        _clean_text(wanted.resume_code, "resume_code"),
-        wanted.notice_version,
-    )
+    number, resume_code = _clean_text(wanted.student_number, "student_number"), _clean_text(wanted.resume_code, "code")
+    account = f"resume {clean_code(wanted.join_code)} {number}" if resume_code else None
+    async with context.guesses.guarding(find_address(request.scope), account):
+        joined = await context.people.join(
+            wanted.join_code,
+            _clean_text(wanted.display_name, "display_name") or "",
+            number,
+            resume_code,
+            wanted.notice_version,
+        )
     try:
         await context.cache.announce_roster(joined.course_id)
     except Unavailable as error:
@@ -64,7 +67,8 @@ async def sign_in(request: Request) -> Response:
     """Exchange a link's one-use code for a session cookie."""
     context = get_context(request)
     code = decode_body(await read_small_body(request), SignInRequest).code
-    user_id, token = await context.people.use_link(code)
+    async with context.guesses.guarding(find_address(request.scope)):
+        user_id, token = await context.people.use_link(code)
     ask_as(user_id)
     person = await context.gate.find_person(token, find_address(request.scope))
     _, courses = await context.people.describe_person(person)
