@@ -1,0 +1,145 @@
+"""Whatever is thrown at a running nbpulse: its API's memory stays, everybody is told no, and the class goes on.
+
+`make test` throws small ones; `make prove` (NBPULSE_TEST_SCALE=full) a gigabyte, a million events, 10,000 sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attacks import FULL_SIZES, read_rss_mb
+from stage import make_run
+from torture.clients import Student, join_students
+from torture.connections import Connection
+from torture.systems import System
+from torture.viewers import Viewer
+
+GROWTH_MAX_MB = 50.0
+IS_FULL = os.environ.get("NBPULSE_TEST_SCALE") == "full"
+SMALL_SIZES = {
+    "endless_body": 50_000_000,
+    "gzip_bomb": 100_000_000,
+    "batch": 1_000_000,
+    "depth": 100_000,
+    "slow_heads": 300,
+    "slow_bodies": 200,
+    "idle_sockets": 1_500,
+    "idle_websockets": 300,
+    "bad_tokens": 1_000,
+}
+REFUSALS = {
+    "endless_body": {"413 NB-1004", "401 NB-1101", "closed"},
+    "gzip_bomb": {"413 NB-1004"},
+    "batch": {"413 NB-1004", "422 NB-1003", "429 NB-1170", "closed"},
+    "depth": {"400 NB-1001", "400 NB-1012", "413 NB-1004", "422 NB-1007", "422 NB-1013", "closed"},
+    "slow_heads": {"408 NB-1176", "closed"},
+    "slow_bodies": {"408 NB-1176", "closed"},
+    "idle_sockets": {"closed"},
+    "idle_websockets": {"closed"},
+    "bad_tokens": {"401 NB-1101", "429 NB-1174"},
+}
+
+
+class Lesson:
+    """A class that goes on: one student's square turns, and the board shows it."""
+
+    def __init__(self, system: System, student: Student, viewer: Viewer) -> None:
+        self._system, self._student, self._viewer = system, student, viewer
+        self.shown = 0
+
+    async def go_on(self) -> None:
+        """Until cancelled. Raises AssertionError when a run does not reach the board."""
+        connection = Connection(self._system.url)
+        while True:
+            status = ("error", "ok")[self.shown % 2]
+            since = len(self._viewer.frames)
+            answer = await connection.post(
+                "/api/v1/events", make_run(0, status), token=self._student.token, deadline_s=20
+            )
+            assert answer.status == 202, answer
+            wanted = {"error": 3, "ok": 1}[status]
+            await self._viewer.find(lambda frame, wanted=wanted: shows(frame, wanted), within_s=20, since=since)
+            self.shown += 1
+            await asyncio.sleep(0.25)
+
+
+def shows(frame: dict[str, Any], state: int) -> bool:
+    """Whether some student's first square is in that state now."""
+    return any(column == 0 and value == state for _, column, value in frame.get("c", ())) or any(
+        one["s"].startswith(str(state)) for one in frame.get("students", ())
+    )
+
+
+@asynccontextmanager
+async def open_lesson(directory: Path) -> AsyncIterator[tuple[System, Lesson, Student]]:
+    async with System(directory / "data", worker_count=1) as system:
+        learner, attacker = await join_students(system.url, system.facts["join_code"], 2)
+        viewer = Viewer(lambda: system.url, system.facts["course_id"], system.facts["teacher_token"])
+        connection = Connection(system.url)
+        assert (await connection.post("/api/v1/events", make_run(0), token=learner.token, deadline_s=20)).status == 202
+        async with viewer:
+            await asyncio.wait_for(viewer.is_connected.wait(), 20)
+            yield system, Lesson(system, learner, viewer), attacker
+
+
+async def run_attack(name: str, size: int, system: System, attacker: Student) -> dict[str, int]:
+    """Its answers, by what they were."""
+    port = system.url.rpartition(":")[2]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "attacks", name, port, attacker.token, system.facts["course_id"], str(size)),
+        stdout=asyncio.subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    try:
+        said, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0
+    found: dict[str, int] = json.loads(said)
+    return found
+
+
+async def watch_rss(pid: int, seen: list[float]) -> None:
+    while True:
+        seen.append(read_rss_mb(pid))
+        await asyncio.sleep(0.1)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("size", ["small", pytest.param("full", marks=pytest.mark.slow)])
+async def test_the_class_goes_on_and_memory_stays_whatever_is_thrown_at_it(data_dir: Path, size: str) -> None:
+    if size == "full" and not IS_FULL:
+        pytest.skip("NBPULSE_TEST_SCALE=full")
+    sizes = FULL_SIZES if size == "full" else SMALL_SIZES
+    async with open_lesson(data_dir) as (system, lesson, attacker):
+        (pid,) = system.read_pids("api")
+        going_on = asyncio.create_task(lesson.go_on())
+        await asyncio.sleep(3)  # everything that is loaded once, is
+        before_mb, growth_mb = read_rss_mb(pid), {}
+        for name, count in sizes.items():
+            seen: list[float] = []
+            watching = asyncio.create_task(watch_rss(pid, seen))
+            shown = lesson.shown
+            found = await run_attack(name, count, system, attacker)
+            while lesson.shown == shown and not going_on.done():
+                await asyncio.sleep(0.1)
+            watching.cancel()
+            growth_mb[name] = round(max(seen) - before_mb, 1)
+            assert not going_on.done(), f"{name}: {going_on.exception()}"
+            unexpected = {answer for answer in found if not answer.startswith("open after")} - REFUSALS[name]
+            assert not unexpected, (name, found)
+            assert not [count for answer, count in found.items() if answer.startswith("open after") and count], found
+        going_on.cancel()
+        assert system.read_pids("api") == [pid]  # nobody had to start it again
+        assert max(growth_mb.values()) < GROWTH_MAX_MB, growth_mb
