@@ -231,8 +231,8 @@ async def attack_idle_sockets(target: Target) -> Counter[str]:
 async def attack_idle_websockets(target: Target) -> Counter[str]:
     """`size` WebSockets that never say whose they are, for 12 s."""
     head = (
-        f"GET /api/v1/courses/{target.course_id}/ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        f"GET /api/v1/courses/{target.course_id}/ws HTTP/1.1\r\nHost: x\r\n"
+        "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     ).encode()
     idlers = Idlers(target.port)
     await idlers.open(target.size, head)

@@ -31,6 +31,7 @@ from nbpulse.hub import LiveHub
 from nbpulse.jupyterhub import JupyterHub, open_jupyterhub
 from nbpulse.live import LivePublisher
 from nbpulse.migrations.runner import with_login
+from nbpulse.passwords import Hasher
 from nbpulse.pipeline import process_events
 from nbpulse.records.courses import Course, Courses
 from nbpulse.records.ledger import PostgresLedger
@@ -59,6 +60,7 @@ class StageParts:
     hub: LiveHub
     guesses: Guesses
     series: TimeSeriesStore
+    hasher: Hasher
     promise: str = "power"
     jupyterhub: JupyterHub | None = None
 
@@ -178,8 +180,10 @@ async def open_parts(
         classes = ClassReader(pool, seal)
         hub = LiveHub(redis, classes, cache.read_presence, stream.measure_backlog)
         series = PostgresTimeSeries(pool)
-        guesses = Guesses(redis, of_address=300, of_account=10)
-        parts = StageParts(stream, cache, People(pool, seal), classes, hub, guesses, series, jupyterhub=jupyterhub)
+        guesses, hasher = Guesses(redis, of_address=300, of_account=10), Hasher()
+        parts = StageParts(
+            stream, cache, People(pool, seal), classes, hub, guesses, series, hasher, jupyterhub=jupyterhub
+        )
         try:
             if influx_url is None:
                 yield parts
@@ -187,6 +191,7 @@ async def open_parts(
                 async with open_influx(influx_url) as influx:
                     yield replace(parts, series=influx)
         finally:
+            hasher.close()
             await stream.close()
 
 

@@ -129,6 +129,23 @@ async def test_join_codes_resume_codes_links_and_notices_are_guarded(
     assert (await stage.post(known["token"], [])).status_code == 422  # who is known goes on
 
 
+async def test_passwords_are_guessed_at_only_so_often_and_a_link_lets_in_meanwhile(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage.parts.guesses, "_of_account", 2)
+
+    async def sign_in(name: str) -> str:
+        body = {"name": name, "password": "not the right one at all"}
+        answer = await stage.http.post("/api/v1/sign-in/password", json=body, headers={"Origin": stage.url})
+        return str(answer.json()["code"])
+
+    tried = [await sign_in(name) for name in ("tanaka", "tanaka ", " tanaka", "suzuki")]
+    assert tried == ["NB-1120", "NB-1120", "NB-1181", "NB-1120"]
+    code = await stage.people.create_link(stage.teacher_id)
+    link = await stage.http.post("/api/v1/sign-in", json={"code": code}, headers={"Origin": stage.url})
+    assert link.status_code == 200
+
+
 async def test_a_throttled_guess_is_in_the_audit_log(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage.parts.guesses, "_of_address", 1)
     for _ in range(3):

@@ -18,6 +18,8 @@ import pytest
 from nbpulse.api import access, hub_access
 from nbpulse.errors import StartupError
 from nbpulse.jupyterhub import open_jupyterhub
+from nbpulse.passwords import Hasher
+from nbpulse.records.accounts import Accounts
 from nbpulse.records.merging import merge_users
 from stage import Stage, make_run, open_stage
 from stores import connect
@@ -133,6 +135,23 @@ async def test_a_user_of_the_hub_is_a_student_without_a_step_and_stays_the_same_
     board = await stage.snapshot()
     assert [student["num"] for student in board["students"]] == [name]
     assert len((await stage.http.get("/api/v1/me", headers={"Authorization": f"token {first}"})).json()["courses"]) == 1
+
+
+async def test_a_closed_account_is_refused_whatever_the_hub_says(
+    hub_stage: Stage, hub: PlayedHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, name = hub_stage, draw_name()
+    token = hub.give(name, f"course-{stage.course.short_name}")
+    assert (await stage.post(token, make_run())).status_code == 202
+    accounts = Accounts(stage.people, Hasher())
+    async with connect(stage.database_url) as owner:
+        user_id = await owner.fetchval("SELECT user_id FROM external_identities WHERE subject = $1", name)
+    async with no_cache(monkeypatch):
+        await accounts.close(user_id)
+        refused = await stage.post(token, make_run())
+        assert (refused.status_code, refused.json()["code"]) == (403, "NB-1125")
+        await accounts.reopen(user_id)
+        assert (await stage.post(token, make_run())).status_code == 202
 
 
 async def test_what_a_course_collects_and_who_has_withdrawn_hold_for_the_hub_s_students_too(

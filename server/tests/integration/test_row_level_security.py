@@ -24,7 +24,7 @@ ROLES = ("app_writer", "app_reader", "nbpulse_operator", "app_maintenance")
 COMMANDS = {"S": "SELECT", "I": "INSERT", "U": "UPDATE", "D": "DELETE"}
 # A column every reader of the table may read and, where anybody may change something, change.
 COLUMNS = {"tokens": "last_used_at", "users": "username", "courses": "title", "sealing_keys": "canary"}
-COLUMNS |= {"learner_states": "inbox_revision", "messages": "state"}
+COLUMNS |= {"learner_states": "inbox_revision", "messages": "state", "passwords": "changed_at"}
 # Who adds a row, and whose.
 ADDED = (
     ("fresh", "fresh"),
@@ -86,6 +86,7 @@ class School:
             "courses": {"id": uuid4(), "title": "x", "short_name": f"c{number}"},
             "enrolments": {"user_id": user_id, "course_id": course_id, "role": "student"},
             "tokens": {"user_id": user_id, "kind": "student", "secret_hash": b"x"},
+            "passwords": {"user_id": user_id, "hash": "x"},
             "external_identities": {"provider": "jupyterhub", "subject": str(number), "user_id": user_id},
             "collection_versions": {"course_id": course_id, "version": number, "level": "metadata"},
             "consents": mine | {"id": uuid4(), "course_id": course_id, "action": "accept"},

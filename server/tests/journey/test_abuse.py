@@ -133,7 +133,7 @@ async def test_the_class_goes_on_and_memory_stays_whatever_is_thrown_at_it(data_
             shown = lesson.shown
             found = await run_attack(name, count, system, attacker)
             while lesson.shown == shown and not going_on.done():
-                await asyncio.sleep(0.1)
+                await asyncio.wait([going_on], timeout=0.1)
             watching.cancel()
             growth_mb[name] = round(max(seen) - before_mb, 1)
             assert not going_on.done(), f"{name}: {going_on.exception()}"

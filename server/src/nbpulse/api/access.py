@@ -17,12 +17,12 @@ from uuid import UUID
 
 from starlette.requests import HTTPConnection, Request
 
+from nbpulse.api.cookies import SESSION, Cookies
 from nbpulse.api.hub_access import COURSE_HEADER, KIND, HubGate, choose_course
 from nbpulse.api.limits import RequestLimits, find_address
 from nbpulse.errors import AccessDenied, NotFound, Unavailable
 from nbpulse.records.people import People, Person
 
-COOKIE: Final = "nbpulse_session"
 YES_LIFE_S: Final = 30.0
 _REFRESH_AFTER_S: Final = 20.0
 _LOOKUP_LIMIT_S: Final = 2.0
@@ -62,9 +62,13 @@ RULES: Final[dict[str, Rule]] = {
     "POST /api/v1/join": Rule.ANYONE,
     "GET /api/v1/join/notice": Rule.ANYONE,
     "POST /api/v1/sign-in": Rule.ANYONE,
+    "POST /api/v1/sign-in/password": Rule.ANYONE,
     "POST /api/v1/sign-out": Rule.SIGNED_IN,
+    "POST /api/v1/sign-out/everywhere": Rule.SIGNED_IN,
     "POST /api/v1/events": Rule.DELIVERER,
     "GET /api/v1/me": Rule.SIGNED_IN,
+    "GET /api/v1/me/account": Rule.SIGNED_IN,
+    "PUT /api/v1/me/password": Rule.SIGNED_IN,
     "GET /api/v1/me/audit": Rule.SIGNED_IN,
     "GET /api/v1/me/inbox": Rule.STUDENT,
     "POST /api/v1/me/messages": Rule.DELIVERER,
@@ -115,6 +119,7 @@ class Gate:
         self, people: People, limits: RequestLimits, public_url: str | None, hub: HubGate | None = None
     ) -> None:
         self._people = people
+        self._cookies = Cookies(public_url)
         self._limits = limits
         self._hub = hub
         self._public_origin = _find_origin(public_url) if public_url else None
@@ -134,7 +139,7 @@ class Gate:
         if rule is Rule.LOCAL:
             _check_local(request)
             return None
-        token, is_cookie = _read_token(request)
+        token, is_cookie = self._read_token(request)
         if token and is_cookie:
             self._check_origin(request, is_required=True)
         request.state.person = person = await self.find_person(token, find_address(request.scope))
@@ -219,11 +224,18 @@ class Gate:
         own = _find_origin(f"{scheme}://{connection.headers.get('host', '')}")
         return _find_origin(origin) in {own, self._public_origin} - {None}
 
+    def _read_token(self, request: Request) -> tuple[str | None, bool]:
+        """The token and whether it came as a cookie; a header given on purpose goes first."""
+        if (authorization := request.headers.get("authorization")) is not None:
+            return _read_bearer(authorization), False
+        return self._cookies.read(request, SESSION), True
+
     def _check_origin(self, request: Request, *, is_required: bool) -> None:
-        """What a browser does by itself with our cookie, or to plant one, must come from our own pages."""
+        """What a browser does by itself with our cookie, or to plant one, must come from our pages (decision 0017)."""
         if request.method in _SAFE_METHODS:
             return
-        if (is_required or "origin" in request.headers) and not self.is_own_origin(request):
+        is_foreign = (is_required or "origin" in request.headers) and not self.is_own_origin(request)
+        if is_foreign or request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
             raise AccessDenied("NB-1107")
 
     def _is_hubs(self, token: str) -> bool:
@@ -280,13 +292,6 @@ def _check_local(request: Request) -> None:
     host = request.client.host if request.client else ""
     if is_forwarded or not (host.startswith("127.") or host in ("::1", "::ffff:127.0.0.1")):
         raise AccessDenied("NB-1103")
-
-
-def _read_token(request: Request) -> tuple[str | None, bool]:
-    """The token and whether it came as a cookie; a header given on purpose goes first."""
-    if (authorization := request.headers.get("authorization")) is not None:
-        return _read_bearer(authorization), False
-    return request.cookies.get(COOKIE), True
 
 
 def _read_bearer(authorization: str | None) -> str | None:

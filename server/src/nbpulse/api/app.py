@@ -33,6 +33,7 @@ from nbpulse.api import (
     pages,
     queries,
     rehearsals,
+    signing_in,
     sockets,
 )
 from nbpulse.api.access import check_rules
@@ -118,6 +119,7 @@ def create_app(
     )
     for router in (
         joining.router,
+        signing_in.router,
         classrooms.router,
         actions.router,
         inbox.router,

@@ -14,6 +14,7 @@ from nbpulse.allowances import DEFAULT, Limits
 from nbpulse.api.access import RULES, Gate
 from nbpulse.api.answers import Answers
 from nbpulse.api.boards import OpenBoards
+from nbpulse.api.cookies import Cookies
 from nbpulse.api.hub_access import HubGate
 from nbpulse.api.ingest import Ingest
 from nbpulse.api.limits import RequestLimits
@@ -23,6 +24,8 @@ from nbpulse.errors import NotFound, Unavailable
 from nbpulse.guesses import Guesses
 from nbpulse.hub import LiveHub
 from nbpulse.identity import ask_as
+from nbpulse.passwords import Hasher
+from nbpulse.records.accounts import Accounts
 from nbpulse.records.analysis import CourseHistory
 from nbpulse.records.audit import AuditLog
 from nbpulse.records.consents import Consents
@@ -61,6 +64,8 @@ class Parts(Protocol):
     @property
     def people(self) -> People: ...
     @property
+    def hasher(self) -> Hasher: ...
+    @property
     def classes(self) -> ClassReader: ...
     @property
     def hub(self) -> LiveHub: ...
@@ -81,6 +86,8 @@ class Context:
     cache: Cache
     guesses: Guesses
     people: People
+    accounts: Accounts
+    cookies: Cookies
     classes: ClassReader
     hub: LiveHub
     series: TimeSeriesStore
@@ -132,6 +139,8 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         cache=parts.cache,
         guesses=parts.guesses,
         people=parts.people,
+        accounts=Accounts(parts.people, parts.hasher),
+        cookies=Cookies(options.public_url),
         classes=parts.classes,
         hub=parts.hub,
         series=parts.series,

@@ -1,4 +1,4 @@
-"""Joining a class, signing in and out, and who one is."""
+"""Joining a class, and who one is."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ import structlog
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from nbpulse.api.access import COOKIE
 from nbpulse.api.bodies import decode_body, read_small_body
 from nbpulse.api.context import describe_body, get_context, get_person
 from nbpulse.api.limits import find_address
 from nbpulse.errors import InvalidInput, Unavailable
-from nbpulse.identity import ask_as
-from nbpulse.records.people import SESSION_LIFE, clean_code
+from nbpulse.records.tokens import clean_code
 
 router = APIRouter(prefix="/api/v1")
 _log = structlog.get_logger(__name__)
@@ -32,12 +30,6 @@ class JoinRequest(msgspec.Struct):
     student_number: Annotated[str, msgspec.Meta(max_length=64)] | None = None
     resume_code: Annotated[str, msgspec.Meta(max_length=40)] | None = None
     notice_version: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)] | None = None
-
-
-class SignInRequest(msgspec.Struct):
-    """What the page sends that a sign-in link opened."""
-
-    code: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
 
 @router.post("/join", status_code=201, openapi_extra=describe_body(JoinRequest))
@@ -60,40 +52,6 @@ async def join(request: Request) -> Response:
     except Unavailable as error:
         _log.warning("joining.not_announced", code=error.code)  # boards look at the roster every 2 s anyway
     return answer({**msgspec.structs.asdict(joined), "server_time": datetime.now(UTC)}, 201)
-
-
-@router.post("/sign-in", openapi_extra=describe_body(SignInRequest))
-async def sign_in(request: Request) -> Response:
-    """Exchange a link's one-use code for a session cookie."""
-    context = get_context(request)
-    code = decode_body(await read_small_body(request), SignInRequest).code
-    async with context.guesses.guarding(find_address(request.scope)):
-        user_id, token = await context.people.use_link(code)
-    ask_as(user_id)
-    person = await context.gate.find_person(token, find_address(request.scope))
-    _, courses = await context.people.describe_person(person)
-    response = answer({"user_id": user_id, "courses": courses})
-    response.set_cookie(
-        COOKIE,
-        token,
-        max_age=int(SESSION_LIFE.total_seconds()),
-        httponly=True,
-        samesite="strict",
-        secure=request.url.scheme == "https" or (context.options.public_url or "").startswith("https:"),
-    )
-    return response
-
-
-@router.post("/sign-out", status_code=204)
-async def sign_out(request: Request) -> Response:
-    """End the session the request came with."""
-    context, person = get_context(request), get_person(request)
-    if person.kind == "session":
-        await context.people.revoke_token(person.token_id)
-        await context.announce_access(person.user_id)
-    response = Response(status_code=204)
-    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
-    return response
 
 
 @router.get("/me")

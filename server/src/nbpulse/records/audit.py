@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 AuditAction = Literal[
     "access_refused",
+    "account_added",
+    "account_closed",
+    "account_reopened",
     "class_viewed",
     "collection_changed",
     "consent_given",
@@ -38,7 +41,10 @@ AuditAction = Literal[
     "letter_dropped",
     "letter_viewed",
     "link_created",
+    "password_changed",
     "session_started",
+    "sessions_ended",
+    "sign_in_failed",
     "student_viewed",
     "token_created",
     "token_revoked",

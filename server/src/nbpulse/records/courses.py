@@ -14,7 +14,8 @@ import msgspec
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import AccessDenied
 from nbpulse.records.audit import note_audit
-from nbpulse.records.people import People, make_code
+from nbpulse.records.people import People
+from nbpulse.records.tokens import make_code
 
 
 class Course(msgspec.Struct, frozen=True):

@@ -7,9 +7,6 @@ sealed before they reach a column.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -24,18 +21,29 @@ from nbpulse.crypto import EncryptedField
 from nbpulse.errors import AccessDenied, Unavailable
 from nbpulse.identity import asking_as, identify
 from nbpulse.metrics import PostgresQuery, name_query
+from nbpulse.records.audit import note_audit
 from nbpulse.records.consents import note_consent, read_policy
 from nbpulse.records.failures import UNAVAILABLE
+from nbpulse.records.tokens import (
+    LINK_LIFE,
+    PASSWORD_SET,
+    SESSION_IDLE,
+    add_secret,
+    add_session,
+    add_token,
+    clean_code,
+    hash_secret,
+    is_hash_of,
+    make_code,
+    parse_token,
+)
 from nbpulse.shards import get_shard_number
 
 STUDENT_SCOPES: Final = ("events:write", "inbox:read")
 COURSE_READ: Final = "course:read"
 STAFF_ROLES: Final = frozenset({"assistant", "instructor"})
-LINK_LIFE: Final = timedelta(minutes=10)
-SESSION_LIFE: Final = timedelta(days=7)
 _QUERY_LIMIT_S: Final = 5.0
-# No 0 O 1 I L U: a code is read out loud and typed in.
-_CODE_LETTERS: Final = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
+_USE_NOTED: Final = timedelta(minutes=5)
 
 
 Teams = tuple[str, ...]
@@ -107,24 +115,6 @@ _FIND_TOKEN = """
 SELECT t.*, c.*, CASE WHEN t.kind <> 'student' THEN find_team_views(t.user_id) END AS team_views
 FROM find_token($1) t LEFT JOIN LATERAL find_collection(t.user_id, t.course_id) c ON true
 """
-_ADD_TOKEN_ROW = """
-INSERT INTO tokens (id, kind, user_id, course_id, scopes, secret_hash, expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7)
-"""
-
-
-def hash_secret(secret: str) -> bytes:
-    """What is stored of a secret. It has 256 random bits (a resume code 59), so a plain hash is enough."""
-    return hashlib.sha256(secret.encode()).digest()
-
-
-def make_code(length: int) -> str:
-    """A random code that can be read out loud."""
-    return "".join(secrets.choice(_CODE_LETTERS) for _ in range(length))
-
-
-def clean_code(code: str) -> str:
-    """A typed code in its stored spelling: capitals, spaces and hyphens do not matter."""
-    return "".join(letter for letter in code.upper() if letter.isalnum())
 
 
 class People:
@@ -166,7 +156,7 @@ class People:
 
         Raises AccessDenied (NB-1340): its student has withdrawn.
         """
-        parsed = _parse_token(token)
+        parsed = parse_token(token)
         if parsed is None:
             return None
         token_id, secret = parsed
@@ -174,22 +164,18 @@ class People:
             row = await connection.fetchrow(_FIND_TOKEN, token_id)
             if row is None:
                 withdrawn = await connection.fetchval("SELECT find_withdrawal($1)", token_id)
-                if withdrawn is not None and _is_hash_of(withdrawn, secret):
+                if withdrawn is not None and is_hash_of(withdrawn, secret):
                     raise AccessDenied("NB-1340")
                 return None
-            if not _is_hash_of(row["secret_hash"], secret):
+            if not is_hash_of(row["secret_hash"], secret):
                 return None
-            used_at = row["last_used_at"]
-            if used_at is None or datetime.now(UTC) - used_at > timedelta(minutes=5):
-                await _become(connection, row["user_id"])
-                await connection.execute("UPDATE tokens SET last_used_at = now() WHERE id = $1", token_id)
-        return _read_person(row)
+            return await _use_token(connection, row)
 
     async def find_person_by_id(self, token_id: UUID) -> Person | None:
         """Whom a token already proved stands for now; None once it is revoked or expired."""
         async with self.connect("find_person") as connection:
             row = await connection.fetchrow(_FIND_TOKEN, token_id)
-        return _read_person(row) if row else None
+            return await _use_token(connection, row) if row else None
 
     async def revoke_token(self, token_id: UUID) -> bool:
         """Revoke one token; False when there was none to revoke."""
@@ -213,23 +199,25 @@ class People:
     async def create_staff_token(self, user_id: UUID, course_id: UUID | None = None) -> str:
         """A Bearer token for scripts, with the roles of `user_id` (in one course only, when one is named)."""
         async with self.connect("create_token") as connection:
-            return await _add_token(connection, "staff", user_id, course_id)
+            return await add_token(connection, "staff", user_id, course_id)
 
     async def create_link(self, user_id: UUID) -> str:
         """A one-use code of 10 minutes for the fragment of a sign-in link."""
         async with self.connect("create_token") as connection:
-            return await _add_token(connection, "link", user_id, None, life=LINK_LIFE)
+            code = await add_token(connection, "link", user_id, None, life=LINK_LIFE)
+            await note_audit(connection, "link_created", subject_id=user_id)
+        return code
 
     async def use_link(self, code: str) -> tuple[UUID, str]:
         """
         Exchange a link's code for a session: the user and the session's token.
 
-        Raises AccessDenied (NB-1104) when the code is unknown, used or too old.
+        Raises AccessDenied: the code is unknown, used or too old (NB-1104), the account closed (NB-1125).
         """
-        token_id, secret = _parse_token(code) or (uuid4(), "")
+        token_id, secret = parse_token(code) or (uuid4(), "")
         async with self.connect("use_link") as connection:
             row = await connection.fetchrow(_FIND_TOKEN, token_id)
-            if row is None or row["kind"] != "link" or not _is_hash_of(row["secret_hash"], secret):
+            if row is None or row["kind"] != "link" or not is_hash_of(row["secret_hash"], secret):
                 raise AccessDenied("NB-1104")
             await _become(connection, row["user_id"])
             used = await connection.execute(
@@ -238,7 +226,9 @@ class People:
             )
             if used != "UPDATE 1":  # somebody else was quicker
                 raise AccessDenied("NB-1104")
-            return row["user_id"], await _add_token(connection, "session", row["user_id"], None, life=SESSION_LIFE)
+            token = await add_session(connection, row["user_id"], scopes=(PASSWORD_SET,))
+            await note_audit(connection, "session_started", subject_id=row["user_id"], facts={"by": "link"})
+        return row["user_id"], token
 
     async def describe_person(self, person: Person) -> tuple[str, list[CourseRole]]:
         """The person's display name, and their courses as far as the token reaches, newest first."""
@@ -286,10 +276,8 @@ class People:
             else:
                 user_id, username = await self._add_student(connection, course, display_name, student_number, holder)
                 new_code = make_code(12)
-                await connection.execute(
-                    _ADD_TOKEN_ROW, uuid4(), "resume", user_id, course["id"], [], hash_secret(new_code), None
-                )
-            token = await _add_token(connection, "student", user_id, course["id"], scopes=STUDENT_SCOPES)
+                await add_secret(connection, "resume", user_id, course["id"], new_code)
+            token = await add_token(connection, "student", user_id, course["id"], scopes=STUDENT_SCOPES)
             notice = await note_consent(connection, user_id, course["id"], notice_version)
         shown = "-".join(new_code[start : start + 4] for start in (0, 4, 8)) if new_code else None
         return Joined(token, user_id, course["id"], username, course["title"], shown, notice)
@@ -338,41 +326,21 @@ async def _resume(
     return row["user_id"], row["username"]
 
 
-async def _add_token(
-    connection: asyncpg.Connection,
-    kind: str,
-    user_id: UUID,
-    course_id: UUID | None,
-    *,
-    scopes: tuple[str, ...] = (),
-    life: timedelta | None = None,
-) -> str:
-    token_id, secret = uuid4(), secrets.token_urlsafe(32)
-    expires_at = datetime.now(UTC) + life if life else None
-    await connection.execute(
-        _ADD_TOKEN_ROW, token_id, kind, user_id, course_id, list(scopes), hash_secret(secret), expires_at
-    )
-    return f"nbp_{kind}_{token_id.hex}_{secret}"
+async def _use_token(connection: asyncpg.Connection, row: asyncpg.Record) -> Person | None:
+    """Whom the token of `find_token` stands for, its use noted; None for a session that was idle too long."""
+    used_at, now = row["last_used_at"], datetime.now(UTC)
+    if row["kind"] == "session" and now - (used_at or now) > SESSION_IDLE:
+        return None
+    if used_at is None or now - used_at > _USE_NOTED:
+        await _become(connection, row["user_id"])
+        await connection.execute("UPDATE tokens SET last_used_at = now() WHERE id = $1", row["id"])
+    return _read_person(row)
 
 
 async def _become(connection: asyncpg.Connection, user_id: UUID) -> None:
     """For the rest of the transaction the one who asks is `user_id`: they have just proved it, or are just made."""
     with asking_as(user_id):
         await connection.execute(identify())
-
-
-def _is_hash_of(stored: bytes, secret: str) -> bool:
-    return hmac.compare_digest(stored, hash_secret(secret))
-
-
-def _parse_token(token: str) -> tuple[UUID, str] | None:
-    parts = token.split("_", 3)
-    if len(parts) != 4 or parts[0] != "nbp" or len(parts[2]) != 32:
-        return None
-    try:
-        return UUID(parts[2]), parts[3]
-    except ValueError:
-        return None
 
 
 def _read_person(row: asyncpg.Record) -> Person:
