@@ -39,6 +39,14 @@ async def open_socket(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, as
         writer.transport.abort()
 
 
+async def read_answer(reader: asyncio.StreamReader) -> bytes:
+    """One answer with its body, if that is a problem's; what there is of it, where the server hangs up."""
+    answer = b""
+    while b'"hint"' not in answer and (more := await reader.read(65_536)):
+        answer += more
+    return answer
+
+
 async def send_endless_body(port: int, head: bytes, size: int) -> tuple[bytes, int]:
     """Send a body of `size` bytes after the head until the server has had enough: its answer, and what it took."""
     async with open_socket(port) as (reader, writer):
@@ -52,7 +60,7 @@ async def send_endless_body(port: int, head: bytes, size: int) -> tuple[bytes, i
         except ConnectionError:
             pass  # it has hung up
         try:
-            return await asyncio.wait_for(reader.read(65_536), 30), sent
+            return await asyncio.wait_for(read_answer(reader), 30), sent
         except ConnectionError:
             return b"", sent
 
@@ -143,7 +151,7 @@ async def post(port: int, path: str, body: bytes, **headers: str) -> str:
         try:
             writer.write(make_head(path, length=len(body), **headers) + body)
             await writer.drain()
-            return name_answer(await asyncio.wait_for(reader.read(65_536), 60))
+            return name_answer(await asyncio.wait_for(read_answer(reader), 60))
         except ConnectionError:
             return "closed"
 
@@ -232,7 +240,8 @@ async def attack_idle_websockets(target: Target) -> Counter[str]:
     """`size` WebSockets that never say whose they are, for 12 s."""
     head = (
         f"GET /api/v1/courses/{target.course_id}/ws HTTP/1.1\r\nHost: x\r\n"
-        "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        "Upgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     ).encode()
     idlers = Idlers(target.port)
     await idlers.open(target.size, head)
