@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import resource
 import sys
 import zlib
@@ -40,10 +41,14 @@ async def open_socket(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, as
 
 
 async def read_answer(reader: asyncio.StreamReader) -> bytes:
-    """One answer with its body, if that is a problem's; what there is of it, where the server hangs up."""
+    """One whole answer; what there is of it, where the server hangs up."""
     answer = b""
-    while b'"hint"' not in answer and (more := await reader.read(65_536)):
+    while more := await reader.read(65_536):
         answer += more
+        head, _, body = answer.partition(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head.lower())
+        if length and len(body) >= int(length[1]):
+            break
     return answer
 
 
@@ -89,7 +94,7 @@ class Idlers:
     def __init__(self, port: int) -> None:
         self._port = port
         self._writers: list[asyncio.StreamWriter] = []
-        self._readers: list[asyncio.StreamReader] = []
+        self._ends: list[asyncio.Task[bytes]] = []
 
     async def open(self, count: int, greeting: bytes = b"") -> None:
         """So many more; each sends `greeting` at most."""
@@ -100,17 +105,18 @@ class Idlers:
             for reader, writer in opened:
                 if greeting:
                     writer.write(greeting)
-                self._readers.append(reader)
+                self._ends.append(asyncio.create_task(reader.read()))
                 self._writers.append(writer)
 
     def count_open(self) -> int:
         """Those that the server has not closed."""
-        return sum(not reader.at_eof() and reader.exception() is None for reader in self._readers)
+        return sum(not end.done() for end in self._ends)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Leave."""
         for writer in self._writers:
             writer.transport.abort()
+        await asyncio.gather(*self._ends, return_exceptions=True)
 
 
 def make_gzip_bomb(size: int) -> bytes:
@@ -232,7 +238,7 @@ async def attack_idle_sockets(target: Target) -> Counter[str]:
     await idlers.open(target.size)
     await asyncio.sleep(12)
     still_open = idlers.count_open()
-    idlers.close()
+    await idlers.close()
     return Counter({"open after 12 s": still_open, "closed": target.size - still_open})
 
 
@@ -247,7 +253,7 @@ async def attack_idle_websockets(target: Target) -> Counter[str]:
     await idlers.open(target.size, head)
     await asyncio.sleep(25)  # a close that nobody answers is waited for, for 10 s
     still_open = idlers.count_open()
-    idlers.close()
+    await idlers.close()
     return Counter({"open after 25 s": still_open, "closed": target.size - still_open})
 
 
