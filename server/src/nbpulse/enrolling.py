@@ -123,9 +123,14 @@ async def _import(
 
 
 def _show(roster: Roster, plan: Import) -> None:
-    for name in ("added", "changed", "returned", "left", "doubtful"):
-        lines = getattr(plan, name)
-        say(get_text(f"roster_{name}", count=len(lines)))
+    for key, lines in (
+        ("roster_added", plan.added),
+        ("roster_changed", plan.changed),
+        ("roster_returned", plan.returned),
+        ("roster_left", plan.left),
+        ("roster_doubtful", plan.doubtful),
+    ):
+        say(get_text(key, count=len(lines)))
         for line in lines[:20]:
             say(f"  {line.student_number} {line.name}")
         if len(lines) > 20:
