@@ -123,14 +123,14 @@ async def _import(
 
 
 def _show(roster: Roster, plan: Import) -> None:
-    for key, lines in (
-        ("roster_added", plan.added),
-        ("roster_changed", plan.changed),
-        ("roster_returned", plan.returned),
-        ("roster_left", plan.left),
-        ("roster_doubtful", plan.doubtful),
+    for words, lines in (
+        (get_text("roster_added", count=len(plan.added)), plan.added),
+        (get_text("roster_changed", count=len(plan.changed)), plan.changed),
+        (get_text("roster_returned", count=len(plan.returned)), plan.returned),
+        (get_text("roster_left", count=len(plan.left)), plan.left),
+        (get_text("roster_doubtful", count=len(plan.doubtful)), plan.doubtful),
     ):
-        say(get_text(key, count=len(lines)))
+        say(words)
         for line in lines[:20]:
             say(f"  {line.student_number} {line.name}")
         if len(lines) > 20:
