@@ -31,6 +31,7 @@ from nbpulse.api import (
     meetings,
     own_audit,
     pages,
+    providing,
     queries,
     rehearsals,
     signing_in,
@@ -120,6 +121,7 @@ def create_app(
     for router in (
         joining.router,
         signing_in.router,
+        providing.router,
         classrooms.router,
         actions.router,
         inbox.router,
