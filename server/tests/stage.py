@@ -17,10 +17,11 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import httpx2
-import uvicorn
 from websockets.asyncio.client import ClientConnection, connect
 
 from nbpulse.api.app import ApiOptions, create_app
+from nbpulse.api.serving import Server, configure
+from nbpulse.api.waiting import Waiting
 from nbpulse.cache import Cache
 from nbpulse.connections import open_pool, open_redis
 from nbpulse.crypto import EncryptedField, make_key
@@ -200,6 +201,7 @@ async def serve_api(
     influx_url: str | None = None,
     hub_api_url: str | None = None,
     providers: Mapping[str, Provider] | None = None,
+    waiting: Waiting | None = None,
     **options: Any,
 ) -> AsyncIterator[tuple[str, StageParts]]:
     """An API on a free port: its URL and its parts."""
@@ -211,19 +213,10 @@ async def serve_api(
             opened.append(replace(parts, providers=providers or {}))
             yield opened[0]
 
-    config = uvicorn.Config(
-        create_app(open_noted, ApiOptions(**options)),
-        host="127.0.0.1",
-        port=0,
-        http="httptools",
-        ws="websockets-sansio",
-        ws_per_message_deflate=False,
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=1,
-    )
-    server = uvicorn.Server(config)
+    application = create_app(open_noted, ApiOptions(**options))
+    waiting = Waiting() if waiting is None else waiting
+    config = configure(application, waiting, host="127.0.0.1", port=0, timeout_graceful_shutdown=1)
+    server = Server(config, application, waiting)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     task = asyncio.create_task(server._serve())
     try:

@@ -18,13 +18,14 @@ _SWEPT_FROM: Final = 1_000
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What one process lets pass; a rate is so many a minute."""
+    """What one process lets pass; all but `person_boards`, which are open at once, are so many a minute."""
 
     student_events: int = 1_200
     course_events: int = 120_000
     token_requests: int = 1_200
     address_requests: int = 60_000
     address_refusals: int = 600
+    person_boards: int = 20
 
 
 DEFAULT: Final = Limits()

@@ -137,7 +137,16 @@ RedisQuery = Literal[
     "set",
     "other",
 ]
-Limit = Literal["student_events", "course_events", "token_requests", "address_requests", "address_refusals"]
+CloseReason = Literal["full", "crowded", "late", "head"]
+Limit = Literal[
+    "student_events",
+    "course_events",
+    "token_requests",
+    "address_requests",
+    "address_refusals",
+    "unproved_sockets",
+    "person_boards",
+]
 
 database_query_duration = Histogram(
     "database_query_duration_seconds",
@@ -241,6 +250,9 @@ ingest_stripped_fields = Counter(
     "nbpulse_ingest_stripped_fields_total", "Fields that were sent though the course does not collect them", ["field"]
 )
 limited_requests = Counter("nbpulse_limited_requests_total", "Requests refused because a limit was met", ["limit"])
+closed_connections = Counter(
+    "nbpulse_closed_connections_total", "Connections closed because they kept us waiting, or were too many", ["reason"]
+)
 ingest_ack_duration = Histogram(
     "nbpulse_ingest_ack_seconds",
     "From a delivery's headers to its answer, of deliveries that were taken",
@@ -289,6 +301,8 @@ series_rejected_points = Counter(
 # A label's value that never came yet is 0, not nothing: else an alert would miss the first one.
 for _outcome in ("stored", "duplicate", "dead_letter"):
     worker_events.labels(_outcome)
+for _why in get_args(CloseReason):
+    closed_connections.labels(_why)
 for _limit in get_args(Limit):
     limited_requests.labels(_limit)
 for _reason in ("refused", "series_limit"):

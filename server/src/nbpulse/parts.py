@@ -82,6 +82,7 @@ def serve_api(settings: Settings) -> None:
         tls_cert=settings.tls_cert,
         tls_key=settings.tls_key,
         trusted_proxies=settings.trusted_proxies,
+        connections_max=settings.connections_max,
     )
 
 

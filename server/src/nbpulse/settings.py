@@ -107,6 +107,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     trusted_proxies: Annotated[
         str, Meta(description="Reverse proxies whose X-Forwarded-For and -Proto are believed: addresses, comma between")
     ] = "127.0.0.1,::1"
+    connections_max: Annotated[
+        int, Meta(ge=100, description="Connections one API process keeps open; at most 3/4 of what the system lets it")
+    ] = 8_000
     limit_student_events: Annotated[int, Meta(ge=60, description="Events one student may deliver a minute")] = (
         DEFAULT.student_events
     )
@@ -122,6 +125,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     limit_address_refusals: Annotated[
         int, Meta(ge=10, description="Tokens that do not work that one address may try a minute")
     ] = DEFAULT.address_refusals
+    limit_person_boards: Annotated[int, Meta(ge=1, description="Boards one person may have open at once")] = (
+        DEFAULT.person_boards
+    )
     language: Annotated[Literal["ja", "en"] | None, Meta(description="Language of terminal texts; unset = LANG")] = None
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="What is logged")] = "info"
     api_count: Annotated[int, Meta(ge=1, le=16, description="API processes that `up` starts")] = 1

@@ -200,16 +200,10 @@ class Gate:
             raise AccessDenied("NB-1101")
         return fresh
 
-    def forget(self, person: Person) -> None:
-        """Somebody signed out: no cached yes of theirs is left in this process."""
-        for token in [token for token, (known, _) in self._known.items() if known.token_id == person.token_id]:
+    def forget_person(self, user_id: UUID) -> None:
+        """What they may do is another now: look all their tokens up anew."""
+        for token in [token for token, (known, _) in self._known.items() if known.user_id == user_id]:
             del self._known[token]
-
-    def forget_sessions(self, user_id: UUID) -> None:
-        """Every session of theirs has ended: likewise."""
-        for token, (known, _) in list(self._known.items()):
-            if known.user_id == user_id and known.kind == "session":
-                del self._known[token]
 
     def forget_students(self, course_id: UUID, user_id: UUID | None = None) -> None:
         """What may be collected of the course's students (or of this one) is another now: look them up anew."""

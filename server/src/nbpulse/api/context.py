@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 import msgspec
+import structlog
 from starlette.requests import HTTPConnection, Request
 
 from nbpulse.allowances import DEFAULT, Limits
 from nbpulse.api.access import RULES, Gate
 from nbpulse.api.answers import Answers
+from nbpulse.api.boards import OpenBoards
 from nbpulse.api.cookies import Cookies
 from nbpulse.api.hub_access import HubGate
 from nbpulse.api.ingest import Ingest
 from nbpulse.api.limits import RequestLimits
 from nbpulse.api.trail import AuditTrail
 from nbpulse.cache import Cache
-from nbpulse.errors import NotFound
+from nbpulse.errors import NotFound, Unavailable
 from nbpulse.hub import LiveHub
 from nbpulse.identity import ask_as
 from nbpulse.passwords import Hasher
@@ -39,6 +41,8 @@ from nbpulse.timeseries import ClassScope, TimeSeriesStore
 
 if TYPE_CHECKING:
     from nbpulse.jupyterhub import JupyterHub  # its HTTP client is 0.2 s of imports, for those who have a hub
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,11 +100,21 @@ class Context:
     consents: Consents
     promise: str
     limits: RequestLimits
+    boards: OpenBoards
     gate: Gate
     ingest: Ingest
     answers: Answers
     trail: AuditTrail
     is_stopping: bool = False
+
+    async def announce_access(self, user_id: UUID) -> None:
+        """What the person may do is another now: tell every process. Without the cache they find out within 60 s."""
+        self.gate.forget_person(user_id)
+        self.boards.tell(user_id)
+        try:
+            await self.cache.announce_access(user_id)
+        except Unavailable as error:
+            _log.warning("access.not_announced", code=error.code)
 
     async def find_class(self, course_id: UUID) -> ClassScope:
         """The course's students and notebooks, to narrow a question to the time series."""
@@ -113,6 +127,13 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
     limits = RequestLimits(options.limits)
     gate = Gate(parts.people, limits, options.public_url, hub_gate)
     trail = AuditTrail(AuditLog(parts.people))
+    boards = OpenBoards(options.limits.person_boards)
+
+    def hear_access(user_id: UUID) -> None:
+        gate.forget_person(user_id)
+        boards.tell(user_id)
+
+    parts.hub.hear_access = hear_access
     return Context(
         options=options,
         stream=parts.stream,
@@ -132,6 +153,7 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         consents=Consents(parts.people),
         promise=parts.promise,
         limits=limits,
+        boards=boards,
         gate=gate,
         ingest=Ingest(gate, limits, parts.stream, parts.cache, trail),
         answers=Answers(),

@@ -47,6 +47,8 @@ _STATUS_BY_CODE: Final = {
     "NB-1120": 401,  # a wrong name or password
     "NB-1110": 401,  # the hub does not know the token
     "NB-1105": 404,  # no class has this code
+    "NB-1175": 431,
+    "NB-1176": 408,
     "NB-1201": 404,
     "NB-1202": 404,
     "NB-1203": 405,

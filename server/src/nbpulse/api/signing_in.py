@@ -72,7 +72,7 @@ async def sign_out(request: Request) -> Response:
     context, person = get_context(request), get_person(request)
     if person.kind == "session":
         await context.people.revoke_token(person.token_id)
-        context.gate.forget(person)
+        await context.announce_access(person.user_id)
     response = Response(status_code=204)
     context.cookies.delete(request, response, SESSION)
     return response
@@ -83,7 +83,7 @@ async def sign_out_everywhere(request: Request) -> Response:
     """End every session of who asks (`sessions`: how many); their open boards close."""
     context, person = get_context(request), _get_signed_in(request)
     count = await context.accounts.close_sessions(person.user_id)
-    context.gate.forget_sessions(person.user_id)
+    await context.announce_access(person.user_id)
     response = answer({"sessions": count})
     context.cookies.delete(request, response, SESSION)
     return response
@@ -102,7 +102,7 @@ async def set_password(request: Request) -> Response:
     context, person = get_context(request), _get_signed_in(request)
     wanted = decode_body(await read_small_body(request), NewPasswordRequest)
     token = await context.accounts.set_password(person, wanted.present, wanted.new)
-    context.gate.forget_sessions(person.user_id)
+    await context.announce_access(person.user_id)
     return await _begin_session(request, token)
 
 
@@ -135,7 +135,7 @@ async def end_present_session(request: Request) -> None:
         return
     ask_as(person.user_id)
     await context.people.revoke_token(person.token_id)
-    context.gate.forget(person)
+    await context.announce_access(person.user_id)
 
 
 async def _find_present(request: Request, token: str) -> Person | None:
