@@ -92,6 +92,10 @@ class OpenIdProvider:
         name, username = (_read_text(claims, key) for key in ("name", "preferred_username"))
         return Proved(self.issuer, subject, username or name or subject, name)
 
+    async def count_keys(self) -> int:
+        """How many keys the provider publishes now. Raises Unavailable (NB-2011)."""
+        return len((await self._read_keys(0.0))[0].keys)
+
     async def _read_id_token(self, answer: Mapping[str, Any], metadata: Mapping[str, Any], nonce: str) -> CodeIDToken:
         """The ID token's claims, all of them checked. Raises AccessDenied (NB-1129), Unavailable (NB-2011)."""
         algorithms = _ALGORITHMS & {*(metadata.get("id_token_signing_alg_values_supported") or ["RS256"])}

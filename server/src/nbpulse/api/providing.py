@@ -41,11 +41,12 @@ async def list_providers(request: Request) -> Response:
 
 @router.post("/sign-in/{provider}")
 async def begin(request: Request, provider: str) -> Response:
-    """Begin to sign in at a provider: the `url` for the browser to go to."""
+    """Begin to sign in at a provider: the `url` for the browser to go to. A session that it has ends."""
     context = get_context(request)
     flow = make_flow(provider, f"{_find_own_url(request)}/api/v1/sign-in/{provider}/callback")
     state, browser = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
     url = await _find_provider(context, provider).compose_url(flow, state)
+    await end_present_session(request)  # on the way back no browser sends its cookie
     await context.cache.keep_flow(state, browser, flow)
     response = answer({"url": url})
     context.cookies.set_sign_in(request, response, browser)
@@ -74,7 +75,6 @@ async def finish(request: Request, provider: str) -> Response:
         context.trail.note_refusal(refusal, request)
         response = RedirectResponse(f"{_PAGE}#refused={refusal.code}", 303)
     else:
-        await end_present_session(request)
         response = RedirectResponse(_PAGE, 303)
         context.cookies.set_session(request, response, token)
     context.cookies.delete(request, response, SIGN_IN)
