@@ -17,6 +17,7 @@ import pytest
 from authlib.oauth2.rfc7636 import create_s256_code_challenge
 from redis.asyncio import Redis
 
+from nbpulse.doctor import _look_at_provider
 from nbpulse.errors import StartupError
 from nbpulse.oidc import open_provider
 from nbpulse.passwords import Hasher
@@ -447,6 +448,17 @@ async def test_another_site_cannot_begin_it(browser: Browser) -> None:
 
 
 # --- setting it up ----------------------------------------------------------------------------------------------------
+
+
+async def test_the_doctor_says_whether_the_provider_is_the_one_it_says_it_is(provider: OpenIdServer) -> None:
+    async def look(issuer: str) -> list[tuple[str, str]]:
+        return [(check.result, check.found) async for check in _look_at_provider(issuer)]
+
+    ((result, found),) = await look(provider.issuer)
+    assert (result, provider.issuer in found) == ("ok", True)
+    await provider.tamper(metadata={"issuer": "https://elsewhere.example"})
+    ((result, found),) = await look(provider.issuer)
+    assert (result, "NB-2011" in found) == ("failure", True)
 
 
 @pytest.mark.parametrize(
