@@ -125,6 +125,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     limit_address_refusals: Annotated[
         int, Meta(ge=10, description="Tokens that do not work that one address may try a minute")
     ] = DEFAULT.address_refusals
+    limit_address_guesses: Annotated[
+        int, Meta(ge=10, description="Wrong codes and passwords one address may try in 10 minutes, at all processes")
+    ] = 300
+    limit_account_guesses: Annotated[
+        int, Meta(ge=3, description="Wrong passwords one address may try for one account in 10 minutes, as above")
+    ] = 10
     limit_person_boards: Annotated[int, Meta(ge=1, description="Boards one person may have open at once")] = (
         DEFAULT.person_boards
     )
