@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -26,12 +26,14 @@ from nbpulse.cache import Cache
 from nbpulse.connections import open_pool, open_redis
 from nbpulse.crypto import EncryptedField, make_key
 from nbpulse.events import decode
+from nbpulse.guesses import Guesses
 from nbpulse.hub import LiveHub
 from nbpulse.jupyterhub import JupyterHub, open_jupyterhub
 from nbpulse.live import LivePublisher
 from nbpulse.migrations.runner import with_login
 from nbpulse.passwords import Hasher
 from nbpulse.pipeline import process_events
+from nbpulse.providers import Provider
 from nbpulse.records.courses import Course, Courses
 from nbpulse.records.ledger import PostgresLedger
 from nbpulse.records.notebooks import NotebookDirectory
@@ -57,9 +59,11 @@ class StageParts:
     people: People
     classes: ClassReader
     hub: LiveHub
+    guesses: Guesses
     series: TimeSeriesStore
     hasher: Hasher
     promise: str = "power"
+    providers: Mapping[str, Provider] = field(default_factory=dict)
     jupyterhub: JupyterHub | None = None
 
 
@@ -178,8 +182,10 @@ async def open_parts(
         classes = ClassReader(pool, seal)
         hub = LiveHub(redis, classes, cache.read_presence, stream.measure_backlog)
         series = PostgresTimeSeries(pool)
-        hasher = Hasher()
-        parts = StageParts(stream, cache, People(pool, seal), classes, hub, series, hasher, jupyterhub=jupyterhub)
+        guesses, hasher = Guesses(redis, of_address=300, of_account=10), Hasher()
+        parts = StageParts(
+            stream, cache, People(pool, seal), classes, hub, guesses, series, hasher, jupyterhub=jupyterhub
+        )
         try:
             if influx_url is None:
                 yield parts
@@ -198,6 +204,7 @@ async def serve_api(
     *,
     influx_url: str | None = None,
     hub_api_url: str | None = None,
+    providers: Mapping[str, Provider] | None = None,
     waiting: Waiting | None = None,
     **options: Any,
 ) -> AsyncIterator[tuple[str, StageParts]]:
@@ -207,8 +214,8 @@ async def serve_api(
     @asynccontextmanager
     async def open_noted() -> AsyncIterator[StageParts]:
         async with open_parts(database_url, redis_url, influx_url, hub_api_url) as parts:
-            opened.append(parts)
-            yield parts
+            opened.append(replace(parts, providers=providers or {}))
+            yield opened[0]
 
     application = create_app(open_noted, ApiOptions(**options))
     waiting = Waiting() if waiting is None else waiting

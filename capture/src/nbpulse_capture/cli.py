@@ -27,7 +27,7 @@ from nbpulse_capture.messages import RefusedError, get_language, get_text, say
 from nbpulse_capture.notices import fetch_notice, note_joined
 from nbpulse_capture.outbox import Outbox
 from nbpulse_capture.recording import add_commands, can_ask, describe_pause, is_yes, word_notice
-from nbpulse_capture.sender import describe_problem
+from nbpulse_capture.sender import ERASED, describe_problem
 from nbpulse_capture.wire import UnreachableError, Wire
 
 
@@ -102,6 +102,7 @@ def join_class(arguments: argparse.Namespace) -> int:
     lines = [get_text("joined", course=membership.course_title or membership.course_id, name=name)]
     if membership.resume_code:
         lines.append(get_text("resume_code", code=membership.resume_code))
+    lines += [get_text("NB-7016")] if membership.waits_since else []
     say("\n".join([*lines, get_text("already_running")]))
     return 0
 
@@ -140,10 +141,12 @@ def request_membership(url: str, asked: dict[str, Any]) -> tuple[Membership, dic
     if not isinstance(content.get("token"), str):
         raise RefusedError("NB-7005", url=url)
     names = ("token", "user_id", "course_id", "course_title", "username", "resume_code")
+    now = format_time()
     membership = Membership(
         url=url,
         display_name=asked["display_name"],
-        joined_at=format_time(),
+        joined_at=now,
+        waits_since=now if content.get("is_waiting") is True else "",
         **{name: str(content.get(name) or "") for name in names},
     )
     return membership, content
@@ -164,6 +167,13 @@ def show_status(arguments: argparse.Namespace) -> int:
 def describe_absence() -> str:
     """Why nothing is recorded: nobody has joined, or the hub's user is no student."""
     hub = read_hub_membership()
+    if hub is None and get_outbox_file().exists():
+        outbox = Outbox(get_outbox_file())
+        try:
+            if outbox.read_notes().get("ended") == ERASED:
+                return get_text("NB-7088")
+        finally:
+            outbox.close()
     return get_text("NB-7001") if hub is None else get_text("NB-7062", name=hub.hub_user)
 
 
@@ -229,6 +239,8 @@ def format_status(status: dict[str, Any]) -> str:
     lines += [text for text in (describe_pause(), get_text("NB-7085") if status["notice_due"] else "") if text]
     if status["refused"]:
         lines.append(get_text("NB-7061") if status["hub_user"] else get_text("NB-7011"))
+    if error and error["what"].startswith("NB-7016") and error["at"] > (status["last_success_at"] or ""):
+        lines.append(get_text("NB-7016"))
     if status["set_aside"]:
         lines.append(get_text("NB-7013"))
         lines += [f"  {e['event_type']} {e['event_id']}: {e['reason']}" for e in status["refused_events"]]

@@ -2,13 +2,14 @@
 
 Promises: an event leaves the outbox only on the server's word; the same ids are sent until then. No answer,
 429, 503 and any answer that is not our server's: keep, back off with full jitter and honour Retry-After.
+409: the teacher has to let the student in first; keep, and ask as often as the server says.
 401 and 403: stop until the student joins again. Under a JupyterHub nobody joins: ask again every minute, since rights
 are given there; who is no student by its groups is forgotten here, and asked about again after five minutes. Other
 refusals: set aside with the reason, without harming the neighbours.
 
 Nothing is sent before the class's server has said what the course collects, and then only that (policy.py): what is
 not, or no longer, collected is erased here. The server is asked again hourly and when an answer bears another version.
-A student who has withdrawn is refused by the server for good: then nothing of theirs is kept here either.
+A student who has withdrawn, or was erased, is refused by the server for good: then nothing of theirs is kept here.
 
 Pace: the first event of a quiet time goes at once, and so do the next few; a storm of runs is sent in at
 most four batches a second, which is as fast as the teacher's board moves. In a kernel that sends for itself, a run
@@ -49,7 +50,10 @@ OFFERED_LIMIT, REQUEST_WITHIN_S = 2_000, 12.0
 SENDS_AT_ONCE, SENDS_PER_S = 8.0, 4.0
 HUB_RETRY_S = 45.0
 
-WITHDRAWN, UNCOLLECTED = "NB-1340", "NB-1341"  # the server's codes
+ERASED, UNCOLLECTED, NOT_YET = "NB-1345", "NB-1341", "NB-1140"  # the server's codes
+WAITS = "NB-7016"  # ours, of the same
+ENDED = frozenset({"NB-1340", ERASED})
+"""The student has withdrawn, or was erased."""
 
 Event = dict[str, Any]
 
@@ -216,22 +220,21 @@ class Sender(threading.Thread):
             turn_away(membership.account)
             erase_account(outbox, membership.account)
             return False
-        if membership.hub_user and code == WITHDRAWN:
+        if answer.status == 403 and code in ENDED:
             end_membership(membership, outbox)
-            return False
+            outbox.write_notes(ended=code)
+            rows = []
         if answer.status in {401, 403} and membership.hub_user:
             self._keep(outbox, rows, f"NB-7061 {told}", HUB_RETRY_S, refused=f"NB-7061 {told}")
             return False
         if answer.status in {401, 403}:
             self._refused_account = membership.token
-            if told.startswith(f"HTTP 403 {WITHDRAWN}"):
-                end_membership(membership, outbox)
-                rows = []
             self._keep(outbox, rows, f"NB-7011 {told}", None, refused=f"NB-7011 {told}")
             return False
         if answer.status in {400, 413, 415, 422}:
             return self._isolate(outbox, membership, rows, told)
-        self._keep(outbox, rows, f"NB-7012 {told}", answer.retry_after_s)
+        ours = WAITS if code == NOT_YET else "NB-7012"
+        self._keep(outbox, rows, f"{ours} {told}", answer.retry_after_s)
         return False
 
     def _follow_collection(self, membership: Membership, answer: Answer) -> None:
@@ -284,7 +287,7 @@ class Sender(threading.Thread):
         if now - self._noted_success_at < SUCCESS_NOTED_EVERY_S:
             return {}
         self._noted_success_at = now
-        return {"last_success_at": format_time(), "refused": None}
+        return {"last_success_at": format_time(), "refused": None, "ended": None}
 
     def _keep(self, outbox: Outbox, rows: list[Row], what: str, retry_after_s: float | None, **notes: object) -> None:
         self._backoff.fail(time.monotonic(), retry_after_s)

@@ -5,7 +5,7 @@ Nothing connects before it is asked for here, and nobody else builds a store.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,9 +17,11 @@ from nbpulse.cache import Cache
 from nbpulse.connections import open_pool, open_redis
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import StartupError, Unavailable
+from nbpulse.guesses import Guesses
 from nbpulse.hub import LiveHub
 from nbpulse.live import LivePublisher
 from nbpulse.passwords import Hasher
+from nbpulse.providers import Provider
 from nbpulse.records.ledger import PostgresLedger
 from nbpulse.records.notebooks import NotebookDirectory
 from nbpulse.records.people import People
@@ -28,8 +30,10 @@ from nbpulse.records.views import ClassReader
 from nbpulse.settings import Settings
 from nbpulse.stream import EventStream
 from nbpulse.stream.copying import StreamCopy
+from nbpulse.stream.erasing import StreamErasure
 from nbpulse.timeseries import TimeSeriesStore
 from nbpulse.timeseries.postgres import PostgresTimeSeries
+from nbpulse.tombstones import Marker
 
 if TYPE_CHECKING:
     from nbpulse.jupyterhub import JupyterHub
@@ -46,6 +50,7 @@ class Resources:
     seal: EncryptedField
     stream: EventStream
     cache: Cache
+    guesses: Guesses
     publisher: LivePublisher
     hub: LiveHub
     people: People
@@ -54,6 +59,7 @@ class Resources:
     series: TimeSeriesStore
     ledger: PostgresLedger
     jupyterhub: JupyterHub | None
+    providers: Mapping[str, Provider]
     promise: str
 
 
@@ -91,21 +97,28 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
         stack.push_async_callback(stream.close)
         cache, classes, hasher = Cache(client), ClassReader(pool, seal), Hasher()
         stack.callback(hasher.close)
+        hub, providers = None, dict[str, Provider]()
+        if login == "nbpulse_api":  # nobody else is shown people's tokens, or signs anybody in
+            hub = await stack.enter_async_context(_open_hub(settings))
+            providers = await stack.enter_async_context(_open_providers(settings, hub))
         yield Resources(
             pool=pool,
             redis=client,
             seal=seal,
             stream=stream,
             cache=cache,
+            guesses=Guesses(
+                client, of_address=settings.limit_address_guesses, of_account=settings.limit_account_guesses
+            ),
             publisher=LivePublisher(client),
             hub=LiveHub(client, classes, cache.read_presence, stream.measure_backlog),
-            people=People(pool, seal),
+            people=People(pool, seal, Marker(settings.make_tombstone_key)),
             hasher=hasher,
             classes=classes,
             series=await stack.enter_async_context(_open_series(settings, pool)),
             ledger=PostgresLedger(pool, seal, NotebookDirectory(), full_texts=settings.has_full_texts),
-            # Only the API is shown people's tokens.
-            jupyterhub=await stack.enter_async_context(_open_hub(settings)) if login == "nbpulse_api" else None,
+            jupyterhub=hub,
+            providers=providers,
             promise=await _check_promise(settings, stream),
         )
 
@@ -132,6 +145,27 @@ async def open_stream_copy(redis_url: str) -> AsyncIterator[StreamCopy]:
             yield copy
         finally:
             await copy.close()
+
+
+@dataclass(frozen=True)
+class OuterStores:
+    """What holds something of people beside the tables, for an erasure."""
+
+    stream: StreamErasure
+    cache: Cache
+    series: list[TimeSeriesStore]
+
+
+@asynccontextmanager
+async def open_outer_stores(settings: Settings, owner: asyncpg.Pool, redis_url: str) -> AsyncIterator[OuterStores]:
+    """With `owner`'s rights in PostgreSQL, whose series are there also where InfluxDB has taken over."""
+    async with open_redis(redis_url) as client, _open_series(settings, owner) as series:
+        stream = StreamErasure(client)
+        held = PostgresTimeSeries(owner)
+        try:
+            yield OuterStores(stream, Cache(client), [held, series] if series.has_server else [held])
+        finally:
+            await stream.close()
 
 
 @asynccontextmanager
@@ -161,6 +195,30 @@ async def _open_hub(settings: Settings) -> AsyncIterator[JupyterHub | None]:
 
     async with open_jupyterhub(settings.hub_api_url) as hub:
         yield hub
+
+
+@asynccontextmanager
+async def _open_providers(settings: Settings, hub: JupyterHub | None) -> AsyncIterator[dict[str, Provider]]:
+    """Where people can sign in beside here, by the names of their routes. Raises StartupError (NB-3084)."""
+    providers: dict[str, Provider] = {}
+    if settings.hub_public_url or settings.hub_client_secret:
+        if hub is None or not (settings.hub_public_url and settings.hub_client_secret):
+            raise StartupError("NB-3084", setting="NBPULSE_HUB_API_URL, _HUB_PUBLIC_URL, _HUB_CLIENT_SECRET")
+        from nbpulse.jupyterhub import HubSignIn
+
+        providers["jupyterhub"] = HubSignIn(hub, settings.hub_public_url, settings.hub_client_secret)
+    if not settings.oidc_issuer:
+        yield providers
+        return
+    from nbpulse.oidc import open_provider  # its libraries are for those who have one
+
+    async with open_provider(
+        issuer=settings.oidc_issuer,
+        client_id=settings.oidc_client_id,
+        client_secret=settings.oidc_client_secret,
+        label=settings.oidc_name,
+    ) as provider:
+        yield providers | {"oidc": provider}
 
 
 async def _check_keys(pool: asyncpg.Pool, seal: EncryptedField) -> None:

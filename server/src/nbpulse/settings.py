@@ -72,6 +72,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         Meta(description="API of a JupyterHub whose users take part, as `http://127.0.0.1:8081/hub/api`; unset = none"),
     ] = None
+    hub_public_url: Annotated[
+        str | None, Meta(description="Where browsers reach that hub, as `https://hub.example`, to sign in at the board")
+    ] = None
+    hub_client_secret: Annotated[str | None, Meta(description="The `api_token` of the service nbpulse at that hub")] = (
+        None
+    )
+    oidc_issuer: Annotated[
+        str | None, Meta(description="Issuer of an OpenID Connect provider for signing in at the board; unset = none")
+    ] = None
+    oidc_client_id: Annotated[str | None, Meta(description="nbpulse's client id at that provider")] = None
+    oidc_client_secret: Annotated[str | None, Meta(description="The secret to it")] = None
+    oidc_name: Annotated[str | None, Meta(description="What its button is called; unset = the issuer's host")] = None
     encryption_keys: Annotated[
         str | None, Meta(description="Fernet keys, newest first, comma between; unset = the data directory's key file")
     ] = None
@@ -82,6 +94,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     promise_stated: Annotated[
         bool, Meta(description="The stream's server forbids CONFIG: the operator states that it keeps the promise")
     ] = False
+    retention_days: Annotated[
+        int,
+        Meta(ge=0, description="Days that events, contents, messages and raw points are kept; 0 = for ever"),
+    ] = 180
+    session_retention_days: Annotated[
+        int, Meta(ge=0, description="Days that sessions and derived points are kept; 0 = for ever")
+    ] = 730
     backlog_limit_events: Annotated[int, Meta(ge=1000, description="Unprocessed events before the API says 503")] = (
         500_000
     )
@@ -113,6 +132,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     limit_address_refusals: Annotated[
         int, Meta(ge=10, description="Tokens that do not work that one address may try a minute")
     ] = DEFAULT.address_refusals
+    limit_address_guesses: Annotated[
+        int, Meta(ge=10, description="Wrong codes and passwords one address may try in 10 minutes, at all processes")
+    ] = 300
+    limit_account_guesses: Annotated[
+        int, Meta(ge=3, description="Wrong passwords one address may try for one account in 10 minutes, as above")
+    ] = 10
     limit_person_boards: Annotated[int, Meta(ge=1, description="Boards one person may have open at once")] = (
         DEFAULT.person_boards
     )
@@ -158,6 +183,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """The password of a login that `migrate` makes: derived from the data directory's secret, never stored."""
         secret = self._read_secret("secret.key", lambda: secrets.token_hex(32))
         return hmac.new(secret.strip().encode(), login.encode(), hashlib.sha256).hexdigest()
+
+    def make_tombstone_key(self) -> bytes:
+        """The key of the tombstones' marks, derived from the data directory's secret like the passwords."""
+        return bytes.fromhex(self.make_password("tombstones"))
 
     def _read_secret(self, name: str, make: Callable[[], str]) -> str:
         path = self.data_dir / name

@@ -32,10 +32,20 @@ COMMANDS = [
     "hub-config",
     "collection",
     "user",
+    "roster",
+    "invite",
     "audit",
+    "erase-user",
+    "erase-course",
+    "compact",
+    "readmit",
+    "export-user",
+    "processing-record",
+    "retention",
 ]
 SUBCOMMANDS = ["token list", "token revoke", "dead-letters list", "dead-letters show", "dead-letters replay"]
 SUBCOMMANDS += [f"user {name}" for name in ("add", "link", "list", "disable", "enable")]
+SUBCOMMANDS += ["roster import"]
 SUBCOMMANDS += ["audit list", "audit verify", "audit anchor"]
 
 

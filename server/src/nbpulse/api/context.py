@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
@@ -21,9 +22,11 @@ from nbpulse.api.limits import RequestLimits
 from nbpulse.api.trail import AuditTrail
 from nbpulse.cache import Cache
 from nbpulse.errors import NotFound, Unavailable
+from nbpulse.guesses import Guesses
 from nbpulse.hub import LiveHub
 from nbpulse.identity import ask_as
 from nbpulse.passwords import Hasher
+from nbpulse.providers import Provider
 from nbpulse.records.accounts import Accounts
 from nbpulse.records.analysis import CourseHistory
 from nbpulse.records.audit import AuditLog
@@ -59,9 +62,13 @@ class Parts(Protocol):
     @property
     def cache(self) -> Cache: ...
     @property
+    def guesses(self) -> Guesses: ...
+    @property
     def people(self) -> People: ...
     @property
     def hasher(self) -> Hasher: ...
+    @property
+    def providers(self) -> Mapping[str, Provider]: ...
     @property
     def classes(self) -> ClassReader: ...
     @property
@@ -81,9 +88,11 @@ class Context:
     options: ApiOptions
     stream: EventStream
     cache: Cache
+    guesses: Guesses
     people: People
     accounts: Accounts
     cookies: Cookies
+    providers: Mapping[str, Provider]
     classes: ClassReader
     hub: LiveHub
     series: TimeSeriesStore
@@ -133,9 +142,11 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         options=options,
         stream=parts.stream,
         cache=parts.cache,
+        guesses=parts.guesses,
         people=parts.people,
         accounts=Accounts(parts.people, parts.hasher),
         cookies=Cookies(options.public_url),
+        providers=parts.providers,
         classes=parts.classes,
         hub=parts.hub,
         series=parts.series,

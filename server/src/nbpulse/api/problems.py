@@ -21,6 +21,7 @@ from nbpulse.errors import (
     InvalidInput,
     NbpulseError,
     NotFound,
+    NotYet,
     TooMuch,
     Unavailable,
 )
@@ -30,6 +31,7 @@ _STATUS_BY_TYPE: Final[tuple[tuple[type[NbpulseError], int], ...]] = (
     (TooMuch, 429),
     (NotFound, 404),
     (Conflict, 409),
+    (NotYet, 409),
     (AccessDenied, 403),
     (InvalidInput, 422),
 )
@@ -43,6 +45,7 @@ _STATUS_BY_CODE: Final = {
     "NB-1101": 401,
     "NB-1102": 403,  # another's user_id
     "NB-1104": 401,  # a used link
+    "NB-1126": 404,  # no such provider is set up
     "NB-1120": 401,  # a wrong name or password
     "NB-1110": 401,  # the hub does not know the token
     "NB-1105": 404,  # no class has this code
@@ -86,8 +89,8 @@ def make_problem(error: NbpulseError, accept_language: str | None) -> Response:
         # The fields of the IETF's draft "RateLimit header fields for HTTP".
         headers["RateLimit-Policy"] = f'"{error.policy}";q={error.limit};w={error.window_s}'
         headers["RateLimit"] = f'"{error.policy}";r=0;t={math.ceil(error.retry_after_s)}'
-    elif isinstance(error, Unavailable):
-        body["retry_after_s"] = random.randint(1, 5)  # noqa: S311
+    elif isinstance(error, Unavailable | NotYet):
+        body["retry_after_s"] = random.randint(1, 5) + (10 if isinstance(error, NotYet) else 0)  # noqa: S311
         headers["Retry-After"] = str(body["retry_after_s"])
     if isinstance(error, Conflict):
         body |= error.members

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-import structlog
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -21,10 +20,10 @@ from nbpulse.api.limits import find_address
 from nbpulse.errors import AccessDenied
 from nbpulse.identity import ask_as
 from nbpulse.passwords import LENGTH_MAX, LENGTH_MIN
+from nbpulse.records.accounts import clean_username
 from nbpulse.records.people import Person
 
 router = APIRouter(prefix="/api/v1")
-_log = structlog.get_logger(__name__)
 # Longer than any password that is accepted, counted before its spelling is made one.
 _Password = Annotated[str, msgspec.Meta(min_length=1, max_length=4 * LENGTH_MAX)]
 
@@ -53,17 +52,20 @@ class NewPasswordRequest(msgspec.Struct):
 async def sign_in_by_link(request: Request) -> Response:
     """Exchange a link's one-use code for a session cookie."""
     code = decode_body(await read_small_body(request), LinkRequest).code
-    _, token = await get_context(request).people.use_link(code)
-    return await _begin_session(request, token)
+    context = get_context(request)
+    async with context.guesses.guarding(find_address(request.scope)):
+        _, token = await context.people.use_link(code)
+    return await begin_session(request, token)
 
 
 @router.post("/sign-in/password", openapi_extra=describe_body(PasswordRequest))
 async def sign_in_by_password(request: Request) -> Response:
     """Exchange a name and password for a session cookie."""
     wanted = decode_body(await read_small_body(request), PasswordRequest)
-    accounts = get_context(request).accounts
-    user_id = await accounts.check_password(wanted.name, wanted.password)
-    return await _begin_session(request, await accounts.open_session(user_id, "password"))
+    context = get_context(request)
+    async with context.guesses.guarding(find_address(request.scope), f"password {clean_username(wanted.name)}"):
+        user_id = await context.accounts.check_password(wanted.name, wanted.password)
+    return await begin_session(request, await context.accounts.open_session(user_id, "password"))
 
 
 @router.post("/sign-out", status_code=204)
@@ -101,9 +103,10 @@ async def set_password(request: Request) -> Response:
     """Set or change one's password; every other session of theirs ends, and this one goes on under a new cookie."""
     context, person = get_context(request), _get_signed_in(request)
     wanted = decode_body(await read_small_body(request), NewPasswordRequest)
-    token = await context.accounts.set_password(person, wanted.present, wanted.new)
+    async with context.guesses.guarding(find_address(request.scope), f"own {person.user_id}"):
+        token = await context.accounts.set_password(person, wanted.present, wanted.new)
     await context.announce_access(person.user_id)
-    return await _begin_session(request, token)
+    return await begin_session(request, token)
 
 
 def _get_signed_in(request: Request) -> Person:
@@ -114,7 +117,7 @@ def _get_signed_in(request: Request) -> Person:
     return person
 
 
-async def _begin_session(request: Request, token: str) -> Response:
+async def begin_session(request: Request, token: str) -> Response:
     """The answer to a sign-in: who it is, in which courses, and the session's cookie."""
     context = get_context(request)
     await end_present_session(request)
@@ -128,9 +131,7 @@ async def _begin_session(request: Request, token: str) -> Response:
 
 async def end_present_session(request: Request) -> None:
     """Who signs in anew leaves no second session in this browser."""
-    context = get_context(request)
-    token = context.cookies.read(request, SESSION)
-    person = await _find_present(request, token) if token else None
+    context, person = get_context(request), await find_present(request)
     if person is None:
         return
     ask_as(person.user_id)
@@ -138,9 +139,14 @@ async def end_present_session(request: Request) -> None:
     await context.announce_access(person.user_id)
 
 
-async def _find_present(request: Request, token: str) -> Person | None:
+async def find_present(request: Request) -> Person | None:
+    """Who is signed in in this browser, on a route that anybody may use."""
+    context = get_context(request)
+    token = context.cookies.read(request, SESSION)
+    if not token:
+        return None
     try:
-        person = await get_context(request).gate.find_person(token, find_address(request.scope))
+        person = await context.gate.find_person(token, find_address(request.scope))
     except AccessDenied:
         return None  # it has ended already
     return person if person.kind == "session" else None

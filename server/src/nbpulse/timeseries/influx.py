@@ -27,7 +27,7 @@ from nbpulse.metrics import (
     series_rejected_points,
 )
 from nbpulse.pipeline import CellExecutionPoint, LearningProgressPoint, PerformancePoint, RejectedPoint, SeriesPoint
-from nbpulse.timeseries import Activity, ClassScope, ErrorRate, Percentiles, Performance, Progress, Window
+from nbpulse.timeseries import Activity, ClassScope, Erasure, ErrorRate, Percentiles, Performance, Progress, Window
 from nbpulse.timeseries.lines import ErrorText, TagSet, clean_tag, describe_point, quote_name, quote_text
 
 _WRITE_DEADLINE_S: Final = 10.0
@@ -156,6 +156,55 @@ class InfluxTimeSeries:
     async def refresh_rollups(self, settle_s: float = 5) -> int:  # noqa: ARG002 - the contract's
         """InfluxDB keeps no rollups of ours."""
         return 0
+
+    async def erase_points(self, erasure: Erasure) -> bool:
+        """
+        Drop the people's series: 1.x also from its index, 2.x their points alone, 3.x has no way to and answers False.
+        """
+        for where in _list_erased(erasure):
+            if not await self._delete(f"DROP SERIES WHERE {where}") and not await self._delete(f"DELETE WHERE {where}"):
+                return False
+        return True
+
+    async def drop_before(self, raw: datetime | None, derived: datetime | None) -> bool:
+        """Delete points of before; 3.x has no way to and answers False. Raises Unavailable (NB-2005)."""
+        limits = {
+            CellExecutionPoint.measurement: raw,
+            LearningProgressPoint.measurement: derived,
+            PerformancePoint.measurement: derived,
+        }
+        return all(
+            [
+                await self._delete(f"DELETE FROM {quote_name(name)} WHERE time < {_to_ns(limit)}")  # noqa: S608 - ours
+                for name, limit in limits.items()
+                if limit is not None
+            ]
+        )
+
+    async def read_points(self, user_id: UUID) -> list[dict[str, Any]]:
+        """Every point of a person, with its measurement. Raises Unavailable (NB-2005)."""
+        statement = f"SELECT * FROM /.*/ WHERE user_id = {quote_text(str(user_id))}"  # noqa: S608 - a UUID
+        form = {"db": self._database, "epoch": "ns", "q": statement}
+        answer = await self._ask("read_points", "POST", "/query", data=form)
+        if answer.status_code != 200:
+            raise self._refuse(answer)
+        found = answer.json()["results"][0].get("series", ())
+        return [
+            {"measurement": one["name"], **dict(zip(one["columns"], row, strict=True))}
+            for one in found
+            for row in one["values"]
+        ]
+
+    async def _delete(self, statement: str) -> bool:
+        """Whether the server has done it, or had nothing to do; False where it does not know how."""
+        answer = await self._ask("erase_points", "POST", "/query", data={"db": self._database, "q": statement})
+        reason = read_error(answer) if answer.status_code >= 400 or "error" in answer.text else ""
+        if not reason or "database not found" in reason:
+            return True
+        if answer.status_code in (401, 403) or answer.status_code >= 500:
+            raise self._refuse(answer)
+        _log.warning("influx.not_deleted", reason=reason[:300])
+        return False
 
     # --- asking ---------------------------------------------------------------------------------------------------
 
@@ -287,6 +336,20 @@ def _narrow(window: Window, scope: ClassScope | None) -> str:
     for tag, values in tags.items():
         where += " AND (" + " OR ".join(f"{quote_name(tag)} = {quote_text(one)}" for one in sorted(values)) + ")"
     return where
+
+
+def _list_erased(erasure: Erasure) -> list[str]:
+    """A condition for each hundred series' tags: a statement has its limits."""
+    people = [f"user_id = {quote_text(str(one))}" for one in erasure.user_ids]
+    paths = [f"notebook_path = {quote_text(clean_tag(one))}" for one in erasure.paths]
+    members = [f"user_id = {quote_text(str(one))}" for one in erasure.member_ids] if paths else []
+    found = [" OR ".join(people[start : start + 100]) for start in range(0, len(people), 100)]
+    for start in range(0, len(members), 100):
+        found += [
+            f"({' OR '.join(members[start : start + 100])}) AND ({' OR '.join(paths[at : at + 100])})"
+            for at in range(0, len(paths), 100)
+        ]
+    return found
 
 
 def read_error(answer: httpx2.Response) -> str:
