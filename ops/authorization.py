@@ -43,6 +43,7 @@ EXPECTED: Final[dict[Rule, dict[str, str]]] = {
     Rule.DELIVERER: _expect(_STUDENTS | {"events-only"}),
     Rule.STUDENT: _expect(_STUDENTS | {"inbox-only"}),
     Rule.STAFF: _STAFF,
+    Rule.INSTRUCTOR: _expect({"instructor", "hub-instructor"}, strangers=_STRANGERS),
     # By the WebSocket's close codes; a hub's token opens none, its user's session does.
     Rule.FIRST_MESSAGE: _expect(_OF_COURSE, no="4403", nobody="4401")
     | {"hub-student": "4401", "hub-instructor": "4401"},

@@ -90,6 +90,8 @@ class School:
             "external_identities": {"provider": "jupyterhub", "subject": str(number), "user_id": user_id},
             "collection_versions": {"course_id": course_id, "version": number, "level": "metadata"},
             "consents": mine | {"id": uuid4(), "course_id": course_id, "action": "accept"},
+            "invitations": {"id": uuid4(), "course_id": course_id, "role": "assistant", "secret_hash": b"x"}
+            | {"created_by": user_id, "expires_at": when, "revoked_at": None},
             "notebooks": {"course_id": course_id, "path": f"{number}.ipynb"},
             "notebook_cells": {"notebook_id": notebook_id, "cell_id": str(number)},
             "class_meetings": {"course_id": course_id, "ended_at": when},
@@ -133,6 +135,7 @@ class School:
             "event_counts": {"slot": number},
             "spent_entries": {"stream": "x", "entry_id": str(number), "outcome": "duplicate"},
             "stream_bases": {"generation": str(number), "base": 1},
+            "tombstones": {"mark": f"m{number}", "kind": "user"},
             "sealing_keys": {"key_id": str(number), "canary": "x"},
             "audit_log": {"id": number, "action": "joined", "subject_id": user_id, "link": b"x"},
             "sealing_progress": {"key_id": str(number), "table_name": "x", "column_name": "x", "last_key": ["x"]}
@@ -152,6 +155,7 @@ class School:
             {
                 "own": asker == person,
                 "staff": teaches and same_course,
+                "led": teaches and same_course,
                 "member": same_course,
                 "people": teaches and same_course,
                 "-": False,
@@ -174,7 +178,7 @@ def compose_insert(table: str, row: dict[str, Any]) -> str:
 def compose(command: str, table: str, row: dict[str, Any], person: str) -> str:
     keys = {"users": ("id",), "courses": ("id",), "tokens": ("user_id",), "class_meetings": ("course_id",)}.get(table)
     names = keys or [
-        name for name in row if name.endswith(("id", "_ns", "path", "role", "short_name", "slot", "generation"))
+        name for name in row if name.endswith(("id", "_ns", "path", "role", "short_name", "slot", "generation", "mark"))
     ]
     where = " AND ".join(f"{name} = '{row[name]}'" for name in names)
     if command == "I":

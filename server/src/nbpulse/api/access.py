@@ -20,7 +20,7 @@ from starlette.requests import HTTPConnection, Request
 from nbpulse.api.cookies import SESSION, Cookies
 from nbpulse.api.hub_access import COURSE_HEADER, KIND, HubGate, choose_course
 from nbpulse.api.limits import RequestLimits, find_address
-from nbpulse.errors import AccessDenied, NotFound, Unavailable
+from nbpulse.errors import AccessDenied, NotFound, NotYet, Unavailable
 from nbpulse.records.people import People, Person
 
 YES_LIFE_S: Final = 30.0
@@ -45,6 +45,8 @@ class Rule(Enum):
     """A token with the scope inbox:read."""
     STAFF = auto()
     """An instructor or assistant of the course in the path."""
+    INSTRUCTOR = auto()
+    """An instructor of the course in the path."""
     FIRST_MESSAGE = auto()
     """Staff of the course, proved by the WebSocket's first message (sockets.py)."""
 
@@ -52,6 +54,7 @@ class Rule(Enum):
 RULES: Final[dict[str, Rule]] = {
     "GET /": Rule.ANYONE,
     "GET /courses/{course_id}": Rule.ANYONE,
+    "GET /courses/{course_id}/people": Rule.ANYONE,
     "GET /web/{path:path}": Rule.ANYONE,
     "GET /health": Rule.ANYONE,
     "GET /health/live": Rule.ANYONE,
@@ -100,6 +103,16 @@ RULES: Final[dict[str, Rule]] = {
     "POST /api/v1/courses/{course_id}/rehearsals": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/collection": Rule.STAFF,
     "PUT /api/v1/courses/{course_id}/collection": Rule.STAFF,
+    "GET /api/v1/courses/{course_id}/people": Rule.STAFF,
+    "PATCH /api/v1/courses/{course_id}/people/{user_id}": Rule.INSTRUCTOR,
+    "POST /api/v1/courses/{course_id}/people/approvals": Rule.INSTRUCTOR,
+    "PATCH /api/v1/courses/{course_id}/entry": Rule.INSTRUCTOR,
+    "POST /api/v1/courses/{course_id}/join-code": Rule.INSTRUCTOR,
+    "POST /api/v1/courses/{course_id}/roster": Rule.INSTRUCTOR,
+    "POST /api/v1/courses/{course_id}/invitations": Rule.INSTRUCTOR,
+    "DELETE /api/v1/courses/{course_id}/invitations/{invitation_id}": Rule.INSTRUCTOR,
+    "POST /api/v1/invitations/describe": Rule.ANYONE,
+    "POST /api/v1/invitations/accept": Rule.ANYONE,
     "DELETE /api/v1/courses/{course_id}": Rule.STAFF,
     "WS /api/v1/courses/{course_id}/ws": Rule.FIRST_MESSAGE,
 }
@@ -149,6 +162,10 @@ class Gate:
             person = _as_student(person, scope, request.headers.get(COURSE_HEADER))
         elif rule is Rule.STAFF:
             check_staff(person, request.path_params.get("course_id"))
+        elif rule is Rule.INSTRUCTOR:
+            course = check_staff(person, request.path_params.get("course_id"))
+            if person.roles[course] != "instructor":
+                raise AccessDenied("NB-1103")
         return person
 
     async def find_learner(self, authorization: str | None, address: str, course: str | None = None) -> Person:
@@ -203,9 +220,9 @@ class Gate:
             del self._known[token]
 
     def forget_students(self, course_id: UUID, user_id: UUID | None = None) -> None:
-        """What may be collected of the course's students (or of this one) is another now: look them up anew."""
+        """What holds of the course's people (or of this one) is another now: look them up anew."""
         for token, (known, _) in list(self._known.items()):
-            is_meant = known.course_id == course_id or course_id in known.policies
+            is_meant = known.course_id == course_id or course_id in known.roles
             if is_meant and user_id in (None, known.user_id):
                 del self._known[token]
 
@@ -263,14 +280,14 @@ class Gate:
             done.exception()  # whoever waits has it; a refresh in the background simply comes again
 
 
-def check_staff(person: Person, course_id: object) -> None:
-    """Raises AccessDenied (NB-1103) for the course's students, NotFound (NB-1202) for strangers."""
+def check_staff(person: Person, course_id: object) -> UUID:
+    """The course. Raises AccessDenied (NB-1103) for the course's students, NotFound (NB-1202) for strangers."""
     try:
         course = course_id if isinstance(course_id, UUID) else UUID(str(course_id))
     except ValueError as error:
         raise NotFound("NB-1202") from error
     if person.is_staff(course):
-        return
+        return course
     if course in person.roles:
         raise AccessDenied("NB-1103")
     raise NotFound("NB-1202")
@@ -284,6 +301,12 @@ def _as_student(person: Person, scope: str, course: str | None) -> Person:
         return choose_course(person, course, delivers=scope == "events:write")
     if person.course_id is None:  # there is nowhere to put an event
         raise AccessDenied("NB-1103")
+    if scope == "events:write":
+        role = person.roles.get(person.course_id)
+        if role == "waiting":
+            raise NotYet("NB-1140")
+        if role == "former":
+            raise AccessDenied("NB-1141")
     return person
 
 

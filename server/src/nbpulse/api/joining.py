@@ -14,6 +14,7 @@ from starlette.responses import Response
 from nbpulse.api.bodies import decode_body, read_small_body
 from nbpulse.api.context import describe_body, get_context, get_person
 from nbpulse.errors import InvalidInput, Unavailable
+from nbpulse.roster import clean_number
 
 router = APIRouter(prefix="/api/v1")
 _log = structlog.get_logger(__name__)
@@ -37,9 +38,9 @@ async def join(request: Request) -> Response:
     context = get_context(request)
     joined = await context.people.join(
         wanted.join_code,
-        _clean_text(wanted.display_name, "display_name") or "",
-        _clean_text(wanted.student_number, "student_number"),
-        _clean_text(wanted.resume_code, "resume_code"),
+        clean_line(wanted.display_name, "display_name") or "",
+        clean_number(clean_line(wanted.student_number, "student_number") or "") or None,
+        clean_line(wanted.resume_code, "resume_code"),
         wanted.notice_version,
     )
     try:
@@ -62,7 +63,7 @@ def answer(body: Any, status: int = 200) -> Response:
     return Response(_encode(body), status, {"Cache-Control": "no-store"}, "application/json")
 
 
-def _clean_text(text: str | None, field: str) -> str | None:
+def clean_line(text: str | None, field: str) -> str | None:
     """One line in one spelling (NFC), None where nothing is left. Raises InvalidInput (NB-1007)."""
     if text is None:
         return None

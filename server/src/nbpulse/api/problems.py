@@ -21,6 +21,7 @@ from nbpulse.errors import (
     InvalidInput,
     NbpulseError,
     NotFound,
+    NotYet,
     TooMuch,
     Unavailable,
 )
@@ -30,6 +31,7 @@ _STATUS_BY_TYPE: Final[tuple[tuple[type[NbpulseError], int], ...]] = (
     (TooMuch, 429),
     (NotFound, 404),
     (Conflict, 409),
+    (NotYet, 409),
     (AccessDenied, 403),
     (InvalidInput, 422),
 )
@@ -86,8 +88,8 @@ def make_problem(error: NbpulseError, accept_language: str | None) -> Response:
         # The fields of the IETF's draft "RateLimit header fields for HTTP".
         headers["RateLimit-Policy"] = f'"{error.policy}";q={error.limit};w={error.window_s}'
         headers["RateLimit"] = f'"{error.policy}";r=0;t={math.ceil(error.retry_after_s)}'
-    elif isinstance(error, Unavailable):
-        body["retry_after_s"] = random.randint(1, 5)  # noqa: S311
+    elif isinstance(error, Unavailable | NotYet):
+        body["retry_after_s"] = random.randint(1, 5) + (10 if isinstance(error, NotYet) else 0)  # noqa: S311
         headers["Retry-After"] = str(body["retry_after_s"])
     if isinstance(error, Conflict):
         body |= error.members

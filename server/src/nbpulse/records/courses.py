@@ -6,6 +6,7 @@ work, and the people who were only in it, in one transaction.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from uuid import UUID
 
 import asyncpg
@@ -14,6 +15,7 @@ import msgspec
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import AccessDenied
 from nbpulse.records.audit import note_audit
+from nbpulse.records.members import CODE_LIFE
 from nbpulse.records.people import People
 from nbpulse.records.tokens import make_code
 
@@ -42,12 +44,9 @@ class Courses:
         """The course of that short name (at most 50 characters), made with a fresh join code where there is none."""
         async with self._people.connect("ensure_course") as connection:
             await connection.execute(
-                "INSERT INTO courses (title, short_name, join_code, is_demo) VALUES ($1, $2, $3, $4)"
-                " ON CONFLICT (short_name) DO NOTHING",
-                title,
-                short_name,
-                make_code(6),
-                is_demo,
+                "INSERT INTO courses (title, short_name, join_code, join_code_expires_at, is_demo)"
+                " VALUES ($1, $2, $3, $4, $5) ON CONFLICT (short_name) DO NOTHING",
+                *(title, short_name, make_code(6), datetime.now(UTC) + CODE_LIFE, is_demo),
             )
             row = await connection.fetchrow(f"{_READ_COURSE} WHERE short_name = $1", short_name)
         return Course(**dict(row))

@@ -7,7 +7,7 @@ sealed before they reach a column.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -37,7 +37,10 @@ from nbpulse.records.tokens import (
     make_code,
     parse_token,
 )
+from nbpulse.records.tombstones import is_erased
+from nbpulse.roster import is_same_name
 from nbpulse.shards import get_shard_number
+from nbpulse.tombstones import Marker
 
 STUDENT_SCOPES: Final = ("events:write", "inbox:read")
 COURSE_READ: Final = "course:read"
@@ -87,6 +90,8 @@ class Joined(msgspec.Struct, frozen=True):
     course_title: str
     resume_code: str | None
     collection: Notice
+    is_waiting: bool
+    """Staff have to let them in first: until then nothing of theirs is taken."""
 
 
 class CourseRole(msgspec.Struct, frozen=True):
@@ -120,9 +125,10 @@ FROM find_token($1) t LEFT JOIN LATERAL find_collection(t.user_id, t.course_id) 
 class People:
     """People, tokens and enrolments on PostgreSQL. Every method raises Unavailable (NB-2003) when it is away."""
 
-    def __init__(self, pool: asyncpg.Pool, seal: EncryptedField) -> None:
+    def __init__(self, pool: asyncpg.Pool, seal: EncryptedField, marker: Marker | None = None) -> None:
         self._pool = pool
         self.seal = self._seal = seal
+        self._marker = marker
 
     @asynccontextmanager
     async def connect(self, query_type: PostgresQuery, *, is_staff: bool = False) -> AsyncIterator[asyncpg.Connection]:
@@ -154,7 +160,7 @@ class People:
         """
         Whom `token` stands for; None where it is unknown, revoked, expired or no token at all.
 
-        Raises AccessDenied (NB-1340): its student has withdrawn.
+        Raises AccessDenied: its student has withdrawn (NB-1340), or was erased (NB-1345).
         """
         parsed = parse_token(token)
         if parsed is None:
@@ -166,10 +172,16 @@ class People:
                 withdrawn = await connection.fetchval("SELECT find_withdrawal($1)", token_id)
                 if withdrawn is not None and is_hash_of(withdrawn, secret):
                     raise AccessDenied("NB-1340")
+                await self.check_erased(connection, lambda marker: marker.mark_token(token_id, hash_secret(secret)))
                 return None
             if not is_hash_of(row["secret_hash"], secret):
                 return None
             return await _use_token(connection, row)
+
+    async def check_erased(self, connection: asyncpg.Connection, make_mark: Callable[[Marker], bytes]) -> None:
+        """Raises AccessDenied (NB-1345) where there is a tombstone with this mark."""
+        if self._marker is not None and await is_erased(connection, make_mark(self._marker)):
+            raise AccessDenied("NB-1345")
 
     async def find_person_by_id(self, token_id: UUID) -> Person | None:
         """Whom a token already proved stands for now; None once it is revoked or expired."""
@@ -256,31 +268,56 @@ class People:
         """
         Enrol a student by the class's code, or give a known one a token for another machine.
 
-        The resume code decides who it is. A student number that is taken, without the code, makes a new person whose
-        enrolment says whom they may be the same as; staff decide.
+        The resume code decides who it is; who had left waits to be let in again. Without it, a number that the roster
+        expects goes to who bears its name too; any other number that is taken makes a new person whose enrolment says
+        whom they may be the same as; staff decide.
 
         `notice_version` is the one the student was shown, None where the client showed none of ours.
 
-        Raises AccessDenied: no such class (NB-1105), a resume code that does not fit (NB-1106). InvalidInput (NB-1342):
-        no such version.
+        Raises AccessDenied: no such class (NB-1105), a resume code that does not fit (NB-1106), and for newcomers a
+        code that is closed (NB-1142) or too old (NB-1143). InvalidInput (NB-1342): no such version.
         """
         async with self.connect("join") as connection:
             course = await connection.fetchrow("SELECT * FROM open_course_by_code($1)", clean_code(join_code))
             if course is None:
                 raise AccessDenied("NB-1105")
-            holder = await connection.fetchval("SELECT find_number_holder($1, $2)", course["id"], student_number)
+            holder = await connection.fetchrow("SELECT * FROM find_number_holder($1, $2)", course["id"], student_number)
             if resume_code is not None:
-                user_id, username = await _resume(connection, course["id"], resume_code, holder)
-                await _become(connection, user_id)
+                user_id, username = await _resume(
+                    connection, course["id"], resume_code, holder["user_id"] if holder else None
+                )
+                await _come_in(connection, user_id, course["id"], "waiting")
                 new_code = None
+            elif course["is_closed"] or course["is_expired"]:
+                raise AccessDenied("NB-1142" if course["is_closed"] else "NB-1143")
             else:
-                user_id, username = await self._add_student(connection, course, display_name, student_number, holder)
+                if holder and self._is_expected(holder, display_name):
+                    user_id, username = holder["user_id"], holder["username"]
+                    await _come_in(connection, user_id, course["id"], _choose_role(course))
+                else:
+                    user_id, username = await self._add_student(
+                        connection, course, display_name, student_number, holder["user_id"] if holder else None
+                    )
                 new_code = make_code(12)
                 await add_secret(connection, "resume", user_id, course["id"], new_code)
             token = await add_token(connection, "student", user_id, course["id"], scopes=STUDENT_SCOPES)
             notice = await note_consent(connection, user_id, course["id"], notice_version)
+            role = await connection.fetchval(
+                "SELECT role FROM enrolments WHERE user_id = $1 AND course_id = $2", user_id, course["id"]
+            )
         shown = "-".join(new_code[start : start + 4] for start in (0, 4, 8)) if new_code else None
-        return Joined(token, user_id, course["id"], username, course["title"], shown, notice)
+        return Joined(token, user_id, course["id"], username, course["title"], shown, notice, role == "waiting")
+
+    def _is_expected(self, holder: asyncpg.Record, typed: str) -> bool:
+        """Whether the number is on the roster for somebody of that name who has not come yet."""
+        names = {column: holder[column] for column in ("roster_name", "roster_kana") if holder[column] is not None}
+        return holder["is_expected"] and is_same_name(
+            typed,
+            *(
+                self._seal.unseal(sealed, table="enrolments", column=column, user_id=holder["user_id"])
+                for column, sealed in names.items()
+            ),
+        )
 
     async def _add_student(
         self,
@@ -301,11 +338,8 @@ class People:
             await connection.execute(insert.partition(" ON CONFLICT")[0], user_id, username, sealed)
         await connection.execute(
             "INSERT INTO enrolments (user_id, course_id, role, student_number, maybe_same_as)"
-            " VALUES ($1, $2, 'student', $3, $4)",
-            user_id,
-            course["id"],
-            student_number,
-            holder,
+            " VALUES ($1, $2, $3, $4, $5)",
+            *(user_id, course["id"], _choose_role(course), student_number, holder),
         )
         await connection.execute(
             "INSERT INTO learner_states (user_id, shard, course_id) VALUES ($1, $2, $3)",
@@ -314,6 +348,15 @@ class People:
             course["id"],
         )
         return user_id, username
+
+
+def _choose_role(course: asyncpg.Record) -> str:
+    return "waiting" if course["needs_approval"] else "student"
+
+
+async def _come_in(connection: asyncpg.Connection, user_id: UUID, course_id: UUID, role: str) -> None:
+    await _become(connection, user_id)
+    await connection.execute("SELECT come_in($1, $2)", course_id, role)
 
 
 async def _resume(
