@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+from authorization import generate_authorization
 
 from nbpulse.errors import load_catalogue
 from nbpulse.events import describe_schema
@@ -49,6 +50,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "events.schema.json": generate_schema,
     "settings.md": generate_settings,
     "errors.md": generate_errors,
+    "authorization.md": lambda: generate_authorization(HOW),
 }
 
 

@@ -1,5 +1,7 @@
 """Fixtures for every test of the server."""
 
+from hypothesis import settings
+
 from servers import (  # noqa: F401
     chromium_path,
     data_dir,
@@ -9,3 +11,7 @@ from servers import (  # noqa: F401
     postgres_15,
     redis_7,
 )
+
+# A busy machine is no finding: how long an example takes is no promise of a test.
+settings.register_profile("nbpulse", deadline=None)
+settings.load_profile("nbpulse")

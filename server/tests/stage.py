@@ -17,10 +17,11 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import httpx2
-import uvicorn
 from websockets.asyncio.client import ClientConnection, connect
 
 from nbpulse.api.app import ApiOptions, create_app
+from nbpulse.api.serving import Server, configure
+from nbpulse.api.waiting import Waiting
 from nbpulse.cache import Cache
 from nbpulse.connections import open_pool, open_redis
 from nbpulse.crypto import EncryptedField, make_key
@@ -29,6 +30,7 @@ from nbpulse.hub import LiveHub
 from nbpulse.jupyterhub import JupyterHub, open_jupyterhub
 from nbpulse.live import LivePublisher
 from nbpulse.migrations.runner import with_login
+from nbpulse.passwords import Hasher
 from nbpulse.pipeline import process_events
 from nbpulse.records.courses import Course, Courses
 from nbpulse.records.ledger import PostgresLedger
@@ -56,6 +58,7 @@ class StageParts:
     classes: ClassReader
     hub: LiveHub
     series: TimeSeriesStore
+    hasher: Hasher
     promise: str = "power"
     jupyterhub: JupyterHub | None = None
 
@@ -175,7 +178,8 @@ async def open_parts(
         classes = ClassReader(pool, seal)
         hub = LiveHub(redis, classes, cache.read_presence, stream.measure_backlog)
         series = PostgresTimeSeries(pool)
-        parts = StageParts(stream, cache, People(pool, seal), classes, hub, series, jupyterhub=jupyterhub)
+        hasher = Hasher()
+        parts = StageParts(stream, cache, People(pool, seal), classes, hub, series, hasher, jupyterhub=jupyterhub)
         try:
             if influx_url is None:
                 yield parts
@@ -183,6 +187,7 @@ async def open_parts(
                 async with open_influx(influx_url) as influx:
                     yield replace(parts, series=influx)
         finally:
+            hasher.close()
             await stream.close()
 
 
@@ -193,6 +198,7 @@ async def serve_api(
     *,
     influx_url: str | None = None,
     hub_api_url: str | None = None,
+    waiting: Waiting | None = None,
     **options: Any,
 ) -> AsyncIterator[tuple[str, StageParts]]:
     """An API on a free port: its URL and its parts."""
@@ -204,19 +210,10 @@ async def serve_api(
             opened.append(parts)
             yield parts
 
-    config = uvicorn.Config(
-        create_app(open_noted, ApiOptions(**options)),
-        host="127.0.0.1",
-        port=0,
-        http="httptools",
-        ws="websockets-sansio",
-        ws_per_message_deflate=False,
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=1,
-    )
-    server = uvicorn.Server(config)
+    application = create_app(open_noted, ApiOptions(**options))
+    waiting = Waiting() if waiting is None else waiting
+    config = configure(application, waiting, host="127.0.0.1", port=0, timeout_graceful_shutdown=1)
+    server = Server(config, application, waiting)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     task = asyncio.create_task(server._serve())
     try:

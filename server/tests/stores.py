@@ -18,6 +18,11 @@ from nbpulse.settings import Settings
 
 WORKER_PASSWORD = "worker-of-the-tests"
 KEY = make_key().decode()
+AUDIT_TEXT = (
+    "jsonb_build_array(id, (extract(epoch FROM at) * 1000000)::bigint, actor_id, action, course_id, subject_id,"
+    " facts)::text"
+)
+"""What of a row of the audit log is hashed into its link."""
 _numbers = itertools.count()
 _originals: dict[str, str] = {}
 """By server: the database that others are copies of. Twelve migrations for every test took minutes."""

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from nbpulse.classroom import Action
 from nbpulse.errors import Unavailable
 
+ACCESS_CHANNEL: Final = "nbpulse:access"
 TICKET_LIFE_S: Final = 30
 PRESENCE_LIFE_S: Final = 60
 CONNECTIONS_KEY: Final = "websocket_connections"
@@ -99,6 +100,11 @@ class Cache:
         """Tell the boards that somebody joined or changed."""
         async with _deadline():
             await self._redis.publish(f"nbpulse:live:{course_id}", _encode({"t": "roster"}))
+
+    async def announce_access(self, user_id: UUID) -> None:
+        """Tell every API process that what this person may do has changed: a token, a role, a team."""
+        async with _deadline():
+            await self._redis.publish(ACCESS_CHANNEL, str(user_id))
 
     async def announce_actions(self, course_id: UUID, actions: Sequence[Action]) -> None:
         """Tell the boards, and those students' inboxes, what staff have just done."""

@@ -16,11 +16,12 @@ from typing import Annotated, Any
 
 import typer
 
-from nbpulse import collecting
+from nbpulse import accounts, auditing, collecting
 from nbpulse.errors import InvalidInput, NbpulseError, StartupError
 from nbpulse.hubconfig import print_hub_config
 from nbpulse.terminal import answer, describe_error, get_text, say
 from nbpulse.whereabouts import connect as _connect
+from nbpulse.whereabouts import find_address
 from nbpulse.whereabouts import find_data_dir as _find_data_dir
 from nbpulse.whereabouts import find_running as _find_running
 
@@ -224,8 +225,7 @@ def link(data: DataDir = None, as_json: Json = False) -> None:
     from nbpulse import administration
 
     code, course = asyncio.run(administration.create_link(_connect(data)))
-    base = os.environ.get("NBPULSE_PUBLIC_URL") or _find_running(data).get("url") or "http://127.0.0.1:8642"
-    url = f"{base}/#code={code}"
+    url = f"{find_address(data)}/#code={code}"
     answer(json.dumps({"teacher_link": url, **course}) if as_json else url)
     if not as_json:
         say(get_text("link_once"))
@@ -358,6 +358,8 @@ def drop_letters(letter_id: Annotated[str, typer.Argument(metavar="ID|all")], da
 
 
 collecting.add_command(app, _connect)
+accounts.add_commands(app, _connect)
+auditing.add_commands(app, _connect)
 
 
 def main() -> None:

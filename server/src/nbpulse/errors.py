@@ -7,6 +7,7 @@
     ├── NotFound                 no such thing, or not yours to know of                          NB-12xx
     ├── TooMuch                  too large or too fast                                           NB-13xx
     ├── Conflict                 another was quicker, or it is too late for it                   NB-133x
+    ├── NotYet                   somebody else has to do something first (retryable)             NB-1140
     ├── Unavailable              not now; the same again later succeeds (retryable)              NB-20xx
     ├── StartupError             a part cannot start; says the exact fix                         NB-30xx
     └── PoisonEvent              a stored entry the worker can never process                     NB-40xx
@@ -103,7 +104,19 @@ class NotFound(NbpulseError):
 
 
 class TooMuch(NbpulseError):
-    """Larger or faster than the stated limit."""
+    """
+    More than a stated limit. `policy`: the limit's name; `limit`: what it lets pass in `window_s`; `retry_after_s`:
+    when what was asked would pass.
+    """
+
+    def __init__(
+        self, code: str, *, policy: str, limit: int, retry_after_s: float, window_s: int = 60, **facts: object
+    ) -> None:
+        super().__init__(code, limit=limit, **facts)
+        self.policy = policy
+        self.limit = limit
+        self.window_s = window_s
+        self.retry_after_s = retry_after_s
 
 
 class Conflict(NbpulseError):
@@ -112,6 +125,12 @@ class Conflict(NbpulseError):
     def __init__(self, code: str, *, claim: object = None, **facts: object) -> None:
         super().__init__(code, **facts)
         self.members = {"claim": claim} if claim is not None else {}
+
+
+class NotYet(NbpulseError):
+    """Somebody else has to do something first; nothing was accepted, and the same request later succeeds."""
+
+    retryable = True
 
 
 class Unavailable(NbpulseError):

@@ -54,12 +54,29 @@ PostgresQuery = Literal[
     "revoke_token",
     "list_tokens",
     "describe_person",
+    "find_password",
+    "set_password",
+    "open_session",
+    "close_sessions",
+    "enter_as_identity",
+    "describe_account",
+    "add_account",
+    "close_account",
+    "list_accounts",
     "join",
+    "list_people",
+    "change_member",
+    "change_entry",
+    "import_roster",
+    "invite",
+    "accept_invitation",
     "find_notice",
     "show_collection",
     "change_collection",
     "show_consent",
     "note_consent",
+    "note_audit",
+    "list_own_audit",
     "ensure_course",
     "ensure_teacher",
     "register_original",
@@ -125,6 +142,16 @@ RedisQuery = Literal[
     "publish",
     "set",
     "other",
+]
+CloseReason = Literal["full", "crowded", "late", "head"]
+Limit = Literal[
+    "student_events",
+    "course_events",
+    "token_requests",
+    "address_requests",
+    "address_refusals",
+    "unproved_sockets",
+    "person_boards",
 ]
 
 database_query_duration = Histogram(
@@ -228,6 +255,10 @@ ingest_events = Counter(
 ingest_stripped_fields = Counter(
     "nbpulse_ingest_stripped_fields_total", "Fields that were sent though the course does not collect them", ["field"]
 )
+limited_requests = Counter("nbpulse_limited_requests_total", "Requests refused because a limit was met", ["limit"])
+closed_connections = Counter(
+    "nbpulse_closed_connections_total", "Connections closed because they kept us waiting, or were too many", ["reason"]
+)
 ingest_ack_duration = Histogram(
     "nbpulse_ingest_ack_seconds",
     "From a delivery's headers to its answer, of deliveries that were taken",
@@ -276,6 +307,10 @@ series_rejected_points = Counter(
 # A label's value that never came yet is 0, not nothing: else an alert would miss the first one.
 for _outcome in ("stored", "duplicate", "dead_letter"):
     worker_events.labels(_outcome)
+for _why in get_args(CloseReason):
+    closed_connections.labels(_why)
+for _limit in get_args(Limit):
+    limited_requests.labels(_limit)
 for _reason in ("refused", "series_limit"):
     series_rejected_points.labels(_reason)
 # What only the API, or only a worker, looks up is unknown in every other process, not 0.

@@ -72,7 +72,8 @@ def serve_api(settings: Settings) -> None:
     from nbpulse.api.serving import serve
 
     application = create_app(
-        lambda: open_patiently(settings, "nbpulse_api", API_POOL_SIZE), ApiOptions(public_url=settings.public_url)
+        lambda: open_patiently(settings, "nbpulse_api", API_POOL_SIZE),
+        ApiOptions(public_url=settings.public_url, limits=settings.read_limits()),
     )
     serve(
         application,
@@ -80,6 +81,8 @@ def serve_api(settings: Settings) -> None:
         port=settings.port,
         tls_cert=settings.tls_cert,
         tls_key=settings.tls_key,
+        trusted_proxies=settings.trusted_proxies,
+        connections_max=settings.connections_max,
     )
 
 

@@ -19,6 +19,7 @@ from nbpulse.crypto import EncryptedField
 from nbpulse.errors import StartupError, Unavailable
 from nbpulse.hub import LiveHub
 from nbpulse.live import LivePublisher
+from nbpulse.passwords import Hasher
 from nbpulse.records.ledger import PostgresLedger
 from nbpulse.records.notebooks import NotebookDirectory
 from nbpulse.records.people import People
@@ -48,6 +49,7 @@ class Resources:
     publisher: LivePublisher
     hub: LiveHub
     people: People
+    hasher: Hasher
     classes: ClassReader
     series: TimeSeriesStore
     ledger: PostgresLedger
@@ -87,7 +89,8 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
         await _check_keys(pool, seal)
         stream = EventStream(client, consumer=settings.worker_name, backlog_limit=settings.backlog_limit_events)
         stack.push_async_callback(stream.close)
-        cache, classes = Cache(client), ClassReader(pool, seal)
+        cache, classes, hasher = Cache(client), ClassReader(pool, seal), Hasher()
+        stack.callback(hasher.close)
         yield Resources(
             pool=pool,
             redis=client,
@@ -97,6 +100,7 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
             publisher=LivePublisher(client),
             hub=LiveHub(client, classes, cache.read_presence, stream.measure_backlog),
             people=People(pool, seal),
+            hasher=hasher,
             classes=classes,
             series=await stack.enter_async_context(_open_series(settings, pool)),
             ledger=PostgresLedger(pool, seal, NotebookDirectory(), full_texts=settings.has_full_texts),

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from nbpulse.allowances import DEFAULT, Limits
 from nbpulse.errors import StartupError
 
 _PREFIX = "NBPULSE_"
@@ -91,6 +92,30 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         "worker-1"
     )
     metrics_port: Annotated[_Port, Meta(description="Loopback port of the worker's /metrics; 0 = any")] = 0
+    trusted_proxies: Annotated[
+        str, Meta(description="Reverse proxies whose X-Forwarded-For and -Proto are believed: addresses, comma between")
+    ] = "127.0.0.1,::1"
+    connections_max: Annotated[
+        int, Meta(ge=100, description="Connections one API process keeps open; at most 3/4 of what the system lets it")
+    ] = 8_000
+    limit_student_events: Annotated[int, Meta(ge=60, description="Events one student may deliver a minute")] = (
+        DEFAULT.student_events
+    )
+    limit_course_events: Annotated[int, Meta(ge=60, description="Events a course's students may deliver a minute")] = (
+        DEFAULT.course_events
+    )
+    limit_token_requests: Annotated[
+        int, Meta(ge=60, description="Requests one token may make a minute, deliveries of events aside")
+    ] = DEFAULT.token_requests
+    limit_address_requests: Annotated[
+        int, Meta(ge=60, description="Requests one address (a school behind one router) may make a minute")
+    ] = DEFAULT.address_requests
+    limit_address_refusals: Annotated[
+        int, Meta(ge=10, description="Tokens that do not work that one address may try a minute")
+    ] = DEFAULT.address_refusals
+    limit_person_boards: Annotated[int, Meta(ge=1, description="Boards one person may have open at once")] = (
+        DEFAULT.person_boards
+    )
     language: Annotated[Literal["ja", "en"] | None, Meta(description="Language of terminal texts; unset = LANG")] = None
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="What is logged")] = "info"
     api_count: Annotated[int, Meta(ge=1, le=16, description="API processes that `up` starts")] = 1
@@ -98,6 +123,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     deaths_per_minute: Annotated[
         int, Meta(ge=1, description="`up` gives up when a part fails this often within a minute; raise it to torture")
     ] = 5
+
+    def read_limits(self) -> Limits:
+        """The settings limit_*, each for one API process."""
+        return Limits(**{name: getattr(self, f"limit_{name}") for name in Limits.__struct_fields__})
 
     def read_encryption_keys(self) -> list[bytes]:
         """

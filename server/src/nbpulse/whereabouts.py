@@ -28,6 +28,11 @@ def find_running(data: Path | None) -> dict[str, Any]:
     return read_running(find_data_dir(data)) or {}
 
 
+def find_address(data: Path | None) -> str:
+    """The address that people use: as set, else that of the nbpulse that runs on the data directory."""
+    return os.environ.get("NBPULSE_PUBLIC_URL") or find_running(data).get("url") or "http://127.0.0.1:8642"
+
+
 def connect(data: Path | None, *, is_needed: bool = True) -> Settings:
     """
     Settings of NBPULSE_*; what is unset there comes from the nbpulse that runs on the data directory.

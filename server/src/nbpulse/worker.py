@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ from nbpulse.patience import Backoff, Breaker, sleep_until
 from nbpulse.pipeline import Recorded, measure, process_events
 from nbpulse.records import derived, interventions, meetings, upkeep
 from nbpulse.records.accounting import Accounts
+from nbpulse.records.audit import find_anchor
 from nbpulse.records.dead_letters import DeadLetters
 from nbpulse.resources import Resources
 from nbpulse.stream import LANES, Delivery, EventStream, Lane
@@ -62,6 +64,7 @@ class Worker:
         self.auditor = Auditor(resources.stream, self._accounts)
         self.breaker = Breaker()
         self.lag_ms = 0
+        self._anchor_due_at = 0.0
 
     async def run(self) -> None:
         """Work until `stop`; then finish the batches in hand, within 10 s, and measure what is stored."""
@@ -75,6 +78,7 @@ class Worker:
             asyncio.create_task(self._repeat("connections", SWEEP_S, self._resources.cache.sweep_connections)),
             asyncio.create_task(self._repeat("rollups", 5.0, self._resources.series.refresh_rollups)),
             asyncio.create_task(self._repeat("marks", MARKS_S, self._pay_marks)),
+            asyncio.create_task(self._repeat("audit_anchor", 30.0, self._tell_anchor)),
             asyncio.create_task(
                 self._repeat("partitions", 3600.0, lambda: upkeep.keep_partitions(self._resources.pool))
             ),
@@ -130,6 +134,14 @@ class Worker:
 
     async def _pay_marks(self) -> None:
         await derived.pay_marks(self._resources.pool, self._resources.series)
+
+    async def _tell_anchor(self) -> None:
+        """Once a day the audit log's end, into a log that is kept elsewhere than the database."""
+        if time.monotonic() < self._anchor_due_at:
+            return
+        if anchor := await find_anchor(self._resources.pool):
+            _log.info("worker.audit_anchor", anchor=str(anchor))
+            self._anchor_due_at = time.monotonic() + 86_400
 
     async def _keep_meetings(self) -> None:
         changed = await meetings.keep_meetings(self._resources.pool)

@@ -11,12 +11,7 @@ import pytest
 
 from nbpulse.migrations.runner import with_login
 from nbpulse.records.audit import note_audit
-from stores import WORKER_PASSWORD, connect, create_database
-
-TEXT = (
-    "jsonb_build_array(id, (extract(epoch FROM at) * 1000000)::bigint, actor_id, action, course_id, subject_id,"
-    " facts)::text"
-)
+from stores import AUDIT_TEXT, WORKER_PASSWORD, connect, create_database
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +26,7 @@ def api_url(database_url: str) -> str:
 
 async def read_chain(database_url: str) -> list[tuple[int, str, bytes]]:
     async with connect(database_url) as owner:
-        rows = await owner.fetch(f"SELECT id, {TEXT} AS text, link FROM audit_log ORDER BY id")
+        rows = await owner.fetch(f"SELECT id, {AUDIT_TEXT} AS text, link FROM audit_log ORDER BY id")
     return [tuple(row) for row in rows]
 
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 from urllib.parse import quote
 from uuid import UUID, uuid4
 
@@ -18,61 +14,12 @@ import pytest
 from nbpulse.api import access, hub_access
 from nbpulse.errors import StartupError
 from nbpulse.jupyterhub import open_jupyterhub
+from nbpulse.passwords import Hasher
+from nbpulse.records.accounts import Accounts
 from nbpulse.records.merging import merge_users
+from played_hub import FULL, PlayedHub
 from stage import Stage, make_run, open_stage
 from stores import connect
-
-FULL = ("access:services!service=nbpulse", "custom:nbpulse:write")
-
-
-class PlayedHub:
-    """Answers `GET /hub/api/user` as JupyterHub 6.1 does; the real one is in journey/test_jupyterhub.py."""
-
-    def __init__(self) -> None:
-        self.users: dict[str, dict[str, Any]] = {}
-        self.asked: list[str] = []
-        self.wait_s = 0.0
-        self.says: tuple[int, bytes] | None = None
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                token = self.headers.get("Authorization", "").removeprefix("token ")
-                hub.asked.append(token)
-                time.sleep(hub.wait_s)
-                user = hub.users.get(token)
-                forbidden = (403, b'{"status": 403, "message": "Forbidden"}')
-                found = (200, json.dumps(user).encode()) if user else forbidden
-                status, body = hub.says or found
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-                pass
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, request: Any, client_address: Any) -> None:
-                pass  # a question that was given up
-
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self.api_url = f"http://127.0.0.1:{self._server.server_address[1]}/hub/api"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(5)
-
-    def give(self, name: str, *groups: str, scopes: tuple[str, ...] = FULL, **more: Any) -> str:
-        """A new token of the user."""
-        token = uuid4().hex
-        self.users[token] = {"kind": "user", "name": name, "groups": list(groups), "scopes": list(scopes)} | more
-        return token
 
 
 @pytest.fixture
@@ -133,6 +80,23 @@ async def test_a_user_of_the_hub_is_a_student_without_a_step_and_stays_the_same_
     board = await stage.snapshot()
     assert [student["num"] for student in board["students"]] == [name]
     assert len((await stage.http.get("/api/v1/me", headers={"Authorization": f"token {first}"})).json()["courses"]) == 1
+
+
+async def test_a_closed_account_is_refused_whatever_the_hub_says(
+    hub_stage: Stage, hub: PlayedHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, name = hub_stage, draw_name()
+    token = hub.give(name, f"course-{stage.course.short_name}")
+    assert (await stage.post(token, make_run())).status_code == 202
+    accounts = Accounts(stage.people, Hasher())
+    async with connect(stage.database_url) as owner:
+        user_id = await owner.fetchval("SELECT user_id FROM external_identities WHERE subject = $1", name)
+    async with no_cache(monkeypatch):
+        await accounts.close(user_id)
+        refused = await stage.post(token, make_run())
+        assert (refused.status_code, refused.json()["code"]) == (403, "NB-1125")
+        await accounts.reopen(user_id)
+        assert (await stage.post(token, make_run())).status_code == 202
 
 
 async def test_what_a_course_collects_and_who_has_withdrawn_hold_for_the_hub_s_students_too(

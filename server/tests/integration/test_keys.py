@@ -23,8 +23,10 @@ from nbpulse.records.dead_letters import DeadLetters
 from nbpulse.records.interventions import Interventions, Wanted
 from nbpulse.records.messages import Dispatch, Messages, Offer
 from nbpulse.records.people import People, open_name
+from nbpulse.records.rosters import import_roster
 from nbpulse.records.sealing import SEALED_COLUMNS
 from nbpulse.resources import Resources, open_resources
+from nbpulse.roster import RosterRow
 from nbpulse.settings import Settings
 from nbpulse.shards import get_shard_number
 from stores import WORKER_PASSWORD, connect, create_database, make_class, make_error, make_event
@@ -95,6 +97,8 @@ async def fill(place: Place, worker: Resources) -> UUID:
     async with asyncpg.create_pool(place.database_url, min_size=1, max_size=1) as owner:
         teacher_id = await Courses(owner, worker.seal).ensure_teacher(course_id, display_name="佐藤 樹")
         people = People(owner, worker.seal)
+        await owner.execute("UPDATE enrolments SET student_number = '1' WHERE user_id = $1", user_id)
+        await import_roster(people, course_id, [RosterRow(2, "1", "鈴木 大翔", "スズキ ハルト")])
         notebook_id = await owner.fetchval("SELECT id FROM notebooks WHERE course_id = $1", course_id)
         offer = Offer(notebook_id, "cell-0", "x = 1")
         dispatch = Dispatch(uuid4(), "どうぞ", user_ids=[user_id], offer=offer)

@@ -24,7 +24,7 @@ ROLES = ("app_writer", "app_reader", "nbpulse_operator", "app_maintenance")
 COMMANDS = {"S": "SELECT", "I": "INSERT", "U": "UPDATE", "D": "DELETE"}
 # A column every reader of the table may read and, where anybody may change something, change.
 COLUMNS = {"tokens": "last_used_at", "users": "username", "courses": "title", "sealing_keys": "canary"}
-COLUMNS |= {"learner_states": "inbox_revision", "messages": "state"}
+COLUMNS |= {"learner_states": "inbox_revision", "messages": "state", "passwords": "changed_at"}
 # Who adds a row, and whose.
 ADDED = (
     ("fresh", "fresh"),
@@ -86,9 +86,12 @@ class School:
             "courses": {"id": uuid4(), "title": "x", "short_name": f"c{number}"},
             "enrolments": {"user_id": user_id, "course_id": course_id, "role": "student"},
             "tokens": {"user_id": user_id, "kind": "student", "secret_hash": b"x"},
+            "passwords": {"user_id": user_id, "hash": "x"},
             "external_identities": {"provider": "jupyterhub", "subject": str(number), "user_id": user_id},
             "collection_versions": {"course_id": course_id, "version": number, "level": "metadata"},
             "consents": mine | {"id": uuid4(), "course_id": course_id, "action": "accept"},
+            "invitations": {"id": uuid4(), "course_id": course_id, "role": "assistant", "secret_hash": b"x"}
+            | {"created_by": user_id, "expires_at": when, "revoked_at": None},
             "notebooks": {"course_id": course_id, "path": f"{number}.ipynb"},
             "notebook_cells": {"notebook_id": notebook_id, "cell_id": str(number)},
             "class_meetings": {"course_id": course_id, "ended_at": when},
@@ -151,6 +154,7 @@ class School:
             {
                 "own": asker == person,
                 "staff": teaches and same_course,
+                "led": teaches and same_course,
                 "member": same_course,
                 "people": teaches and same_course,
                 "-": False,

@@ -13,7 +13,8 @@ from nbpulse.api.access import check_staff
 from nbpulse.api.bodies import decode_body, read_body
 from nbpulse.api.problems import choose_language, find_status, make_problem
 from nbpulse.errors import AccessDenied, InvalidInput, NotFound, Unavailable
-from nbpulse.records.people import Person, clean_code, make_code
+from nbpulse.records.people import Person
+from nbpulse.records.tokens import clean_code, make_code
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,12 @@ COMMANDS = [
     "restore",
     "hub-config",
     "collection",
+    "user",
+    "audit",
 ]
 SUBCOMMANDS = ["token list", "token revoke", "dead-letters list", "dead-letters show", "dead-letters replay"]
+SUBCOMMANDS += [f"user {name}" for name in ("add", "link", "list", "disable", "enable")]
+SUBCOMMANDS += ["audit list", "audit verify", "audit anchor"]
 
 
 def run_main(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:

@@ -17,11 +17,12 @@ from uuid import UUID
 
 from starlette.requests import HTTPConnection, Request
 
+from nbpulse.api.cookies import SESSION, Cookies
 from nbpulse.api.hub_access import COURSE_HEADER, KIND, HubGate, choose_course
-from nbpulse.errors import AccessDenied, NotFound, Unavailable
+from nbpulse.api.limits import RequestLimits, find_address
+from nbpulse.errors import AccessDenied, NotFound, NotYet, Unavailable
 from nbpulse.records.people import People, Person
 
-COOKIE: Final = "nbpulse_session"
 YES_LIFE_S: Final = 30.0
 _REFRESH_AFTER_S: Final = 20.0
 _LOOKUP_LIMIT_S: Final = 2.0
@@ -44,6 +45,8 @@ class Rule(Enum):
     """A token with the scope inbox:read."""
     STAFF = auto()
     """An instructor or assistant of the course in the path."""
+    INSTRUCTOR = auto()
+    """An instructor of the course in the path."""
     FIRST_MESSAGE = auto()
     """Staff of the course, proved by the WebSocket's first message (sockets.py)."""
 
@@ -61,9 +64,14 @@ RULES: Final[dict[str, Rule]] = {
     "POST /api/v1/join": Rule.ANYONE,
     "GET /api/v1/join/notice": Rule.ANYONE,
     "POST /api/v1/sign-in": Rule.ANYONE,
+    "POST /api/v1/sign-in/password": Rule.ANYONE,
     "POST /api/v1/sign-out": Rule.SIGNED_IN,
+    "POST /api/v1/sign-out/everywhere": Rule.SIGNED_IN,
     "POST /api/v1/events": Rule.DELIVERER,
     "GET /api/v1/me": Rule.SIGNED_IN,
+    "GET /api/v1/me/account": Rule.SIGNED_IN,
+    "PUT /api/v1/me/password": Rule.SIGNED_IN,
+    "GET /api/v1/me/audit": Rule.SIGNED_IN,
     "GET /api/v1/me/inbox": Rule.STUDENT,
     "POST /api/v1/me/messages": Rule.DELIVERER,
     "PUT /api/v1/me/messages/{message_id}/state": Rule.DELIVERER,
@@ -94,6 +102,12 @@ RULES: Final[dict[str, Rule]] = {
     "POST /api/v1/courses/{course_id}/rehearsals": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/collection": Rule.STAFF,
     "PUT /api/v1/courses/{course_id}/collection": Rule.STAFF,
+    "GET /api/v1/courses/{course_id}/people": Rule.STAFF,
+    "PATCH /api/v1/courses/{course_id}/people/{user_id}": Rule.INSTRUCTOR,
+    "POST /api/v1/courses/{course_id}/people/approvals": Rule.INSTRUCTOR,
+    "PATCH /api/v1/courses/{course_id}/entry": Rule.INSTRUCTOR,
+    "POST /api/v1/courses/{course_id}/join-code": Rule.INSTRUCTOR,
+    "POST /api/v1/courses/{course_id}/roster": Rule.INSTRUCTOR,
     "DELETE /api/v1/courses/{course_id}": Rule.STAFF,
     "WS /api/v1/courses/{course_id}/ws": Rule.FIRST_MESSAGE,
 }
@@ -109,8 +123,12 @@ def check_rules(routes: Iterable[str]) -> None:
 class Gate:
     """Knows who is asking, and lets them in by the route's rule."""
 
-    def __init__(self, people: People, public_url: str | None, hub: HubGate | None = None) -> None:
+    def __init__(
+        self, people: People, limits: RequestLimits, public_url: str | None, hub: HubGate | None = None
+    ) -> None:
         self._people = people
+        self._cookies = Cookies(public_url)
+        self._limits = limits
         self._hub = hub
         self._public_origin = _find_origin(public_url) if public_url else None
         self._known: OrderedDict[str, tuple[Person, float]] = OrderedDict()
@@ -121,7 +139,7 @@ class Gate:
         Let the request through by `rule`, as whom (None: nobody in particular).
 
         Raises AccessDenied (NB-1101 nobody, NB-1103 not you, NB-1107 from another site, NB-111x by a JupyterHub's
-        word), NotFound (NB-1202: a course that is none of theirs), Unavailable.
+        word), NotFound (NB-1202: a course that is none of theirs), TooMuch (NB-1172, NB-1174), Unavailable.
         """
         if rule is Rule.ANYONE:
             self._check_origin(request, is_required=False)
@@ -129,35 +147,46 @@ class Gate:
         if rule is Rule.LOCAL:
             _check_local(request)
             return None
-        token, is_cookie = _read_token(request)
+        token, is_cookie = self._read_token(request)
         if token and is_cookie:
             self._check_origin(request, is_required=True)
-        person = await self.find_person(token)
+        request.state.person = person = await self.find_person(token, find_address(request.scope))
+        self._limits.meet_token(person.token_id)
         if rule is Rule.DELIVERER or rule is Rule.STUDENT:
             scope = "events:write" if rule is Rule.DELIVERER else "inbox:read"
             person = _as_student(person, scope, request.headers.get(COURSE_HEADER))
         elif rule is Rule.STAFF:
             check_staff(person, request.path_params.get("course_id"))
+        elif rule is Rule.INSTRUCTOR:
+            course = check_staff(person, request.path_params.get("course_id"))
+            if person.roles[course] != "instructor":
+                raise AccessDenied("NB-1103")
         return person
 
-    async def find_learner(self, authorization: str | None, course: str | None = None) -> Person:
+    async def find_learner(self, authorization: str | None, address: str, course: str | None = None) -> Person:
         """
         Who delivers events, from the Authorization header's value, and to which course, where it is named.
 
         While the database (or the hub) is away a yes of the last 15 min stands: accepted events must not wait for it.
         Raises as `admit`.
         """
-        person = await self.find_person(_read_bearer(authorization), grace_s=_GRACE_S)
+        person = await self.find_person(_read_bearer(authorization), address, grace_s=_GRACE_S)
         return _as_student(person, "events:write", course)
 
-    async def find_person(self, token: str | None, *, grace_s: float = 0.0) -> Person:
-        """Whom the token stands for. Raises AccessDenied (NB-1101, NB-111x, NB-1340), Unavailable."""
+    async def find_person(self, token: str | None, address: str, *, grace_s: float = 0.0) -> Person:
+        """
+        Whom the token stands for that came from `address`.
+
+        Raises AccessDenied (NB-1101, NB-111x, NB-1340), TooMuch (NB-1174), Unavailable.
+        """
         if not token:
             raise AccessDenied("NB-1101")
         person, found_at = self._known.get(token, (None, 0.0))
         age_s = time.monotonic() - found_at
         if person is not None and age_s < _REFRESH_AFTER_S:
             return person
+        if person is None:  # looking up costs the database something, and whoever guesses asks for it
+            self._limits.check_refusals(address)
         lookup = self._lookups.get(token)
         if lookup is None:
             lookup = self._lookups[token] = asyncio.create_task(self._look_up(token))
@@ -167,24 +196,28 @@ class Gate:
         try:
             async with asyncio.timeout(_LOOKUP_LIMIT_S):
                 fresh = await asyncio.shield(lookup)
+        except AccessDenied:
+            self._limits.note_refusal(address)
+            raise
         except (Unavailable, TimeoutError) as error:
             if person is not None and age_s < YES_LIFE_S + grace_s:
                 return person
             who_is_away = "NB-2010" if self._is_hubs(token) else "NB-2003"
             raise Unavailable(error.code if isinstance(error, Unavailable) else who_is_away) from error
         if fresh is None:
+            self._limits.note_refusal(address)
             raise AccessDenied("NB-1101")
         return fresh
 
-    def forget(self, person: Person) -> None:
-        """Somebody signed out: no cached yes of theirs is left in this process."""
-        for token in [token for token, (known, _) in self._known.items() if known.token_id == person.token_id]:
+    def forget_person(self, user_id: UUID) -> None:
+        """What they may do is another now: look all their tokens up anew."""
+        for token in [token for token, (known, _) in self._known.items() if known.user_id == user_id]:
             del self._known[token]
 
     def forget_students(self, course_id: UUID, user_id: UUID | None = None) -> None:
-        """What may be collected of the course's students (or of this one) is another now: look them up anew."""
+        """What holds of the course's people (or of this one) is another now: look them up anew."""
         for token, (known, _) in list(self._known.items()):
-            is_meant = known.course_id == course_id or course_id in known.policies
+            is_meant = known.course_id == course_id or course_id in known.roles
             if is_meant and user_id in (None, known.user_id):
                 del self._known[token]
 
@@ -203,11 +236,18 @@ class Gate:
         own = _find_origin(f"{scheme}://{connection.headers.get('host', '')}")
         return _find_origin(origin) in {own, self._public_origin} - {None}
 
+    def _read_token(self, request: Request) -> tuple[str | None, bool]:
+        """The token and whether it came as a cookie; a header given on purpose goes first."""
+        if (authorization := request.headers.get("authorization")) is not None:
+            return _read_bearer(authorization), False
+        return self._cookies.read(request, SESSION), True
+
     def _check_origin(self, request: Request, *, is_required: bool) -> None:
-        """What a browser does by itself with our cookie, or to plant one, must come from our own pages."""
+        """What a browser does by itself with our cookie, or to plant one, must come from our pages (decision 0017)."""
         if request.method in _SAFE_METHODS:
             return
-        if (is_required or "origin" in request.headers) and not self.is_own_origin(request):
+        is_foreign = (is_required or "origin" in request.headers) and not self.is_own_origin(request)
+        if is_foreign or request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
             raise AccessDenied("NB-1107")
 
     def _is_hubs(self, token: str) -> bool:
@@ -235,14 +275,14 @@ class Gate:
             done.exception()  # whoever waits has it; a refresh in the background simply comes again
 
 
-def check_staff(person: Person, course_id: object) -> None:
-    """Raises AccessDenied (NB-1103) for the course's students, NotFound (NB-1202) for strangers."""
+def check_staff(person: Person, course_id: object) -> UUID:
+    """The course. Raises AccessDenied (NB-1103) for the course's students, NotFound (NB-1202) for strangers."""
     try:
         course = course_id if isinstance(course_id, UUID) else UUID(str(course_id))
     except ValueError as error:
         raise NotFound("NB-1202") from error
     if person.is_staff(course):
-        return
+        return course
     if course in person.roles:
         raise AccessDenied("NB-1103")
     raise NotFound("NB-1202")
@@ -256,6 +296,12 @@ def _as_student(person: Person, scope: str, course: str | None) -> Person:
         return choose_course(person, course, delivers=scope == "events:write")
     if person.course_id is None:  # there is nowhere to put an event
         raise AccessDenied("NB-1103")
+    if scope == "events:write":
+        role = person.roles.get(person.course_id)
+        if role == "waiting":
+            raise NotYet("NB-1140")
+        if role == "former":
+            raise AccessDenied("NB-1141")
     return person
 
 
@@ -264,13 +310,6 @@ def _check_local(request: Request) -> None:
     host = request.client.host if request.client else ""
     if is_forwarded or not (host.startswith("127.") or host in ("::1", "::ffff:127.0.0.1")):
         raise AccessDenied("NB-1103")
-
-
-def _read_token(request: Request) -> tuple[str | None, bool]:
-    """The token and whether it came as a cookie; a header given on purpose goes first."""
-    if (authorization := request.headers.get("authorization")) is not None:
-        return _read_bearer(authorization), False
-    return request.cookies.get(COOKIE), True
 
 
 def _read_bearer(authorization: str | None) -> str | None:

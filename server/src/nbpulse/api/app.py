@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 import structlog
@@ -29,17 +29,21 @@ from nbpulse.api import (
     ingest,
     joining,
     meetings,
+    members,
+    own_audit,
     pages,
     queries,
     rehearsals,
+    signing_in,
     sockets,
 )
 from nbpulse.api.access import check_rules
 from nbpulse.api.catalogue import describe_problems, show_errors
 from nbpulse.api.context import ApiOptions, Context, Parts, admit, make_context
 from nbpulse.api.headers import Headers
-from nbpulse.api.problems import find_framework_error, make_problem
-from nbpulse.errors import InvalidInput, NbpulseError
+from nbpulse.api.limits import find_address
+from nbpulse.api.problems import find_framework_error, make_problem, read_language
+from nbpulse.errors import InvalidInput, NbpulseError, TooMuch
 
 __all__ = ["ApiOptions", "Application", "create_app"]
 
@@ -67,6 +71,15 @@ class Application:
         if scope["type"] == "http" and scope["path"] == ingest.PATH:
             await self.context.ingest(scope, receive, send)
         else:
+            await self._ask_web(scope, receive, send)
+
+    async def _ask_web(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if scope["type"] == "http":
+                self.context.limits.meet_address(find_address(scope))
+        except TooMuch as error:
+            await make_problem(error, read_language(scope))(scope, receive, send)
+        else:
             await self.web(scope, receive, send)
 
 
@@ -82,8 +95,9 @@ def create_app(
     @asynccontextmanager
     async def live(app: FastAPI) -> AsyncIterator[None]:
         try:
-            async with open_resources() as parts, parts.hub.running():
+            async with open_resources() as parts, parts.hub.running(), AsyncExitStack() as stack:
                 application.context = app.state.context = make_context(parts, options or ApiOptions())
+                await stack.enter_async_context(application.context.trail.running())
                 # What is alive now stays: leave it out of collection, and collect the rest in larger steps.
                 gc.collect()
                 gc.freeze()
@@ -106,6 +120,7 @@ def create_app(
     )
     for router in (
         joining.router,
+        signing_in.router,
         classrooms.router,
         actions.router,
         inbox.router,
@@ -113,6 +128,8 @@ def create_app(
         queries.router,
         meetings.router,
         collections.router,
+        members.router,
+        own_audit.router,
         rehearsals.router,
         health.router,
         pages.router,
@@ -157,6 +174,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
         place = ".".join(str(part) for part in first["loc"])
         error = InvalidInput("NB-1007", detail=f"{place}: {first['msg']}"[:300])
     assert isinstance(error, NbpulseError)  # noqa: S101 - these are all that is registered
+    request.app.state.context.trail.note_refusal(error, request)
     return make_problem(error, request.headers.get("accept-language"))
 
 

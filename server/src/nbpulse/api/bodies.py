@@ -21,7 +21,12 @@ T = TypeVar("T")
 
 
 async def read_body(
-    receive: Receive, *, content_type: str, content_encoding: str, limit: int = BODY_BYTES_MAX
+    receive: Receive,
+    *,
+    content_type: str,
+    content_encoding: str,
+    limit: int = BODY_BYTES_MAX,
+    expected_type: str = "application/json",
 ) -> bytes:
     """
     The body as sent, inflated where it is gzip, at most `limit` bytes either way.
@@ -29,8 +34,8 @@ async def read_body(
     Raises InvalidInput: another content type (NB-1005), too large (NB-1004), not readable as gzip (NB-1006).
     Raises ClientDisconnect when the client is gone.
     """
-    if content_type.partition(";")[0].strip().lower() != "application/json":
-        raise InvalidInput("NB-1005")
+    if content_type.partition(";")[0].strip().lower() != expected_type:
+        raise InvalidInput("NB-1005", expected=expected_type)
     message = await receive()
     if message["type"] == "http.disconnect":
         raise ClientDisconnect

@@ -22,6 +22,8 @@ _PROBLEM: Final = {
         "todo": {"type": "string"},
         "hint": {"type": "string"},
         "retry_after_s": {"type": "integer"},
+        "policy": {"type": "string"},
+        "limit": {"type": "integer"},
     },
 }
 _MEANINGS: Final = {
@@ -32,7 +34,7 @@ _MEANINGS: Final = {
     413: "Too large",
     415: "Another content type",
     422: "Not valid",
-    429: "Too fast",
+    429: "Too much; Retry-After says when",
     503: "Not now; Retry-After says when",
 }
 

@@ -65,8 +65,9 @@ async def show_session(request: Request) -> Response:
 @router.post("/courses/{course_id}/tickets", status_code=201)
 async def create_ticket(request: Request, course_id: str) -> Response:
     """A one-use ticket for the course's WebSocket."""
-    ticket = Ticket(get_person(request).token_id, parse_id(course_id))
-    secret = await get_context(request).cache.create_ticket(ticket)
+    context, person = get_context(request), get_person(request)
+    context.boards.check_room(person.user_id)
+    secret = await context.cache.create_ticket(Ticket(person.token_id, parse_id(course_id)))
     return answer({"ticket": secret, "expires_in_s": TICKET_LIFE_S}, 201)
 
 

@@ -19,7 +19,8 @@ from nbpulse.api.joining import answer
 from nbpulse.collection import Level, Notice, Words, list_recorded, load_texts
 from nbpulse.errors import AccessDenied
 from nbpulse.records.consents import OwnConsent
-from nbpulse.records.people import Person, clean_code
+from nbpulse.records.people import Person
+from nbpulse.records.tokens import clean_code
 
 router = APIRouter(prefix="/api/v1")
 _log = structlog.get_logger(__name__)

@@ -7,17 +7,26 @@ from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 import msgspec
+import structlog
 from starlette.requests import HTTPConnection, Request
 
+from nbpulse.allowances import DEFAULT, Limits
 from nbpulse.api.access import RULES, Gate
 from nbpulse.api.answers import Answers
+from nbpulse.api.boards import OpenBoards
+from nbpulse.api.cookies import Cookies
 from nbpulse.api.hub_access import HubGate
 from nbpulse.api.ingest import Ingest
+from nbpulse.api.limits import RequestLimits
+from nbpulse.api.trail import AuditTrail
 from nbpulse.cache import Cache
-from nbpulse.errors import NotFound
+from nbpulse.errors import NotFound, Unavailable
 from nbpulse.hub import LiveHub
 from nbpulse.identity import ask_as
+from nbpulse.passwords import Hasher
+from nbpulse.records.accounts import Accounts
 from nbpulse.records.analysis import CourseHistory
+from nbpulse.records.audit import AuditLog
 from nbpulse.records.consents import Consents
 from nbpulse.records.inboxes import Inboxes
 from nbpulse.records.interventions import Interventions
@@ -31,12 +40,15 @@ from nbpulse.timeseries import ClassScope, TimeSeriesStore
 if TYPE_CHECKING:
     from nbpulse.jupyterhub import JupyterHub  # its HTTP client is 0.2 s of imports, for those who have a hub
 
+_log = structlog.get_logger(__name__)
+
 
 @dataclass(frozen=True)
 class ApiOptions:
     """How one API process is reached and served. `public_url`: the address people use when a proxy stands in front."""
 
     public_url: str | None = None
+    limits: Limits = DEFAULT
 
 
 class Parts(Protocol):
@@ -48,6 +60,8 @@ class Parts(Protocol):
     def cache(self) -> Cache: ...
     @property
     def people(self) -> People: ...
+    @property
+    def hasher(self) -> Hasher: ...
     @property
     def classes(self) -> ClassReader: ...
     @property
@@ -68,6 +82,8 @@ class Context:
     stream: EventStream
     cache: Cache
     people: People
+    accounts: Accounts
+    cookies: Cookies
     classes: ClassReader
     hub: LiveHub
     series: TimeSeriesStore
@@ -78,10 +94,22 @@ class Context:
     inboxes: Inboxes
     consents: Consents
     promise: str
+    limits: RequestLimits
+    boards: OpenBoards
     gate: Gate
     ingest: Ingest
     answers: Answers
+    trail: AuditTrail
     is_stopping: bool = False
+
+    async def announce_access(self, user_id: UUID) -> None:
+        """What the person may do is another now: tell every process. Without the cache they find out within 60 s."""
+        self.gate.forget_person(user_id)
+        self.boards.tell(user_id)
+        try:
+            await self.cache.announce_access(user_id)
+        except Unavailable as error:
+            _log.warning("access.not_announced", code=error.code)
 
     async def find_class(self, course_id: UUID) -> ClassScope:
         """The course's students and notebooks, to narrow a question to the time series."""
@@ -91,12 +119,23 @@ class Context:
 def make_context(parts: Parts, options: ApiOptions) -> Context:
     """The context of an API on `parts`."""
     hub_gate = HubGate(parts.jupyterhub, parts.people) if parts.jupyterhub else None
-    gate = Gate(parts.people, options.public_url, hub_gate)
+    limits = RequestLimits(options.limits)
+    gate = Gate(parts.people, limits, options.public_url, hub_gate)
+    trail = AuditTrail(AuditLog(parts.people))
+    boards = OpenBoards(options.limits.person_boards)
+
+    def hear_access(user_id: UUID) -> None:
+        gate.forget_person(user_id)
+        boards.tell(user_id)
+
+    parts.hub.hear_access = hear_access
     return Context(
         options=options,
         stream=parts.stream,
         cache=parts.cache,
         people=parts.people,
+        accounts=Accounts(parts.people, parts.hasher),
+        cookies=Cookies(options.public_url),
         classes=parts.classes,
         hub=parts.hub,
         series=parts.series,
@@ -107,9 +146,12 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         inboxes=Inboxes(parts.people, parts.people.seal),
         consents=Consents(parts.people),
         promise=parts.promise,
+        limits=limits,
+        boards=boards,
         gate=gate,
-        ingest=Ingest(gate, parts.stream, parts.cache),
+        ingest=Ingest(gate, limits, parts.stream, parts.cache, trail),
         answers=Answers(),
+        trail=trail,
     )
 
 
@@ -127,9 +169,11 @@ def get_person(connection: HTTPConnection) -> Person:
 
 async def admit(request: Request) -> None:
     """Let the request through by its route's rule; from now on its task asks as that person. Raises as `Gate.admit`."""
-    rule = RULES[f"{request.method} {request.scope['route'].path}"]
-    request.state.person = person = await get_context(request).gate.admit(request, rule)
+    context, place = get_context(request), f"{request.method} {request.scope['route'].path}"
+    request.state.person = person = await context.gate.admit(request, RULES[place])
     ask_as(person.user_id if person else None)
+    if person:
+        await context.trail.note_request(request, place, person)
 
 
 def parse_id(text: str) -> UUID:

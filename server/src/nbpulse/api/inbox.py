@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from nbpulse.api.actions import clean_text, tell_inboxes
 from nbpulse.api.bodies import decode_body, read_small_body
-from nbpulse.api.context import describe_body, get_context, get_person, parse_id
+from nbpulse.api.context import admit, describe_body, get_context, get_person, parse_id
 from nbpulse.api.joining import answer
 from nbpulse.classroom import Care, HelpRequest, fold_actions
 from nbpulse.errors import AccessDenied
@@ -73,6 +73,8 @@ async def read_inbox(
             listener.known = inbox.help
             # In short spans: a server that stops or a client that left is noticed soon.
             is_woken = await listener.wait(min(left_s, 1.0))
+            if is_woken:
+                await admit(request)  # the news may be that the token works no more
             if is_woken or (inbox.help.is_open and time.monotonic() - read_at >= _LOOK_EVERY_S):
                 inbox, read_at = await context.inboxes.read(user_id, course_id, after), time.monotonic()
                 if _describe_help(inbox) != known:

@@ -17,14 +17,16 @@ from uuid import UUID
 
 import msgspec
 import structlog
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import Receive, Scope, Send
 
 from nbpulse import collection, deliveries, events, metrics
 from nbpulse.api.access import Gate
 from nbpulse.api.bodies import read_body
 from nbpulse.api.hub_access import COURSE_HEADER
+from nbpulse.api.limits import RequestLimits, find_address
 from nbpulse.api.problems import make_problem
+from nbpulse.api.trail import AuditTrail
 from nbpulse.cache import Cache, Heard
 from nbpulse.errors import InvalidEvent, NbpulseError, NotFound, Unavailable
 from nbpulse.events import ReceivedEvent
@@ -83,10 +85,12 @@ class _Durable:
 class Ingest:
     """The hot route with what it remembers between requests."""
 
-    def __init__(self, gate: Gate, stream: Stream, cache: Cache) -> None:
+    def __init__(self, gate: Gate, limits: RequestLimits, stream: Stream, cache: Cache, trail: AuditTrail) -> None:
         self._gate = gate
+        self._limits = limits
         self._stream = stream
         self._cache = cache
+        self._trail = trail
         self._durable = _Durable()
         self._heard_at: dict[UUID, float] = {}
         self._to_note: dict[UUID, Heard] = {}
@@ -96,6 +100,7 @@ class Ingest:
         """Answer one request."""
         started = time.perf_counter()
         authorization = content_type = content_encoding = language = course = ""
+        learner: Person | None = None
         for name, value in scope["headers"]:
             if name == b"authorization":
                 authorization = value.decode("latin-1")
@@ -110,12 +115,16 @@ class Ingest:
         try:
             if scope["method"] != "POST":
                 raise NotFound("NB-1203")
-            learner = await self._gate.find_learner(authorization, course)
+            address = find_address(scope)
+            self._limits.meet_address(address)
+            learner = await self._gate.find_learner(authorization, address, course)
+            self._limits.check_delivery(learner)
             body = await read_body(receive, content_type=content_type, content_encoding=content_encoding)
             status, answer = await self.receive_events(body, learner)
             version = str(learner.collection.version).encode()
         except NbpulseError as error:
             _COUNTERS["refused"].inc()
+            self._trail.note_refusal(error, HTTPConnection(scope), learner)
             await make_problem(error, language)(scope, receive, send)
             return
         except ClientDisconnect:
@@ -130,9 +139,11 @@ class Ingest:
         """
         Status and answer for a body of events, all that could be accepted being durable.
 
-        Raises InvalidInput for a body that is none, InvalidEvent for one event alone, Unavailable (nothing promised).
+        Raises InvalidInput for a body that is none, InvalidEvent for one event alone, TooMuch (NB-1170, NB-1171),
+        Unavailable (nothing promised).
         """
         parts, is_batch = deliveries.split_batch(body)
+        self._limits.meet_delivery(learner, len(parts))
         received_at = datetime.now(UTC)
         if not is_batch:
             event = _receive(parts[0], learner, received_at)
@@ -147,6 +158,8 @@ class Ingest:
                 payload = events.encode(event)
             except InvalidEvent as error:
                 results.append(Result(events.find_event_id(part), "rejected", error.code, error.reason))
+                if error.code == "NB-1102":
+                    self._trail.count_refusals(error.code, learner, learner.course_id, 1)
                 continue
             key = event.event_id.bytes
             is_known = key in accepted or learner.user_id.bytes + key in self._durable
@@ -214,7 +227,7 @@ def describe() -> dict[str, Any]:
     """The route for OpenAPI, with the events' schema."""
     event = events.describe_schema()
     problem = {"application/problem+json": {"schema": {"type": "object", "required": ["code", "title", "todo"]}}}
-    refusals = (400, 401, 403, 413, 415, 422, 503)
+    refusals = (400, 401, 403, 413, 415, 422, 429, 503)
     return {
         "summary": "Deliver events",
         "operationId": "receive_events",

@@ -1,4 +1,4 @@
-"""Joining a class, signing in and out, and who one is."""
+"""Joining a class, and who one is."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import structlog
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from nbpulse.api.access import COOKIE
 from nbpulse.api.bodies import decode_body, read_small_body
 from nbpulse.api.context import describe_body, get_context, get_person
 from nbpulse.errors import InvalidInput, Unavailable
-from nbpulse.identity import ask_as
-from nbpulse.records.people import SESSION_LIFE
+from nbpulse.roster import clean_number
 
 router = APIRouter(prefix="/api/v1")
 _log = structlog.get_logger(__name__)
@@ -33,12 +31,6 @@ class JoinRequest(msgspec.Struct):
     notice_version: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)] | None = None
 
 
-class SignInRequest(msgspec.Struct):
-    """What the page sends that a sign-in link opened."""
-
-    code: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
-
-
 @router.post("/join", status_code=201, openapi_extra=describe_body(JoinRequest))
 async def join(request: Request) -> Response:
     """Enrol a student by the class's join code; the token is shown once."""
@@ -46,9 +38,9 @@ async def join(request: Request) -> Response:
     context = get_context(request)
     joined = await context.people.join(
         wanted.join_code,
-        _clean_text(wanted.display_name, "display_name") or "",
-        _clean_text(wanted.student_number, "student_number"),
-        _clean_text(wanted.resume_code, "resume_code"),
+        clean_line(wanted.display_name, "display_name") or "",
+        clean_number(clean_line(wanted.student_number, "student_number") or "") or None,
+        clean_line(wanted.resume_code, "resume_code"),
         wanted.notice_version,
     )
     try:
@@ -56,39 +48,6 @@ async def join(request: Request) -> Response:
     except Unavailable as error:
         _log.warning("joining.not_announced", code=error.code)  # boards look at the roster every 2 s anyway
     return answer({**msgspec.structs.asdict(joined), "server_time": datetime.now(UTC)}, 201)
-
-
-@router.post("/sign-in", openapi_extra=describe_body(SignInRequest))
-async def sign_in(request: Request) -> Response:
-    """Exchange a link's one-use code for a session cookie."""
-    context = get_context(request)
-    code = decode_body(await read_small_body(request), SignInRequest).code
-    user_id, token = await context.people.use_link(code)
-    ask_as(user_id)
-    person = await context.gate.find_person(token)
-    _, courses = await context.people.describe_person(person)
-    response = answer({"user_id": user_id, "courses": courses})
-    response.set_cookie(
-        COOKIE,
-        token,
-        max_age=int(SESSION_LIFE.total_seconds()),
-        httponly=True,
-        samesite="strict",
-        secure=request.url.scheme == "https" or (context.options.public_url or "").startswith("https:"),
-    )
-    return response
-
-
-@router.post("/sign-out", status_code=204)
-async def sign_out(request: Request) -> Response:
-    """End the session the request came with."""
-    context, person = get_context(request), get_person(request)
-    if person.kind == "session":
-        await context.people.revoke_token(person.token_id)
-        context.gate.forget(person)
-    response = Response(status_code=204)
-    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
-    return response
 
 
 @router.get("/me")
@@ -104,7 +63,7 @@ def answer(body: Any, status: int = 200) -> Response:
     return Response(_encode(body), status, {"Cache-Control": "no-store"}, "application/json")
 
 
-def _clean_text(text: str | None, field: str) -> str | None:
+def clean_line(text: str | None, field: str) -> str | None:
     """One line in one spelling (NFC), None where nothing is left. Raises InvalidInput (NB-1007)."""
     if text is None:
         return None

@@ -6,11 +6,14 @@ always says when to come again.
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any, Final
 
 import msgspec
+from starlette.datastructures import Headers
 from starlette.responses import Response
+from starlette.types import Scope
 
 from nbpulse.errors import (
     AccessDenied,
@@ -18,6 +21,7 @@ from nbpulse.errors import (
     InvalidInput,
     NbpulseError,
     NotFound,
+    NotYet,
     TooMuch,
     Unavailable,
 )
@@ -27,6 +31,7 @@ _STATUS_BY_TYPE: Final[tuple[tuple[type[NbpulseError], int], ...]] = (
     (TooMuch, 429),
     (NotFound, 404),
     (Conflict, 409),
+    (NotYet, 409),
     (AccessDenied, 403),
     (InvalidInput, 422),
 )
@@ -40,8 +45,11 @@ _STATUS_BY_CODE: Final = {
     "NB-1101": 401,
     "NB-1102": 403,  # another's user_id
     "NB-1104": 401,  # a used link
+    "NB-1120": 401,  # a wrong name or password
     "NB-1110": 401,  # the hub does not know the token
     "NB-1105": 404,  # no class has this code
+    "NB-1175": 431,
+    "NB-1176": 408,
     "NB-1201": 404,
     "NB-1202": 404,
     "NB-1203": 405,
@@ -72,9 +80,16 @@ def make_problem(error: NbpulseError, accept_language: str | None) -> Response:
         "todo": error.todo(language),
         "hint": error.todo(language),
     }
-    if isinstance(error, Unavailable | TooMuch):
-        # Jitter, so that a class that was turned away together does not come back together.
-        body["retry_after_s"] = random.randint(1, 5)  # noqa: S311
+    # Jitter, so that a class that was turned away together does not come back together.
+    if isinstance(error, TooMuch):
+        wait_s = math.ceil(error.retry_after_s) + random.randint(0, 2)  # noqa: S311
+        body |= {"retry_after_s": wait_s, "limit": error.limit, "policy": error.policy}
+        headers["Retry-After"] = str(wait_s)
+        # The fields of the IETF's draft "RateLimit header fields for HTTP".
+        headers["RateLimit-Policy"] = f'"{error.policy}";q={error.limit};w={error.window_s}'
+        headers["RateLimit"] = f'"{error.policy}";r=0;t={math.ceil(error.retry_after_s)}'
+    elif isinstance(error, Unavailable | NotYet):
+        body["retry_after_s"] = random.randint(1, 5) + (10 if isinstance(error, NotYet) else 0)  # noqa: S311
         headers["Retry-After"] = str(body["retry_after_s"])
     if isinstance(error, Conflict):
         body |= error.members
@@ -99,6 +114,11 @@ def choose_language(accept_language: str | None) -> str:
         if language in ("ja", "en") and quality > best_quality:
             best, best_quality = language, quality
     return best
+
+
+def read_language(scope: Scope) -> str | None:
+    """What a connection's Accept-Language says."""
+    return Headers(scope=scope).get("accept-language")
 
 
 def _read_quality(parameters: str) -> float:

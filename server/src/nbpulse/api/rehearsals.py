@@ -17,7 +17,7 @@ async def create_rehearsal(request: Request) -> Response:
     """A new course beside this one, marked as a demo, whose instructor is the member of staff who asks."""
     context, person = get_context(request), get_person(request)
     course = await open_rehearsal(context.people)
-    context.gate.forget(person)  # what is remembered of them does not know the new course
+    context.gate.forget_person(person.user_id)  # what is remembered of them does not know the new course
     return answer({"course_id": course.id, "join_code": course.join_code, "title": course.title}, 201)
 
 

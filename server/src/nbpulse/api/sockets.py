@@ -1,8 +1,8 @@
 """WS /api/v1/courses/{course_id}/ws: a board's line to its class.
 
 Promises: nobody hears a frame before the first message has proved who they are and that they are staff, and nobody
-more than a minute after they stopped being so; each viewer keeps a place in the view's ring, so a slow one costs
-nothing and is closed (1013) when it is 5 s or 256 kB behind.
+more than a minute after they stopped being so (at once where it is announced); each viewer keeps a place in the view's
+ring, so a slow one costs nothing and is closed (1013) when it is 5 s or 256 kB behind.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from uuid import UUID
 import msgspec
 import structlog
 from fastapi import APIRouter
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from nbpulse import metrics
 from nbpulse.api.context import Context, get_context, parse_id
-from nbpulse.errors import AccessDenied, NbpulseError, NotFound, Unavailable
+from nbpulse.api.limits import find_address
+from nbpulse.api.problems import make_problem
+from nbpulse.errors import AccessDenied, NbpulseError, NotFound, TooMuch, Unavailable
 from nbpulse.hub.view import View
 from nbpulse.identity import ask_as
 from nbpulse.records.people import Person, Teams
@@ -67,22 +69,32 @@ async def watch_classroom(websocket: WebSocket, course_id: str) -> None:
     """Serve one board until it leaves."""
     context = get_context(websocket)
     if "origin" in websocket.headers and not context.gate.is_own_origin(websocket):
+        context.trail.note_refusal(AccessDenied("NB-1107"), websocket)
         await websocket.close(NO_RIGHT)
         return
-    await websocket.accept()
+    address = find_address(websocket.scope)
     try:
-        course = parse_id(course_id)
-        hello = await _read_hello(websocket)
-        person = await _prove(context, hello, course)
+        context.limits.meet_address(address)
+        with context.boards.proving(address):
+            await websocket.accept()
+            course = parse_id(course_id)
+            hello = await _read_hello(websocket)
+            person = websocket.state.person = await _prove(context, hello, course, address)
         ask_as(person.user_id)
-        notebook_id = parse_id(hello.notebook) if hello.notebook else None
-        view = await context.hub.open_view(course, notebook_id, person.teams.get(course))
-        board = _Board(websocket, context, person, course, view)
-        board.follows_default = notebook_id is None
-        await board.serve(hello)
+        with context.boards.watching(person.user_id) as rights_changed:
+            notebook_id = parse_id(hello.notebook) if hello.notebook else None
+            view = await context.hub.open_view(course, notebook_id, person.teams.get(course))
+            board = _Board(websocket, context, person, course, view, rights_changed=rights_changed)
+            board.follows_default = notebook_id is None
+            await board.serve(hello)
     except WebSocketDisconnect:
         return
     except (_Closed, NbpulseError) as end:
+        if isinstance(end, TooMuch) and websocket.application_state is WebSocketState.CONNECTING:
+            await websocket.send_denial_response(make_problem(end, websocket.headers.get("accept-language")))
+            return
+        if isinstance(end, NbpulseError):
+            context.trail.note_refusal(end, websocket)
         await _close(websocket, _find_close_code(end))
 
 
@@ -90,7 +102,7 @@ def _find_close_code(end: Exception) -> int:
     if isinstance(end, _Closed):
         return end.code
     if isinstance(end, AccessDenied):
-        return NOT_SIGNED_IN if end.code == "NB-1101" else NO_RIGHT
+        return NOT_SIGNED_IN if end.code in ("NB-1101", "NB-1190") else NO_RIGHT
     return NO_RIGHT if isinstance(end, NotFound) else TRY_LATER
 
 
@@ -120,27 +132,37 @@ async def _read_message(websocket: WebSocket) -> ClientMessage:
         raise _Closed(1003) from error  # no text, or none that we speak
 
 
-async def _prove(context: Context, hello: ClientMessage, course_id: UUID) -> Person:
+async def _prove(context: Context, hello: ClientMessage, course_id: UUID, address: str) -> Person:
     """Who says hello, as staff of the course."""
     if hello.ticket:
         ticket = await context.cache.use_ticket(hello.ticket)
         if ticket is None or ticket.course_id != course_id:
-            raise _Closed(NOT_SIGNED_IN)
+            raise AccessDenied("NB-1190")
         return await context.gate.find_staff(ticket.token_id, course_id)
-    person = await context.gate.find_person(hello.token)
+    person = await context.gate.find_person(hello.token, address)
     return await context.gate.find_staff(person.token_id, course_id)
 
 
 class _Board:
     """One board's connection: what it shows, and how far it has heard."""
 
-    def __init__(self, websocket: WebSocket, context: Context, person: Person, course_id: UUID, view: View) -> None:
+    def __init__(
+        self,
+        websocket: WebSocket,
+        context: Context,
+        person: Person,
+        course_id: UUID,
+        view: View,
+        *,
+        rights_changed: asyncio.Event,
+    ) -> None:
         self.follows_default = True
         self._websocket = websocket
         self._context = context
         self._person = person
         self._course_id = course_id
         self._view = view
+        self._rights_changed = rights_changed
         self._wake = asyncio.Event()
         self._heard_seq: int | None = None  # None: it reads a snapshot and says "resume" after it
         self._turn = 0  # rises with each jump of `_heard_seq`
@@ -226,16 +248,28 @@ class _Board:
         """Pings, the entry in the list of connections, and whether the viewer may still look."""
         checked_at = time.monotonic()
         while True:
+            self._context.trail.note_look(self._person.user_id, self._course_id)
             await self._announce()
-            await asyncio.sleep(PING_S)
+            is_changed = await self._wait_for_change(PING_S)
             await self._send({"t": "ping", "at": round(time.time() * 1000)})
-            if time.monotonic() - checked_at + PING_S > RECHECK_S:
+            if is_changed or time.monotonic() - checked_at + PING_S > RECHECK_S:
                 try:
                     await self._prove_again()
                 except Unavailable as error:
-                    _log.warning("sockets.not_rechecked", code=error.code)  # asked again at the next ping
+                    _log.warning("sockets.not_rechecked", code=error.code)
+                    checked_at = float("-inf")  # asked again at the next ping
                 else:
                     checked_at = time.monotonic()
+
+    async def _wait_for_change(self, timeout_s: float) -> bool:
+        """Whether in that time somebody said that the viewer's rights are others now."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._rights_changed.wait()
+        except TimeoutError:
+            return False
+        self._rights_changed.clear()
+        return True
 
     async def _prove_again(self) -> None:
         """Whether the viewer may still look, and at whom. Raises as `Gate.find_staff`."""

@@ -33,6 +33,7 @@ RECONCILE_S: Final = 2.0
 VIEW_LIFE_S: Final = 90.0
 _WIRE_LIFE_S: Final = 60.0
 _SUBSCRIBE_LIMIT_S: Final = 1.0
+_ACCESS_CHANNEL: Final = "nbpulse:access"
 
 _log = structlog.get_logger(__name__)
 
@@ -75,6 +76,8 @@ class LiveHub:
         self._wires: dict[UUID, _Wire] = {}
         self._subscriber: PubSub | None = None
         self._healing: dict[View, asyncio.Task[None]] = {}
+        self.hear_access: Callable[[UUID], None] = lambda _: None
+        """Called with whose rights are others now, as some process has announced (cache.py)."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -171,8 +174,8 @@ class LiveHub:
         while True:
             try:
                 async with self._redis.pubsub() as subscriber:
-                    # One channel of our own keeps the connection subscribed while no class is watched.
-                    await subscriber.subscribe(f"nbpulse:hub:{self._process}")
+                    # It also keeps the connection subscribed while no class is watched.
+                    await subscriber.subscribe(_ACCESS_CHANNEL)
                     self._subscriber = subscriber
                     # From here on a new wire subscribes itself; those there already are subscribed again.
                     if self._wires:
@@ -190,6 +193,10 @@ class LiveHub:
             await asyncio.sleep(0.5)
 
     def _receive(self, message: dict[str, Any]) -> None:
+        if message["channel"] == _ACCESS_CHANNEL.encode():
+            if message["type"] == "message":
+                self._receive_access(message["data"])
+            return
         prefix, _, course = message["channel"].decode().rpartition(":")
         wire = self._wires.get(UUID(course)) if prefix == "nbpulse:live" else None
         if wire is None:
@@ -207,6 +214,17 @@ class LiveHub:
             for view in wire.views.values():
                 view.receive(decoded)
             _wake_listeners(wire, decoded)
+
+    def _receive_access(self, data: bytes) -> None:
+        try:
+            user_id = UUID(data.decode())
+        except ValueError as error:
+            _log.warning("hub.message_refused", error=str(error))
+            return
+        self.hear_access(user_id)
+        for wire in self._wires.values():
+            for listener in wire.listeners.get(str(user_id), ()):
+                listener.wake()
 
     # --- time -----------------------------------------------------------------------------------------------------
 

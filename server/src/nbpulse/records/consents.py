@@ -15,6 +15,7 @@ import msgspec
 
 from nbpulse.collection import DEFAULT, Level, Notice, Policy, Words, make_notice, take_stricter
 from nbpulse.errors import AccessDenied, InvalidInput
+from nbpulse.records.audit import note_audit
 from nbpulse.shards import get_shard_number
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ class Consents:
             await connection.execute(
                 _ADD_VERSION, course_id, new.version, new.level, list(new.without), *texts, changed_by
             )
+            facts = {"version": new.version, "level": new.level, "without": len(new.without)}
+            await note_audit(connection, "collection_changed", course_id=course_id, facts=facts)
         return new, True
 
     async def describe_own(self, user_id: UUID, course_id: UUID) -> OwnConsent:
@@ -145,7 +148,15 @@ class Consents:
                     user_id,
                     course_id,
                 )
-            return await _describe_own(connection, user_id, course_id)
+            own = await _describe_own(connection, user_id, course_id)
+            await note_audit(
+                connection,
+                "consent_given" if action == "accept" else "consent_withdrawn",
+                course_id=course_id,
+                subject_id=user_id,
+                facts={"version": version},
+            )
+            return own
 
 
 async def begin_collection(connection: asyncpg.Connection, course_id: UUID) -> Notice:

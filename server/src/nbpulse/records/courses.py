@@ -6,6 +6,7 @@ work, and the people who were only in it, in one transaction.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from uuid import UUID
 
 import asyncpg
@@ -13,7 +14,10 @@ import msgspec
 
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import AccessDenied
-from nbpulse.records.people import People, make_code
+from nbpulse.records.audit import note_audit
+from nbpulse.records.members import CODE_LIFE
+from nbpulse.records.people import People
+from nbpulse.records.tokens import make_code
 
 
 class Course(msgspec.Struct, frozen=True):
@@ -40,12 +44,9 @@ class Courses:
         """The course of that short name (at most 50 characters), made with a fresh join code where there is none."""
         async with self._people.connect("ensure_course") as connection:
             await connection.execute(
-                "INSERT INTO courses (title, short_name, join_code, is_demo) VALUES ($1, $2, $3, $4)"
-                " ON CONFLICT (short_name) DO NOTHING",
-                title,
-                short_name,
-                make_code(6),
-                is_demo,
+                "INSERT INTO courses (title, short_name, join_code, join_code_expires_at, is_demo)"
+                " VALUES ($1, $2, $3, $4, $5) ON CONFLICT (short_name) DO NOTHING",
+                *(title, short_name, make_code(6), datetime.now(UTC) + CODE_LIFE, is_demo),
             )
             row = await connection.fetchrow(f"{_READ_COURSE} WHERE short_name = $1", short_name)
         return Course(**dict(row))
@@ -83,6 +84,7 @@ class Courses:
         async with self._people.connect("delete_course") as connection:
             await connection.execute("SET LOCAL statement_timeout = '10min'")
             count: int = await connection.fetchval("SELECT remove_course($1)", course_id)
+            await note_audit(connection, "course_removed", course_id=course_id, facts={"students": count})
         return count
 
 
@@ -110,6 +112,7 @@ async def remove_demo_course(people: People, course_id: UUID) -> int:
     async with people.connect("remove_demo_course") as connection:
         await connection.execute("SET LOCAL statement_timeout = '60s'")
         count: int | None = await connection.fetchval("SELECT remove_demo_course($1)", course_id)
-    if count is None:
-        raise AccessDenied("NB-1103")
+        if count is None:
+            raise AccessDenied("NB-1103")
+        await note_audit(connection, "course_removed", course_id=course_id, facts={"students": count})
     return count

@@ -17,6 +17,7 @@ import msgspec
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import NotFound, Unavailable
 from nbpulse.metrics import name_query
+from nbpulse.records.audit import note_audit
 from nbpulse.records.failures import UNAVAILABLE
 
 _Answer = TypeVar("_Answer")
@@ -89,7 +90,9 @@ class DeadLetters:
 
     async def read_payload(self, letter_id: UUID) -> bytes:
         """What the entry held, unsealed: free text of a person, for the operator's eyes. Raises NotFound (NB-1201)."""
-        return (await self._find(letter_id))[1]
+        _, payload = await self._find(letter_id)
+        await self._run(self._note(letter_id))
+        return payload
 
     async def replay(self, letter_id: UUID, append: Callable[[Sequence[tuple[bytes, bytes]]], Awaitable[None]]) -> None:
         """
@@ -105,9 +108,20 @@ class DeadLetters:
 
     async def drop(self, letter_id: UUID) -> None:
         """Delete the entry for good; needs the owner's login. Raises NotFound (NB-1201)."""
-        done = await self._run(self._pool.execute("DELETE FROM dead_letters WHERE id = $1", letter_id, timeout=5))
-        if done == "DELETE 0":
-            raise NotFound("NB-1201")
+        await self._run(self._drop(letter_id))
+
+    async def _note(self, letter_id: UUID) -> None:
+        async with self._pool.acquire(timeout=5) as connection, connection.transaction():
+            user_id = await connection.fetchval("SELECT user_id FROM dead_letters WHERE id = $1", letter_id)
+            await note_audit(connection, "letter_viewed", subject_id=user_id, facts={"letter_id": str(letter_id)})
+
+    async def _drop(self, letter_id: UUID) -> None:
+        async with self._pool.acquire(timeout=5) as connection, connection.transaction():
+            row = await connection.fetchrow("DELETE FROM dead_letters WHERE id = $1 RETURNING user_id", letter_id)
+            if row is None:
+                raise NotFound("NB-1201")
+            facts = {"letter_id": str(letter_id)}
+            await note_audit(connection, "letter_dropped", subject_id=row["user_id"], facts=facts)
 
     async def _find(self, letter_id: UUID) -> tuple[bytes, bytes]:
         """Stream and payload of a letter."""

@@ -8,6 +8,7 @@ from uuid import UUID
 import msgspec
 
 from nbpulse.collection import Policy
+from nbpulse.errors import AccessDenied
 from nbpulse.records.consents import read_policy
 from nbpulse.records.people import People, Teams, read_teams
 
@@ -32,11 +33,12 @@ async def enter_by_identity(
     The user whom `provider` calls `subject`, made if need be, with enrolments as `wanted` says: (course's short name,
     role), the highest role of a course first. None where they are new and none of these courses is here.
 
-    Raises Unavailable (NB-2003).
+    Raises AccessDenied (NB-1125): the account is closed. Unavailable (NB-2003).
     """
     async with people.connect("enter_by_identity") as connection:
         rows = await connection.fetch(
-            "SELECT e.*, c.*, find_team_views(e.found_user) AS team_views FROM enter_by_identity($1, $2, $3, $4) e"
+            "SELECT e.*, c.*, find_team_views(e.found_user) AS team_views, is_account_closed(e.found_user) AS is_closed"
+            " FROM enter_by_identity($1, $2, $3, $4) e"
             " LEFT JOIN LATERAL find_collection(e.found_user, e.course) c ON true",
             provider,
             subject,
@@ -45,6 +47,8 @@ async def enter_by_identity(
         )
     if not rows:
         return None
+    if rows[0]["is_closed"]:
+        raise AccessDenied("NB-1125")
     return Entered(
         rows[0]["found_user"],
         {row["course"]: row["given_role"] for row in rows},

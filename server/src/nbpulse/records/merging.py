@@ -16,6 +16,7 @@ from nbpulse.classroom import LearnerState, merge_states
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import InvalidInput
 from nbpulse.records import learners, marks
+from nbpulse.records.audit import Facts, note_audit
 from nbpulse.shards import get_shard_number
 
 _SEALED = (
@@ -27,6 +28,8 @@ _SEALED = (
     ("messages", "body"),
     ("messages", "source"),
     ("interventions", "note"),
+    ("enrolments", "roster_name"),
+    ("enrolments", "roster_kana"),
 )
 
 # Ordinals of the kept user go on counting; a known event of both stays as the kept user has it.
@@ -70,10 +73,15 @@ _MOVE_LEDGER = (
     "UPDATE learning_sessions SET user_id = $1, shard = $3 WHERE user_id = $2",
     """
     WITH gone AS (DELETE FROM enrolments WHERE user_id = $2 AND $3 >= 0 RETURNING *)
-    INSERT INTO enrolments AS k (user_id, course_id, role, student_number, seat, team, granted_by)
-    SELECT $1, course_id, role, student_number, seat, team, granted_by FROM gone
+    INSERT INTO enrolments AS k (user_id, course_id, role, student_number, seat, team, teams, granted_by, joined_at,
+        left_at, roster_name, roster_kana)
+    SELECT $1, course_id, role, student_number, seat, team, teams, granted_by, joined_at, left_at, roster_name,
+        roster_kana
+    FROM gone
     ON CONFLICT (user_id, course_id) DO UPDATE SET seat = coalesce(k.seat, excluded.seat),
-        team = coalesce(k.team, excluded.team), student_number = coalesce(k.student_number, excluded.student_number)
+        team = coalesce(k.team, excluded.team), student_number = coalesce(k.student_number, excluded.student_number),
+        joined_at = least(k.joined_at, excluded.joined_at), roster_name = coalesce(k.roster_name, excluded.roster_name),
+        roster_kana = coalesce(k.roster_kana, excluded.roster_kana)
     """,
     "UPDATE tokens SET user_id = $1 WHERE user_id = $2 AND kind <> 'link' AND $3 >= 0",
     "UPDATE external_identities SET user_id = $1 WHERE user_id = $2 AND $3 >= 0",
@@ -173,6 +181,8 @@ async def merge_users(pool: asyncpg.Pool, seal: EncryptedField, *, keep_id: UUID
         }
         await _write_merged(connection, seal, pairs)
         await _retire(connection, keep_id, drop_id)
+        facts: Facts = {"merged_user_id": str(drop_id), "events": moved}
+        await note_audit(connection, "users_merged", subject_id=keep_id, facts=facts)
     return moved
 
 
@@ -189,7 +199,7 @@ async def _lock_both(
 
 async def _reseal(connection: asyncpg.Connection, seal: EncryptedField, keep_id: UUID, drop_id: UUID) -> None:
     for table, column in _SEALED:
-        key = "event_id" if table in ("events", "event_contents") else "id"
+        key = {"events": "event_id", "event_contents": "event_id", "enrolments": "course_id"}.get(table, "id")
         rows = await connection.fetch(
             f"SELECT {key} AS id, {column} AS text FROM {table} WHERE user_id = $1 AND {column} IS NOT NULL",  # noqa: S608
             drop_id,

@@ -106,3 +106,19 @@ async def find_user_id(pool: asyncpg.Pool, username: str) -> UUID | None:
     """The user of that name."""
     user_id: UUID | None = await pool.fetchval("SELECT id FROM users WHERE username = $1", username)
     return user_id
+
+
+async def find_course_id(pool: asyncpg.Pool, short_name: str) -> UUID | None:
+    """The course of that short name."""
+    course_id: UUID | None = await pool.fetchval("SELECT id FROM courses WHERE short_name = $1", short_name)
+    return course_id
+
+
+async def find_names(pool: asyncpg.Pool, ids: Iterable[UUID]) -> dict[UUID, str]:
+    """Usernames and courses' short names by id, of those that are still there."""
+    rows = await pool.fetch(
+        "SELECT id, username FROM users WHERE id = ANY($1::uuid[])"
+        " UNION ALL SELECT id, short_name FROM courses WHERE id = ANY($1::uuid[])",
+        list(ids),
+    )
+    return dict(rows)

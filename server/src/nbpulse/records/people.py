@@ -7,9 +7,6 @@ sealed before they reach a column.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -24,18 +21,30 @@ from nbpulse.crypto import EncryptedField
 from nbpulse.errors import AccessDenied, Unavailable
 from nbpulse.identity import asking_as, identify
 from nbpulse.metrics import PostgresQuery, name_query
+from nbpulse.records.audit import note_audit
 from nbpulse.records.consents import note_consent, read_policy
 from nbpulse.records.failures import UNAVAILABLE
+from nbpulse.records.tokens import (
+    LINK_LIFE,
+    PASSWORD_SET,
+    SESSION_IDLE,
+    add_secret,
+    add_session,
+    add_token,
+    clean_code,
+    hash_secret,
+    is_hash_of,
+    make_code,
+    parse_token,
+)
+from nbpulse.roster import is_same_name
 from nbpulse.shards import get_shard_number
 
 STUDENT_SCOPES: Final = ("events:write", "inbox:read")
 COURSE_READ: Final = "course:read"
 STAFF_ROLES: Final = frozenset({"assistant", "instructor"})
-LINK_LIFE: Final = timedelta(minutes=10)
-SESSION_LIFE: Final = timedelta(days=7)
 _QUERY_LIMIT_S: Final = 5.0
-# No 0 O 1 I L U: a code is read out loud and typed in.
-_CODE_LETTERS: Final = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
+_USE_NOTED: Final = timedelta(minutes=5)
 
 
 Teams = tuple[str, ...]
@@ -79,6 +88,8 @@ class Joined(msgspec.Struct, frozen=True):
     course_title: str
     resume_code: str | None
     collection: Notice
+    is_waiting: bool
+    """Staff have to let them in first: until then nothing of theirs is taken."""
 
 
 class CourseRole(msgspec.Struct, frozen=True):
@@ -107,24 +118,6 @@ _FIND_TOKEN = """
 SELECT t.*, c.*, CASE WHEN t.kind <> 'student' THEN find_team_views(t.user_id) END AS team_views
 FROM find_token($1) t LEFT JOIN LATERAL find_collection(t.user_id, t.course_id) c ON true
 """
-_ADD_TOKEN_ROW = """
-INSERT INTO tokens (id, kind, user_id, course_id, scopes, secret_hash, expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7)
-"""
-
-
-def hash_secret(secret: str) -> bytes:
-    """What is stored of a secret. It has 256 random bits (a resume code 59), so a plain hash is enough."""
-    return hashlib.sha256(secret.encode()).digest()
-
-
-def make_code(length: int) -> str:
-    """A random code that can be read out loud."""
-    return "".join(secrets.choice(_CODE_LETTERS) for _ in range(length))
-
-
-def clean_code(code: str) -> str:
-    """A typed code in its stored spelling: capitals, spaces and hyphens do not matter."""
-    return "".join(letter for letter in code.upper() if letter.isalnum())
 
 
 class People:
@@ -166,7 +159,7 @@ class People:
 
         Raises AccessDenied (NB-1340): its student has withdrawn.
         """
-        parsed = _parse_token(token)
+        parsed = parse_token(token)
         if parsed is None:
             return None
         token_id, secret = parsed
@@ -174,22 +167,18 @@ class People:
             row = await connection.fetchrow(_FIND_TOKEN, token_id)
             if row is None:
                 withdrawn = await connection.fetchval("SELECT find_withdrawal($1)", token_id)
-                if withdrawn is not None and _is_hash_of(withdrawn, secret):
+                if withdrawn is not None and is_hash_of(withdrawn, secret):
                     raise AccessDenied("NB-1340")
                 return None
-            if not _is_hash_of(row["secret_hash"], secret):
+            if not is_hash_of(row["secret_hash"], secret):
                 return None
-            used_at = row["last_used_at"]
-            if used_at is None or datetime.now(UTC) - used_at > timedelta(minutes=5):
-                await _become(connection, row["user_id"])
-                await connection.execute("UPDATE tokens SET last_used_at = now() WHERE id = $1", token_id)
-        return _read_person(row)
+            return await _use_token(connection, row)
 
     async def find_person_by_id(self, token_id: UUID) -> Person | None:
         """Whom a token already proved stands for now; None once it is revoked or expired."""
         async with self.connect("find_person") as connection:
             row = await connection.fetchrow(_FIND_TOKEN, token_id)
-        return _read_person(row) if row else None
+            return await _use_token(connection, row) if row else None
 
     async def revoke_token(self, token_id: UUID) -> bool:
         """Revoke one token; False when there was none to revoke."""
@@ -213,23 +202,25 @@ class People:
     async def create_staff_token(self, user_id: UUID, course_id: UUID | None = None) -> str:
         """A Bearer token for scripts, with the roles of `user_id` (in one course only, when one is named)."""
         async with self.connect("create_token") as connection:
-            return await _add_token(connection, "staff", user_id, course_id)
+            return await add_token(connection, "staff", user_id, course_id)
 
     async def create_link(self, user_id: UUID) -> str:
         """A one-use code of 10 minutes for the fragment of a sign-in link."""
         async with self.connect("create_token") as connection:
-            return await _add_token(connection, "link", user_id, None, life=LINK_LIFE)
+            code = await add_token(connection, "link", user_id, None, life=LINK_LIFE)
+            await note_audit(connection, "link_created", subject_id=user_id)
+        return code
 
     async def use_link(self, code: str) -> tuple[UUID, str]:
         """
         Exchange a link's code for a session: the user and the session's token.
 
-        Raises AccessDenied (NB-1104) when the code is unknown, used or too old.
+        Raises AccessDenied: the code is unknown, used or too old (NB-1104), the account closed (NB-1125).
         """
-        token_id, secret = _parse_token(code) or (uuid4(), "")
+        token_id, secret = parse_token(code) or (uuid4(), "")
         async with self.connect("use_link") as connection:
             row = await connection.fetchrow(_FIND_TOKEN, token_id)
-            if row is None or row["kind"] != "link" or not _is_hash_of(row["secret_hash"], secret):
+            if row is None or row["kind"] != "link" or not is_hash_of(row["secret_hash"], secret):
                 raise AccessDenied("NB-1104")
             await _become(connection, row["user_id"])
             used = await connection.execute(
@@ -238,7 +229,9 @@ class People:
             )
             if used != "UPDATE 1":  # somebody else was quicker
                 raise AccessDenied("NB-1104")
-            return row["user_id"], await _add_token(connection, "session", row["user_id"], None, life=SESSION_LIFE)
+            token = await add_session(connection, row["user_id"], scopes=(PASSWORD_SET,))
+            await note_audit(connection, "session_started", subject_id=row["user_id"], facts={"by": "link"})
+        return row["user_id"], token
 
     async def describe_person(self, person: Person) -> tuple[str, list[CourseRole]]:
         """The person's display name, and their courses as far as the token reaches, newest first."""
@@ -266,33 +259,56 @@ class People:
         """
         Enrol a student by the class's code, or give a known one a token for another machine.
 
-        The resume code decides who it is. A student number that is taken, without the code, makes a new person whose
-        enrolment says whom they may be the same as; staff decide.
+        The resume code decides who it is; who had left waits to be let in again. Without it, a number that the roster
+        expects goes to who bears its name too; any other number that is taken makes a new person whose enrolment says
+        whom they may be the same as; staff decide.
 
         `notice_version` is the one the student was shown, None where the client showed none of ours.
 
-        Raises AccessDenied: no such class (NB-1105), a resume code that does not fit (NB-1106). InvalidInput (NB-1342):
-        no such version.
+        Raises AccessDenied: no such class (NB-1105), a resume code that does not fit (NB-1106), and for newcomers a
+        code that is closed (NB-1142) or too old (NB-1143). InvalidInput (NB-1342): no such version.
         """
         async with self.connect("join") as connection:
             course = await connection.fetchrow("SELECT * FROM open_course_by_code($1)", clean_code(join_code))
             if course is None:
                 raise AccessDenied("NB-1105")
-            holder = await connection.fetchval("SELECT find_number_holder($1, $2)", course["id"], student_number)
+            holder = await connection.fetchrow("SELECT * FROM find_number_holder($1, $2)", course["id"], student_number)
             if resume_code is not None:
-                user_id, username = await _resume(connection, course["id"], resume_code, holder)
-                await _become(connection, user_id)
-                new_code = None
-            else:
-                user_id, username = await self._add_student(connection, course, display_name, student_number, holder)
-                new_code = make_code(12)
-                await connection.execute(
-                    _ADD_TOKEN_ROW, uuid4(), "resume", user_id, course["id"], [], hash_secret(new_code), None
+                user_id, username = await _resume(
+                    connection, course["id"], resume_code, holder["user_id"] if holder else None
                 )
-            token = await _add_token(connection, "student", user_id, course["id"], scopes=STUDENT_SCOPES)
+                await _come_in(connection, user_id, course["id"], "waiting")
+                new_code = None
+            elif course["is_closed"] or course["is_expired"]:
+                raise AccessDenied("NB-1142" if course["is_closed"] else "NB-1143")
+            else:
+                if holder and self._is_expected(holder, display_name):
+                    user_id, username = holder["user_id"], holder["username"]
+                    await _come_in(connection, user_id, course["id"], _choose_role(course))
+                else:
+                    user_id, username = await self._add_student(
+                        connection, course, display_name, student_number, holder["user_id"] if holder else None
+                    )
+                new_code = make_code(12)
+                await add_secret(connection, "resume", user_id, course["id"], new_code)
+            token = await add_token(connection, "student", user_id, course["id"], scopes=STUDENT_SCOPES)
             notice = await note_consent(connection, user_id, course["id"], notice_version)
+            role = await connection.fetchval(
+                "SELECT role FROM enrolments WHERE user_id = $1 AND course_id = $2", user_id, course["id"]
+            )
         shown = "-".join(new_code[start : start + 4] for start in (0, 4, 8)) if new_code else None
-        return Joined(token, user_id, course["id"], username, course["title"], shown, notice)
+        return Joined(token, user_id, course["id"], username, course["title"], shown, notice, role == "waiting")
+
+    def _is_expected(self, holder: asyncpg.Record, typed: str) -> bool:
+        """Whether the number is on the roster for somebody of that name who has not come yet."""
+        names = {column: holder[column] for column in ("roster_name", "roster_kana") if holder[column] is not None}
+        return holder["is_expected"] and is_same_name(
+            typed,
+            *(
+                self._seal.unseal(sealed, table="enrolments", column=column, user_id=holder["user_id"])
+                for column, sealed in names.items()
+            ),
+        )
 
     async def _add_student(
         self,
@@ -313,11 +329,8 @@ class People:
             await connection.execute(insert.partition(" ON CONFLICT")[0], user_id, username, sealed)
         await connection.execute(
             "INSERT INTO enrolments (user_id, course_id, role, student_number, maybe_same_as)"
-            " VALUES ($1, $2, 'student', $3, $4)",
-            user_id,
-            course["id"],
-            student_number,
-            holder,
+            " VALUES ($1, $2, $3, $4, $5)",
+            *(user_id, course["id"], _choose_role(course), student_number, holder),
         )
         await connection.execute(
             "INSERT INTO learner_states (user_id, shard, course_id) VALUES ($1, $2, $3)",
@@ -326,6 +339,15 @@ class People:
             course["id"],
         )
         return user_id, username
+
+
+def _choose_role(course: asyncpg.Record) -> str:
+    return "waiting" if course["needs_approval"] else "student"
+
+
+async def _come_in(connection: asyncpg.Connection, user_id: UUID, course_id: UUID, role: str) -> None:
+    await _become(connection, user_id)
+    await connection.execute("SELECT come_in($1, $2)", course_id, role)
 
 
 async def _resume(
@@ -338,41 +360,21 @@ async def _resume(
     return row["user_id"], row["username"]
 
 
-async def _add_token(
-    connection: asyncpg.Connection,
-    kind: str,
-    user_id: UUID,
-    course_id: UUID | None,
-    *,
-    scopes: tuple[str, ...] = (),
-    life: timedelta | None = None,
-) -> str:
-    token_id, secret = uuid4(), secrets.token_urlsafe(32)
-    expires_at = datetime.now(UTC) + life if life else None
-    await connection.execute(
-        _ADD_TOKEN_ROW, token_id, kind, user_id, course_id, list(scopes), hash_secret(secret), expires_at
-    )
-    return f"nbp_{kind}_{token_id.hex}_{secret}"
+async def _use_token(connection: asyncpg.Connection, row: asyncpg.Record) -> Person | None:
+    """Whom the token of `find_token` stands for, its use noted; None for a session that was idle too long."""
+    used_at, now = row["last_used_at"], datetime.now(UTC)
+    if row["kind"] == "session" and now - (used_at or now) > SESSION_IDLE:
+        return None
+    if used_at is None or now - used_at > _USE_NOTED:
+        await _become(connection, row["user_id"])
+        await connection.execute("UPDATE tokens SET last_used_at = now() WHERE id = $1", row["id"])
+    return _read_person(row)
 
 
 async def _become(connection: asyncpg.Connection, user_id: UUID) -> None:
     """For the rest of the transaction the one who asks is `user_id`: they have just proved it, or are just made."""
     with asking_as(user_id):
         await connection.execute(identify())
-
-
-def _is_hash_of(stored: bytes, secret: str) -> bool:
-    return hmac.compare_digest(stored, hash_secret(secret))
-
-
-def _parse_token(token: str) -> tuple[UUID, str] | None:
-    parts = token.split("_", 3)
-    if len(parts) != 4 or parts[0] != "nbp" or len(parts[2]) != 32:
-        return None
-    try:
-        return UUID(parts[2]), parts[3]
-    except ValueError:
-        return None
 
 
 def _read_person(row: asyncpg.Record) -> Person:

@@ -59,6 +59,8 @@ class SealedColumn:
 # A test looks through every text column of a full database for sealed values outside this list.
 SEALED_COLUMNS: Final = (
     SealedColumn("users", "display_name", {"id": "uuid"}),
+    SealedColumn("enrolments", "roster_name", {"user_id": "uuid", "course_id": "uuid"}),
+    SealedColumn("enrolments", "roster_kana", {"user_id": "uuid", "course_id": "uuid"}),
     SealedColumn("events", "error_message", {**_EVENT, "occurred_at": "timestamptz"}),
     SealedColumn("events", "traceback", {**_EVENT, "occurred_at": "timestamptz"}),
     SealedColumn("event_contents", "source", _EVENT),

@@ -18,8 +18,9 @@ from nbpulse.crypto import EncryptedField
 from nbpulse.errors import NotFound
 from nbpulse.records.interventions import read_actions
 from nbpulse.records.learners import read_cell, read_state
+from nbpulse.records.members import open_member_name
 from nbpulse.records.messages import count_unanswered
-from nbpulse.records.people import People, Teams, open_name
+from nbpulse.records.people import People, Teams
 from nbpulse.records.progress import DONE
 from nbpulse.shards import get_shard_number
 
@@ -55,7 +56,7 @@ class LoadedClass(msgspec.Struct, frozen=True):
 
 _COURSE = "SELECT id, title, time_zone, join_code, is_demo FROM courses WHERE id = $1"
 _ROSTER = """
-SELECT e.user_id, e.student_number, e.seat, e.team, e.maybe_same_as, u.username, u.display_name
+SELECT e.user_id, e.student_number, e.seat, e.team, e.maybe_same_as, e.roster_name, u.username, u.display_name
 FROM enrolments e JOIN users u ON u.id = e.user_id WHERE e.course_id = $1 AND e.role = 'student'
 ORDER BY coalesce(e.student_number, u.username), e.user_id
 """
@@ -257,10 +258,10 @@ class ClassReader:
 
     def _open_name(self, row: asyncpg.Record) -> str:
         """The name in clear; opened once and kept, since a roster is read again at each join."""
-        key = (row["user_id"], row["display_name"] or "")
+        key = (row["user_id"], row["roster_name"] or row["display_name"] or "")
         name = self._names.get(key)
         if name is None:
-            name = open_name(self._seal, row["user_id"], row["username"], row["display_name"])
+            name = open_member_name(self._seal, row)
             self._names[key] = name
             if len(self._names) > _NAMES_KEPT:
                 self._names.popitem(last=False)

@@ -48,7 +48,14 @@ export async function request(method, path, body) {
 
 /** @param {string} code */
 export const signIn = (code) => request("POST", "/api/v1/sign-in", { code });
+/** @param {string} name @param {string} password */
+export const signInByPassword = (name, password) => request("POST", "/api/v1/sign-in/password", { name, password });
 export const signOut = () => request("POST", "/api/v1/sign-out");
+export const signOutEverywhere = () => request("POST", "/api/v1/sign-out/everywhere");
+/** @returns {Promise<{name: string, has_password: boolean, is_free: boolean, least: number}>} */
+export const fetchAccount = () => request("GET", "/api/v1/me/account");
+/** @param {string} wanted @param {string} [present] */
+export const setPassword = (wanted, present) => request("PUT", "/api/v1/me/password", { new: wanted, present });
 export const fetchMe = () => request("GET", "/api/v1/me");
 
 /** @param {string} courseId @param {?string} notebookId */

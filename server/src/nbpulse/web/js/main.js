@@ -3,27 +3,33 @@
 import { ApiError, fetchMe, signIn } from "./api.js";
 import { loadLanguage, preferredLanguage } from "./i18n.js";
 import { html, render, signal } from "./preact.js";
-import { clockOffsetMs, now, setTheme, theme } from "./store.js";
+import { clockOffsetMs, me, now, setTheme, theme } from "./store.js";
+import { Account } from "./views/account.js";
 import { Board } from "./views/board.js";
-import { Connecting, Courses, Failed, SignInNeeded } from "./views/pages.js";
+import { Connecting, Courses, Failed } from "./views/pages.js";
+import { FirstPassword, SignIn } from "./views/sign_in.js";
 
 /** @type {{value: {name: string, [detail: string]: any}}} */
 const page = signal({ name: "connecting" });
 
 function App() {
   const { name, ...detail } = page.value;
-  const view = { connecting: Connecting, board: Board, courses: Courses, failed: Failed, sign_in: SignInNeeded }[name];
-  return html`<${view} ...${detail} />`;
+  const view = { connecting: Connecting, board: Board, courses: Courses, failed: Failed, sign_in: SignIn, password: FirstPassword }[name];
+  return html`<${view} ...${detail} /><${Account} />`;
 }
 
 /** @type {?string} the link's one-use code until the server has answered about it */
 let code = null;
 
+let isPasswordWanted = false;
+
 /** Exchanges `#code=` for a session; the code leaves the address bar before anything else happens. */
 async function exchangeCode() {
-  const given = new URLSearchParams(location.hash.slice(1)).get("code");
+  const fragment = new URLSearchParams(location.hash.slice(1));
+  const given = fragment.get("code");
   if (given) {
     code = given;
+    isPasswordWanted = fragment.has("password");
     history.replaceState(null, "", location.pathname + location.search);
   }
   if (!code) return;
@@ -55,7 +61,13 @@ async function route() {
       page.value = { name: "board", courseId: decodeURIComponent(courseId) };
       return;
     }
-    const { courses } = await fetchMe();
+    const { courses, ...who } = await fetchMe();
+    me.value = who;
+    if (isPasswordWanted && !refused) {
+      isPasswordWanted = false;
+      page.value = { name: "password", done: route };
+      return;
+    }
     const staffed = courses.filter((/** @type {any} */ one) => one.role !== "student");
     if (staffed.length === 1) {
       history.replaceState(null, "", `/courses/${encodeURIComponent(staffed[0].id)}${location.search}`);

@@ -47,6 +47,7 @@ export const talk = signal(null);
 /** Announcements made here: fingerprint -> batch. */
 export const announced = signal(/** @type {Record<string, string>} */ ({}));
 export const isHelpOpen = signal(false);
+export const isAccountOpen = signal(false);
 export const hasShortcuts = signal(localStorage.getItem("nbpulse.shortcuts") !== "off");
 export const theme = signal(localStorage.getItem("nbpulse.theme") ?? "auto");
 

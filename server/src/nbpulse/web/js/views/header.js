@@ -4,6 +4,7 @@ import { html, useEffect, useRef, useState } from "../preact.js";
 import { endMeeting, startMeeting } from "../api.js";
 import { chooseLanguage, formatClock, language, LANGUAGES, t } from "../i18n.js";
 import { classroom, course, isHelpOpen, isNamed, layout, link, searchText, setTheme, theme, toggleNames } from "../store.js";
+import { AccountButton } from "./account.js";
 import { Glyph } from "./glyph.js";
 
 /** @param {{showNotebook: (id: string) => void}} props */
@@ -28,7 +29,7 @@ export function Header({ showNotebook }) {
 /** @type {Record<string, string>} how much of the disc is dark */
 const THEMES = { auto: "M12 5a7 7 0 0 1 0 14z", light: "", dark: "M12 5a7 7 0 0 1 0 14a7 7 0 0 1 0-14z" };
 
-/** Language and theme; on every page. */
+/** Language, theme and who is signed in; on every page. */
 export function Preferences() {
   const themes = Object.keys(THEMES);
   const next = themes[(themes.indexOf(theme.value) + 1) % themes.length];
@@ -38,7 +39,8 @@ export function Preferences() {
     </span>
     <button class="icon" data-action="theme" aria-label=${t(`theme.${theme.value}`)} title=${t(`theme.${theme.value}`)} onClick=${() => setTheme(next)}>
       <svg class="glyph" viewBox="0 0 24 24" aria-hidden="true"><circle cx="12" cy="12" r="7" /><path class="solid" d=${THEMES[theme.value]} /></svg>
-    </button>`;
+    </button>
+    <${AccountButton} />`;
 }
 
 /** The class meeting and its button: ending one asks once more, since alerts and raised hands end with it. */

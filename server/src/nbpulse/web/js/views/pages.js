@@ -4,9 +4,10 @@ import { html, useState } from "../preact.js";
 import { t } from "../i18n.js";
 import { course, link } from "../store.js";
 import { Preferences } from "./header.js";
+import { SignIn } from "./sign_in.js";
 
 /** @param {{name: string, title: string, children?: any}} props */
-function Page({ name, title, children }) {
+export function Page({ name, title, children }) {
   return html`<div class="page" data-page=${name}>
     <header class="top"><b class="brand">nbpulse</b><span class="spread"></span><${Preferences} /></header>
     <main class="sheet"><h1>${title}</h1>${children}</main>
@@ -23,24 +24,17 @@ export function Problem({ error }) {
   </div>`;
 }
 
-/** @param {{error?: ?import("../api.js").ApiError}} props */
-export function SignInNeeded({ error }) {
-  return html`<${Page} name="sign-in" title=${t("sign_in.title")}>
-    ${error && html`<${Problem} error=${error} />`}
-    <p>${t("sign_in.open_link")}</p>
-    <p>${t("sign_in.new_link")}</p>
-    <${Command} text="nbpulse link" />
-    <p class="muted">${t("sign_in.student")}</p>
-  <//>`;
-}
-
 /** @param {{courses: {id: string, title: string, role: string, is_demo: boolean}[]}} props */
 export function Courses({ courses }) {
   const staffed = courses.filter((one) => one.role !== "student");
   if (staffed.length === 0) {
     return html`<${Page} name="no-course" title=${t("courses.none")}>
-      <p>${t("courses.none_demo")}</p><${Command} text="nbpulse demo" />
-      <p>${t("courses.none_start")}</p><${Command} text="nbpulse up" />
+      <p>${t("courses.none_invited")}</p>
+      <details>
+        <summary>${t("courses.none_operator")}</summary>
+        <p>${t("courses.none_demo")}</p><${Command} text="nbpulse demo" />
+        <p>${t("courses.none_start")}</p><${Command} text="nbpulse up" />
+      </details>
     <//>`;
   }
   return html`<${Page} name="courses" title=${t("courses.title")}>
@@ -59,7 +53,7 @@ export function Connecting() {
 
 /** The server said no. @param {{error: import("../api.js").ApiError}} props */
 export function Refused({ error }) {
-  if (error.status === 401) return html`<${SignInNeeded} error=${error.title ? error : null} />`;
+  if (error.status === 401) return html`<${SignIn} error=${error.title ? error : null} />`;
   return html`<${Page} name="refused" title=${t(error.status === 404 ? "refused.not_found" : "refused.not_staff")}>
     ${error.title && html`<${Problem} error=${error} />`}
     <p>${t("refused.whom_to_ask")}</p>

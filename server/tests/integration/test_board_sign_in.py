@@ -1,0 +1,190 @@
+"""Signing in with a browser: the page, the account behind one's name, and the ways out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Browser, Page, async_playwright, expect
+
+from nbpulse.passwords import Hasher
+from nbpulse.records.accounts import Accounts
+from servers import CHROMIUM_FLAGS
+from stage import Stage
+
+pytestmark = pytest.mark.browser
+
+SCREENSHOTS = Path(__file__).resolve().parents[3] / ".cache" / "screenshots"
+PASSWORD = "correct horse battery staple"
+SIGN_IN, FIRST, MENU = "[data-page=sign-in]", "[data-page=first-password]", "[data-page=account]"
+SAVE = "[data-action=set-password]"
+
+
+@pytest.fixture
+async def browser(chromium_path: str) -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium_path, args=CHROMIUM_FLAGS)
+        yield browser
+        await browser.close()
+
+
+@asynccontextmanager
+async def open_page(browser: Browser, **options: Any) -> AsyncIterator[Page]:
+    """A browser of its own, in which no script fails and no policy is violated."""
+    context = await browser.new_context(**({"viewport": {"width": 1280, "height": 800}, "locale": "en-US"} | options))
+    page = await context.new_page()
+    failures: list[str] = []
+    page.on("pageerror", lambda error: failures.append(str(error)))
+    page.on("console", lambda said: "Content Security" in said.text and failures.append(said.text))
+    try:
+        yield page
+        assert failures == []
+    finally:
+        await context.close()
+
+
+async def find_barriers(page: Page) -> list[str]:
+    found = await Axe().run(page)
+    worst = [one for one in found.response["violations"] if one["impact"] in ("serious", "critical")]
+    return [f"{one['id']}: {node['html'][:200]}" for one in worst for node in one["nodes"]]
+
+
+async def add_person(stage: Stage, display_name: str, course: str | None) -> tuple[str, str]:
+    """An account without a password yet: its name, and where its first link leads."""
+    name = f"p-{uuid4().hex[:8]}"
+    user_id = await Accounts(stage.people, Hasher()).add(name, display_name, course, "instructor")
+    return name, f"{stage.url}/#code={await stage.people.create_link(user_id)}&password"
+
+
+async def test_a_new_account_sets_its_password_and_signs_in_with_the_keyboard_alone(
+    stage: Stage, browser: Browser
+) -> None:
+    name, link = await add_person(stage, "田中 花子", stage.course.short_name)
+    async with open_page(browser) as page:
+        await page.goto(link)
+        await page.wait_for_selector(FIRST)
+        assert "code" not in page.url
+        await page.focus("input[name=new]")
+        await page.keyboard.type("aaaaaaaaaaaaaaaa")
+        await page.keyboard.press("Enter")
+        await expect(page.locator(".problem")).to_contain_text("NB-1122")
+        await page.fill("input[name=new]", PASSWORD)
+        await page.keyboard.press("Enter")
+        await expect(page.locator(f"{FIRST} [role=status]")).to_contain_text("The password is set")
+        await page.click("[data-action=go-on]")
+        await page.wait_for_selector(".board")
+        await page.click("[data-action=account]")
+        await expect(page.locator(f"{MENU} h2")).to_have_text("Signed in as 田中 花子")
+        await page.click("[data-action=sign-out]")
+        await page.wait_for_selector(SIGN_IN)
+
+        await expect(page.locator("input[name=name]")).to_be_focused()
+        await page.keyboard.type(name)
+        await page.keyboard.press("Tab")
+        await page.keyboard.type("wrong horse battery staple")
+        await page.keyboard.press("Enter")
+        await expect(page.locator(".problem")).to_contain_text("NB-1120")
+        await page.keyboard.type(PASSWORD)  # the wrong one is selected
+        await page.keyboard.press("Enter")
+        await page.wait_for_selector(".board")
+
+
+async def test_who_came_for_a_class_is_in_it_after_signing_in(stage: Stage, browser: Browser) -> None:
+    name, link = await add_person(stage, "Lee", stage.course.short_name)
+    async with open_page(browser) as first:
+        await first.goto(link)
+        await first.fill("input[name=new]", PASSWORD)
+        await first.click(SAVE)
+        await first.wait_for_selector("[data-action=go-on]")
+    async with open_page(browser) as page:
+        await page.goto(f"{stage.url}/courses/{stage.course.id}")
+        await page.wait_for_selector(SIGN_IN)
+        await page.fill("input[name=name]", name)
+        await page.fill("input[name=password]", PASSWORD)
+        await page.keyboard.press("Enter")
+        await page.wait_for_selector(".board")
+        assert page.url == f"{stage.url}/courses/{stage.course.id}"
+
+
+async def test_signing_out_everywhere_takes_the_board_from_the_other_browser(
+    stage: Stage, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nbpulse.api.sockets.PING_S", 0.3)
+    monkeypatch.setattr("nbpulse.api.sockets.RECHECK_S", 0.3)
+    async with open_page(browser) as here, open_page(browser) as there:
+        for page in (here, there):
+            code = await stage.people.create_link(stage.teacher_id)
+            await page.goto(f"{stage.url}/courses/{stage.course.id}#code={code}")
+            await page.wait_for_selector(".board")
+        await here.click("[data-action=account]")
+        await here.click("[data-action=sign-out-everywhere]")
+        await here.wait_for_selector(SIGN_IN)
+        await there.wait_for_selector(SIGN_IN, timeout=15_000)
+        assert await there.locator(".board").count() == 0
+
+
+async def test_changing_the_password_asks_for_the_present_one(stage: Stage, browser: Browser) -> None:
+    _, link = await add_person(stage, "Lee", stage.course.short_name)
+    async with open_page(browser) as page:
+        await page.goto(link)
+        await page.fill("input[name=new]", PASSWORD)
+        await page.click(SAVE)
+        await page.click("[data-action=go-on]")
+        await page.click("[data-action=account]")
+        await page.fill("input[name=present]", "not the one I have set")
+        await page.fill("input[name=new]", "another horse battery staple")
+        await page.click(SAVE)
+        await expect(page.locator(".problem")).to_contain_text("NB-1123")
+        await page.fill("input[name=present]", PASSWORD)
+        await page.click(SAVE)
+        await expect(page.locator(f"{MENU} [role=status]")).to_be_visible()
+        await page.click("[data-action=go-on]")
+        await expect(page.locator(MENU)).to_have_count(0)
+        await page.reload()
+        await page.wait_for_selector(".board")
+
+
+@pytest.mark.parametrize("language", ["ja", "en"])
+@pytest.mark.parametrize("width", [1280, 820, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_every_page_of_signing_in_fits_and_has_no_barrier(
+    stage: Stage, browser: Browser, language: str, width: int, scheme: Any
+) -> None:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    _, link = await add_person(stage, "田中 花子", None)
+    options = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme}
+
+    async def look(page: Page, name: str) -> None:
+        assert await find_barriers(page) == []
+        overflow = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert await page.evaluate(overflow) <= 0
+        least = 44 if width < 900 else 24
+        for button in await page.locator(".sheet button, dialog button").all():
+            box = await button.bounding_box()
+            assert box is None or min(box["width"], box["height"]) >= least, await button.text_content()
+        await page.screenshot(path=SCREENSHOTS / f"{name}-{language}-{scheme}-{width}.png")
+
+    async with open_page(browser, **options) as page:
+        await page.goto(f"{stage.url}/?lang={language}")
+        await page.wait_for_selector(SIGN_IN)
+        await look(page, "sign-in")
+        await page.click("summary")
+        await page.fill("input[name=name]", "nobody")
+        await page.fill("input[name=password]", "nothing")
+        await page.click("[data-action=sign-in]")
+        await page.wait_for_selector(".problem")
+        await look(page, "sign-in-refused")
+        await page.goto(link.replace("/#", f"/?lang={language}#"))
+        await page.wait_for_selector(SAVE)
+        await look(page, "first-password")
+        await page.click("[data-action=later]")
+        await page.wait_for_selector("[data-page=no-course]")
+        await look(page, "no-course")
+        await page.click("[data-action=account]")
+        await page.wait_for_selector(f"{MENU} {SAVE}")
+        await look(page, "account")

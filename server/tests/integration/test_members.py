@@ -1,0 +1,347 @@
+"""A course's people: who is let in and by which code, roles and the last instructor, the roster and who it expects."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import httpx2
+import pytest
+
+from nbpulse.crypto import EncryptedField
+from nbpulse.records.merging import merge_users
+from stage import KEY, Stage, make_run
+from stores import connect
+
+ROSTER = "student_number,name,kana,team,seat\n1,山田 太郎,ヤマダ タロウ,red,1-1\n2,佐藤 花子,,blue,\n"
+
+
+async def call(stage: Stage, method: str, path: str, token: str = "", **sent: Any) -> httpx2.Response:
+    """As the teacher, or whoever's token it is."""
+    headers = {"Authorization": f"Bearer {token or stage.teacher_token}", **sent.pop("headers", {})}
+    return await stage.http.request(method, f"/api/v1/courses/{stage.course.id}/{path}", headers=headers, **sent)
+
+
+async def list_people(stage: Stage) -> dict[str, dict[str, Any]]:
+    """By number, else by name."""
+    answer = await call(stage, "GET", "people")
+    assert answer.status_code == 200, answer.text
+    return {one["number"] or one["name"]: one for one in answer.json()["members"]}
+
+
+async def take(stage: Stage, roster: str, **query: Any) -> dict[str, Any]:
+    answer = await call(
+        *(stage, "POST", "roster"),
+        params={"dry_run": "false", **query},
+        content=roster.encode(),
+        headers={"Content-Type": "text/csv; charset=utf-8"},
+    )
+    assert answer.status_code == 200, answer.text
+    told: dict[str, Any] = answer.json()
+    return told
+
+
+def numbers(lines: list[dict[str, Any]]) -> list[str]:
+    return [line["student_number"] for line in lines]
+
+
+async def add_staff(stage: Stage, role: str) -> tuple[UUID, str]:
+    user_id = uuid4()
+    async with connect(stage.database_url) as owner:
+        await owner.execute("INSERT INTO users (id, username) VALUES ($1, $2)", user_id, user_id.hex)
+        await owner.execute(
+            "INSERT INTO enrolments (user_id, course_id, role) VALUES ($1, $2, $3)", user_id, stage.course.id, role
+        )
+    return user_id, await stage.people.create_staff_token(user_id)
+
+
+# --- coming in --------------------------------------------------------------------------------------------------------
+
+
+async def test_who_has_to_be_let_in_waits_and_loses_nothing(stage: Stage) -> None:
+    assert (await call(stage, "PATCH", "entry", json={"needs_approval": True})).json()["needs_approval"] is True
+    joined = await stage.join("新人", student_number="9")
+    assert joined["is_waiting"] is True
+    run = make_run()
+    refused = await stage.post(joined["token"], run)
+    assert (refused.status_code, refused.json()["code"]) == (409, "NB-1140")
+    assert int(refused.headers["retry-after"]) >= 10
+    assert (await stage.read_inbox(joined))["messages"] == []
+    assert (await list_people(stage))["9"]["role"] == "waiting"
+    assert (await stage.snapshot())["students"] == []
+    body = {"user_ids": [joined["user_id"], str(uuid4())]}
+    approved = await call(stage, "POST", "people/approvals", json=body)
+    assert approved.json() == {"approved": [joined["user_id"]]}
+    assert (await stage.post(joined["token"], run)).status_code == 202
+    assert await stage.work() == 1
+    assert [one["id"] for one in (await stage.snapshot())["students"]] == [joined["user_id"]]
+
+
+async def test_a_closed_code_lets_nobody_new_in_and_who_was_here_comes_back(stage: Stage) -> None:
+    known = await stage.join(student_number="1")
+    await call(stage, "PATCH", "entry", json={"is_join_closed": True})
+    wanted = {"join_code": stage.course.join_code, "display_name": "x"}
+    refused = await stage.http.post("/api/v1/join", json=wanted)
+    assert (refused.status_code, refused.json()["code"]) == (403, "NB-1142")
+    back = await stage.join(resume_code=known["resume_code"])
+    assert (back["user_id"], back["is_waiting"]) == (known["user_id"], False)
+    async with connect(stage.database_url) as owner:
+        await owner.execute(
+            "UPDATE courses SET is_join_closed = FALSE, join_code_expires_at = now() - interval '1 s' WHERE id = $1",
+            stage.course.id,
+        )
+    refused = await stage.http.post("/api/v1/join", json=wanted)
+    assert (refused.status_code, refused.json()["code"]) == (403, "NB-1143")
+    assert (await stage.http.post("/api/v1/join", json={**wanted, "resume_code": "x"})).json()["code"] == "NB-1106"
+
+
+async def test_a_new_code_takes_the_old_ones_place(stage: Stage) -> None:
+    await call(stage, "PATCH", "entry", json={"is_join_closed": True})
+    entry = (await call(stage, "POST", "join-code", json={"days": 3})).json()
+    assert entry["join_code"] != stage.course.join_code
+    assert entry["is_join_closed"] is False
+    for code, status in ((stage.course.join_code, 404), (entry["join_code"], 201)):
+        answer = await stage.http.post("/api/v1/join", json={"join_code": code, "display_name": "x"})
+        assert answer.status_code == status
+
+
+# --- roles ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_course_keeps_an_instructor(stage: Stage) -> None:
+    for role in ("assistant", "student", "former"):
+        refused = await call(stage, "PATCH", f"people/{stage.teacher_id}", json={"role": role})
+        assert (refused.status_code, refused.json()["code"]) == (409, "NB-1145")
+    other_id, other = await add_staff(stage, "assistant")
+    raised = await call(stage, "PATCH", f"people/{other_id}", json={"role": "instructor"})
+    assert raised.json()["role"] == "instructor"
+    assert (await call(stage, "PATCH", f"people/{stage.teacher_id}", json={"role": "former"})).status_code == 200
+    assert (await call(stage, "GET", "people")).status_code == 403
+    assert (await call(stage, "GET", "people", other)).status_code == 200
+
+
+async def test_who_is_taken_out_delivers_no_more_and_waits_when_they_come_again(stage: Stage) -> None:
+    joined = await stage.join(student_number="1")
+    assert (await stage.post(joined["token"], make_run())).status_code == 202
+    await stage.work()
+    await stage.snapshot()
+    member = (await call(stage, "PATCH", f"people/{joined['user_id']}", json={"role": "former"})).json()
+    assert member["left_at"] is not None
+    refused = await stage.post(joined["token"], make_run())
+    assert (refused.status_code, refused.json()["code"]) == (403, "NB-1141")
+    again = await stage.join(resume_code=joined["resume_code"])
+    assert (again["user_id"], again["is_waiting"]) == (joined["user_id"], True)
+    taken_back = (await call(stage, "PATCH", f"people/{joined['user_id']}", json={"role": "student"})).json()
+    assert (taken_back["role"], taken_back["left_at"]) == ("student", None)
+    assert (await stage.post(again["token"], make_run())).status_code == 202
+
+
+async def test_team_teams_and_seat_are_changed_one_by_one_and_cleared(stage: Stage) -> None:
+    joined = await stage.join()
+    path = f"people/{joined['user_id']}"
+    await call(stage, "PATCH", path, json={"team": " red ", "seat": "1-2"})
+    changed = (await call(stage, "PATCH", path, json={"seat": None})).json()
+    assert (changed["team"], changed["seat"], changed["role"]) == ("red", None, "student")
+    assistant, _ = await add_staff(stage, "assistant")
+    changed = (await call(stage, "PATCH", f"people/{assistant}", json={"teams": ["red", " ", "blue"]})).json()
+    assert changed["teams"] == ["red", "blue"]
+    for wrong in ({"team": "x" * 41}, {"team": "a\nb"}, {"role": "waiting"}, {"role": "operator"}, {"teams": None}):
+        assert (await call(stage, "PATCH", path, json=wrong)).status_code == 422
+
+
+async def test_what_a_jupyterhub_gave_is_changed_there(stage: Stage) -> None:
+    joined = await stage.join()
+    async with connect(stage.database_url) as owner:
+        await owner.execute(
+            "UPDATE enrolments SET granted_by = 'jupyterhub' WHERE user_id = $1", UUID(joined["user_id"])
+        )
+    refused = await call(stage, "PATCH", f"people/{joined['user_id']}", json={"role": "former"})
+    assert (refused.status_code, refused.json()["code"]) == (409, "NB-1146")
+    assert (await call(stage, "PATCH", f"people/{joined['user_id']}", json={"team": "red"})).json()["team"] == "red"
+
+
+@pytest.mark.parametrize("role", ["assistant", "student", "stranger"])
+async def test_only_an_instructor_changes_anything(stage: Stage, role: str) -> None:
+    student = await stage.join()
+    _, token = await add_staff(stage, "assistant")
+    status = 403
+    if role == "student":
+        token = student["token"]
+    elif role == "stranger":
+        other = await stage.courses.ensure_course("Other", f"o{uuid4().hex[:8]}")
+        stranger = await stage.courses.ensure_teacher(other.id, username=f"z{uuid4().hex[:8]}")
+        token, status = await stage.people.create_staff_token(stranger), 404
+    member = student["user_id"]
+    for method, path, sent in (
+        ("PATCH", f"people/{member}", {"json": {"role": "former"}}),
+        ("POST", "people/approvals", {"json": {"user_ids": [member]}}),
+        ("PATCH", "entry", {"json": {"is_join_closed": True}}),
+        ("POST", "join-code", {"json": {}}),
+        ("POST", "roster?dry_run=false", {"content": ROSTER.encode(), "headers": {"Content-Type": "text/csv"}}),
+    ):
+        assert (await call(stage, method, path, token, **sent)).status_code == status, path
+    seen = await call(stage, "GET", "people", token)
+    assert seen.status_code == (200 if role == "assistant" else status)
+    people = (await list_people(stage)).values()
+    assert sorted(one["role"] for one in people) == ["assistant", "instructor", "student"]
+
+
+async def test_the_database_lets_only_instructors_write(stage: Stage) -> None:
+    """The same statements as another asker: the API's own login, without the API."""
+    assistant_id, _ = await add_staff(stage, "assistant")
+    student = UUID((await stage.join())["user_id"])
+    async with stage.parts.people._pool.acquire() as connection:
+        for asker, count in ((stage.teacher_id, 1), (assistant_id, 0), (student, 0)):
+            for statement in (
+                "UPDATE enrolments SET team = 'x' WHERE course_id = $1 AND role = 'student'",
+                "UPDATE courses SET needs_approval = TRUE WHERE id = $1",
+            ):
+                async with connection.transaction():
+                    await connection.execute(f"SET LOCAL app.current_user_id = '{asker}'")
+                    assert await connection.execute(statement, stage.course.id) == f"UPDATE {count}"
+
+
+# --- the roster -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_roster_is_previewed_then_taken_in_and_names_are_sealed(stage: Stage) -> None:
+    preview = await take(stage, ROSTER, dry_run="true")
+    assert numbers(preview["added"]) == ["1", "2"]
+    assert (await list_people(stage)).keys() == {"teacher"}
+    done = await take(stage, ROSTER)
+    assert {**done, "is_dry_run": True} == preview
+    people = await list_people(stage)
+    first = people["1"]
+    assert [first[name] for name in ("name", "kana", "team", "seat", "role", "joined_at")] == [
+        *("山田 太郎", "ヤマダ タロウ", "red", "1-1", "student", None)
+    ]
+    again = await take(stage, ROSTER)
+    assert (again["added"], again["changed"], again["left"], again["unchanged"]) == ([], [], [], 2)
+    board = await stage.snapshot()
+    assert [(one["num"], one["name"], one["st"]) for one in board["students"]] == [
+        ("1", "山田 太郎", "offline"),
+        ("2", "佐藤 花子", "offline"),
+    ]
+    async with connect(stage.database_url) as owner:
+        rows = await owner.fetch(
+            "SELECT e::text || u::text AS text FROM enrolments e JOIN users u ON u.id = e.user_id WHERE course_id = $1",
+            stage.course.id,
+        )
+    assert not any(name in row["text"] for row in rows for name in ("山田", "ヤマダ", "佐藤"))
+
+
+async def test_who_joins_with_number_and_name_is_who_the_roster_expects(stage: Stage) -> None:
+    await take(stage, ROSTER)
+    expected = (await list_people(stage))["1"]
+    joined = await stage.join("やまだたろう", student_number="１")
+    assert joined["user_id"] == expected["user_id"]
+    assert (await stage.post(joined["token"], make_run())).status_code == 202
+    people = await list_people(stage)
+    assert people["1"]["joined_at"] is not None
+    assert people["1"]["name"] == "山田 太郎"
+    # The number is theirs from now on: the same name and number again is somebody else until staff say otherwise.
+    again = await stage.join("山田太郎", student_number="1")
+    assert again["user_id"] != expected["user_id"]
+
+
+async def test_another_name_with_a_roster_s_number_gets_nobody_s_entry(stage: Stage) -> None:
+    await take(stage, ROSTER)
+    expected = (await list_people(stage))["2"]
+    joined = await stage.join("鈴木 次郎", student_number="2")
+    assert joined["user_id"] != expected["user_id"]
+    members = (await call(stage, "GET", "people")).json()["members"]
+    (stranger,) = [one for one in members if one["user_id"] == joined["user_id"]]
+    assert stranger["same_as"] == expected["user_id"]
+    assert stranger["number"] == "2"
+    assert {one["joined_at"] is None for one in members if one["user_id"] == expected["user_id"]} == {True}
+
+
+async def test_who_left_the_roster_is_marked_and_comes_back_with_it(stage: Stage) -> None:
+    await take(stage, ROSTER)
+    guest = await stage.join("聴講生", student_number="77")
+    shorter = ROSTER.splitlines(keepends=True)[0] + "2,佐藤 花子,サトウ ハナコ,blue,\n3,新 入生,,,\n"
+    kept = await take(stage, shorter, dry_run="true", mark_left="false")
+    assert kept["left"] == []
+    done = await take(stage, shorter)
+    assert [numbers(done[name]) for name in ("added", "changed", "left")] == [["3"], ["2"], ["1"]]
+    people = await list_people(stage)
+    assert (people["1"]["role"], people["1"]["left_at"] is not None) == ("former", True)
+    assert people["77"]["user_id"] == guest["user_id"]
+    assert people["77"]["role"] == "student"
+    back = await take(stage, ROSTER, mark_left="false")
+    assert numbers(back["returned"]) == ["1"]
+    assert (await list_people(stage))["1"]["role"] == "student"
+
+
+async def test_doubts_and_staff_s_numbers_are_named_in_words(stage: Stage) -> None:
+    await stage.join("鈴木 次郎", student_number="2")
+    staff_id, _ = await add_staff(stage, "assistant")
+    async with connect(stage.database_url) as owner:
+        await owner.execute("UPDATE enrolments SET student_number = '1' WHERE user_id = $1", staff_id)
+    answer = await call(
+        *(stage, "POST", "roster"),
+        content=(ROSTER + ",x,,,\n").encode("cp932"),
+        headers={"Content-Type": "text/csv", "Accept-Language": "ja"},
+    )
+    told = answer.json()
+    assert (told["encoding"], numbers(told["doubtful"])) == ("cp932", ["2"])
+    assert [(one["line"], one["code"]) for one in told["problems"]] == [(2, "NB-1159"), (4, "NB-1153")]
+    assert told["problems"][1]["title"] == "学籍番号がありません。"
+
+
+async def test_a_number_that_is_a_username_elsewhere_is_no_obstacle(stage: Stage) -> None:
+    name = f"n{uuid4().hex[:8]}"
+    async with connect(stage.database_url) as owner:
+        await owner.execute("INSERT INTO users (username) VALUES ($1)", name)
+    done = await take(stage, f"student_number,name\n{name},甲\n{name}b,乙\n")
+    assert len(done["added"]) == 2
+    people = await list_people(stage)
+    assert people[f"{name}b"]["username"] == f"{name}b"
+    assert people[name]["username"].startswith(f"{stage.course.short_name}/")
+
+
+async def test_a_large_roster_is_taken_in_at_once(stage: Stage) -> None:
+    rows = "".join(f"{stage.course.short_name}{number},name {number}\n" for number in range(2_000))
+    done = await take(stage, "student_number,name\n" + rows)
+    assert len(done["added"]) == 2_000
+    assert len((await stage.snapshot())["students"]) == 2_000
+
+
+async def test_merging_keeps_what_the_roster_says(stage: Stage) -> None:
+    await take(stage, ROSTER)
+    expected = UUID((await list_people(stage))["2"]["user_id"])
+    joined = UUID((await stage.join("鈴木", student_number="2"))["user_id"])
+    async with asyncpg.create_pool(stage.database_url, min_size=1, max_size=1) as pool:
+        await merge_users(pool, EncryptedField(KEY), keep_id=joined, drop_id=expected)
+    merged = (await list_people(stage))["2"]
+    assert (merged["user_id"], merged["name"], merged["team"]) == (str(joined), "佐藤 花子", "blue")
+    assert merged["joined_at"] is not None
+
+
+async def test_every_change_is_in_the_audit_log(stage: Stage) -> None:
+    await call(stage, "PATCH", "entry", json={"needs_approval": True})
+    await call(stage, "PATCH", "entry", json={})
+    await call(stage, "POST", "join-code", json={"days": 7})
+    code = (await call(stage, "GET", "people")).json()["entry"]["join_code"]
+    joined = await stage.http.post("/api/v1/join", json={"join_code": code, "display_name": "x"})
+    student = joined.json()["user_id"]
+    await call(stage, "POST", "people/approvals", json={"user_ids": [student]})
+    for _ in range(2):
+        await call(stage, "PATCH", f"people/{student}", json={"role": "assistant", "teams": ["red"]})
+    await take(stage, ROSTER, dry_run="true")
+    await take(stage, ROSTER)
+    async with connect(stage.database_url) as owner:
+        rows = await owner.fetch(
+            "SELECT action, actor_id, subject_id, facts FROM audit_log WHERE course_id = $1 AND actor_id = $2"
+            " AND action NOT LIKE '%viewed' ORDER BY id",
+            *(stage.course.id, stage.teacher_id),
+        )
+    assert [(row["action"], row["subject_id"], json.loads(row["facts"])) for row in rows] == [
+        ("entry_changed", None, {"needs_approval": True}),
+        ("entry_changed", None, {"new_code_days": 7}),
+        ("member_changed", UUID(student), {"from": "waiting", "to": "student"}),
+        ("member_changed", UUID(student), {"fields": "teams", "from": "student", "to": "assistant"}),
+        ("roster_imported", None, {"added": 2, "changed": 0, "returned": 0, "left": 0}),
+    ]
