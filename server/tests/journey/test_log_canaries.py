@@ -22,7 +22,6 @@ import psutil
 import pytest
 from redis.asyncio import Redis
 
-from nbpulse.api.access import COOKIE
 from stage import make_run
 from student_jupyter import install_capture, open_jupyter, open_notebook
 from torture.connections import Answer, Connection
@@ -178,8 +177,9 @@ async def teach(school: School, student: dict[str, Any]) -> None:
     planted, headers = school.canaries.planted, f"Origin: {school.system.url}\r\n"
     signed_in = await school.ask("POST", "/api/v1/sign-in", {"code": planted["sign-in code"]}, headers=headers)
     assert signed_in.status == 200, signed_in.body
-    cookie = signed_in.headers["set-cookie"].partition(";")[0].removeprefix(f"{COOKIE}=")
-    headers += f"Cookie: {COOKIE}={school.canaries.plant('session cookie', cookie)}\r\n"
+    cookie = signed_in.headers["set-cookie"].partition(";")[0]
+    school.canaries.plant("session cookie", cookie.partition("=")[2])
+    headers += f"Cookie: {cookie}\r\n"
     ticket = await school.ask("POST", f"{school.course}/tickets", {}, headers=headers)
     school.canaries.plant("ticket", ticket.read()["ticket"])
     letter = {"id": str(uuid4()), "text": planted["letter"]}
