@@ -339,13 +339,15 @@ def test_while_the_server_cannot_be_told_recording_is_paused_and_what_waited_is_
     api._thread = again._thread  # the fixture closes a server that is closed
 
 
-@pytest.mark.parametrize("is_given", [False, True])
-def test_who_has_withdrawn_elsewhere_keeps_nothing_here_and_asks_no_more(
+@pytest.mark.parametrize(("is_given", "code"), [(False, "NB-1340"), (True, "NB-1340"), (False, "NB-1345")])
+def test_who_has_withdrawn_elsewhere_or_was_erased_keeps_nothing_here_and_asks_no_more(  # noqa: PLR0917 - fixtures
     student: Path,
     api: FakeApi,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
     start_sender: Callable[..., Sender],
     is_given: bool,
+    code: str,
 ) -> None:
     if is_given:
         monkeypatch.setenv("NBPULSE_CAPTURE_URL", api.url)
@@ -356,7 +358,7 @@ def test_who_has_withdrawn_elsewhere_keeps_nothing_here_and_asks_no_more(
     assert membership is not None
 
     def refuse(request: BaseHTTPRequestHandler, _: list[Event]) -> bool:
-        reply(request, 403, {"code": "NB-1340", "title": "This student has withdrawn", "status": 403})
+        reply(request, 403, {"code": code, "title": "Nothing more is taken", "status": 403})
         return True
 
     api.plays = [refuse] * 5
@@ -368,8 +370,11 @@ def test_who_has_withdrawn_elsewhere_keeps_nothing_here_and_asks_no_more(
     assert api.request_count == 1
     if is_given:
         assert ConsentFile().find_policy(membership).level == "nothing"
-    else:
-        assert MembershipFile().read() is None
+        return
+    assert MembershipFile().read() is None
+    capsys.readouterr()
+    assert main(["status"]) == 1
+    assert ("erased" in "".join(capsys.readouterr())) == (code == "NB-1345")
 
 
 def test_one_student_s_terms_are_not_the_next_one_s(student: Path, api: FakeApi) -> None:

@@ -26,7 +26,7 @@ from nbpulse_capture.messages import RefusedError, get_language, get_text, say
 from nbpulse_capture.notices import fetch_notice, note_joined
 from nbpulse_capture.outbox import Outbox
 from nbpulse_capture.recording import add_commands, can_ask, describe_pause, is_yes, word_notice
-from nbpulse_capture.sender import describe_problem
+from nbpulse_capture.sender import ERASED, describe_problem
 from nbpulse_capture.wire import UnreachableError, Wire
 
 
@@ -163,6 +163,13 @@ def show_status(arguments: argparse.Namespace) -> int:
 def describe_absence() -> str:
     """Why nothing is recorded: nobody has joined, or the hub's user is no student."""
     hub = read_hub_membership()
+    if hub is None and get_outbox_file().exists():
+        outbox = Outbox(get_outbox_file())
+        try:
+            if outbox.read_notes().get("ended") == ERASED:
+                return get_text("NB-7088")
+        finally:
+            outbox.close()
     return get_text("NB-7001") if hub is None else get_text("NB-7062", name=hub.hub_user)
 
 

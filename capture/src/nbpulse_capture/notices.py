@@ -105,7 +105,7 @@ def withdraw(membership: Membership, version: int) -> dict[str, str]:
 
 
 def end_membership(membership: Membership, outbox: Outbox | None = None) -> None:
-    """The student has withdrawn: nothing of this place in a class stays here, and nothing more is recorded of it."""
+    """The student has withdrawn or was erased: nothing of this place in a class stays here or is recorded any more."""
     if MembershipFile().read() == membership:
         forget_membership()
     forget_collection(membership)
@@ -138,6 +138,6 @@ def _answer(membership: Membership, version: int, action: str) -> Answer:
     if answer.status == 200 and isinstance(answer.content, dict):
         return answer
     code = answer.content.get("code") if isinstance(answer.content, dict) else None
-    if code in {"NB-1340", "NB-1101"}:
+    if code in {"NB-1340", "NB-1345", "NB-1101"}:
         raise RefusedError("NB-7084")
     raise RefusedError("NB-7082", reason=f"HTTP {answer.status} {code or ''}".strip())

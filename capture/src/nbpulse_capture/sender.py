@@ -8,7 +8,7 @@ refusals: set aside with the reason, without harming the neighbours.
 
 Nothing is sent before the class's server has said what the course collects, and then only that (policy.py): what is
 not, or no longer, collected is erased here. The server is asked again hourly and when an answer bears another version.
-A student who has withdrawn is refused by the server for good: then nothing of theirs is kept here either.
+A student who has withdrawn, or was erased, is refused by the server for good: then nothing of theirs is kept here.
 
 Pace: the first event of a quiet time goes at once, and so do the next few; a storm of runs is sent in at
 most four batches a second, which is as fast as the teacher's board moves. In a kernel that sends for itself, a run
@@ -48,7 +48,9 @@ OFFERED_LIMIT, REQUEST_WITHIN_S = 2_000, 12.0
 SENDS_AT_ONCE, SENDS_PER_S = 8.0, 4.0
 HUB_RETRY_S = 45.0
 
-WITHDRAWN, UNCOLLECTED = "NB-1340", "NB-1341"  # the server's codes
+ERASED, UNCOLLECTED = "NB-1345", "NB-1341"  # the server's codes
+ENDED = frozenset({"NB-1340", ERASED})
+"""The student has withdrawn, or was erased."""
 
 Event = dict[str, Any]
 Spilled = tuple[Event, str, str | None]
@@ -207,17 +209,15 @@ class Sender(threading.Thread):
             turn_away(membership.account)
             outbox.erase_account(membership.account)
             return False
-        if membership.hub_user and code == WITHDRAWN:
+        if answer.status == 403 and code in ENDED:
             end_membership(membership, outbox)
-            return False
+            outbox.write_notes(ended=code)
+            rows = []
         if answer.status in {401, 403} and membership.hub_user:
             self._keep(outbox, rows, f"NB-7061 {told}", HUB_RETRY_S, refused=f"NB-7061 {told}")
             return False
         if answer.status in {401, 403}:
             self._refused_account = membership.token
-            if told.startswith(f"HTTP 403 {WITHDRAWN}"):
-                end_membership(membership, outbox)
-                rows = []
             self._keep(outbox, rows, f"NB-7011 {told}", None, refused=f"NB-7011 {told}")
             return False
         if answer.status in {400, 413, 415, 422}:
@@ -275,7 +275,7 @@ class Sender(threading.Thread):
         if now - self._noted_success_at < SUCCESS_NOTED_EVERY_S:
             return {}
         self._noted_success_at = now
-        return {"last_success_at": format_time(), "refused": None}
+        return {"last_success_at": format_time(), "refused": None, "ended": None}
 
     def _keep(self, outbox: Outbox, rows: list[Row], what: str, retry_after_s: float | None, **notes: object) -> None:
         self._backoff.fail(time.monotonic(), retry_after_s)

@@ -37,6 +37,7 @@ from nbpulse.archive import (
     write_archive,
 )
 from nbpulse.crypto import EncryptedField
+from nbpulse.erasure import open_eraser
 from nbpulse.errors import StartupError
 from nbpulse.keys import write_keys
 from nbpulse.offline import open_stores
@@ -159,6 +160,7 @@ def restore(settings: Settings, file: Path, *, keep_stream: bool, as_json: bool)
             settings = msgspec.structs.replace(settings, database_url=urls[0], redis_url=urls[1])
             with show_progress(get_text("restore_running")) as report:
                 span = asyncio.run(_read(archive, settings, urls, seal, report, keep_stream=keep_stream))
+            asyncio.run(_erase_again(settings, *urls))
             # The series lie in the archive only if they lay in PostgreSQL.
             if span and (settings.influx_url or not _count_rows(manifest, _SERIES)):
                 points, refused = administration.rebuild_timeseries(settings, span[0], span[1] + timedelta(seconds=1))
@@ -167,6 +169,14 @@ def restore(settings: Settings, file: Path, *, keep_stream: bool, as_json: bool)
     if as_json:
         answer(json.dumps(facts))
     say(get_text("restore_done", **facts))
+
+
+async def _erase_again(settings: Settings, database_url: str, redis_url: str) -> None:
+    """Who was erased after the backup was made is erased from what it has brought back."""
+    async with open_eraser(settings, database_url, redis_url, settle_s=0) as eraser:
+        if count := await eraser.erase_again():
+            say(get_text("restore_erased", count=count))
+        await eraser.finish_all()
 
 
 def _provide_seal(settings: Settings, archive: ArchiveReader) -> EncryptedField:

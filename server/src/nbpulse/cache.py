@@ -132,6 +132,18 @@ class Cache:
             _, heard = await pipe.execute()
         return {member.decode(): int(score) for member, score in heard}
 
+    async def forget(self, course_ids: Sequence[UUID], user_ids: Sequence[UUID], keys: Sequence[str]) -> None:
+        """Forget these people in these courses, and what is cached under `keys`; the boards look again."""
+        async with _deadline():
+            pipe = self._redis.pipeline(transaction=False)
+            for course_id in course_ids:
+                if user_ids:
+                    pipe.zrem(_name_presence(course_id), *map(str, user_ids))
+                pipe.publish(f"nbpulse:live:{course_id}", _encode({"t": "roster"}))
+            if keys:
+                pipe.delete(*keys)
+            await pipe.execute()
+
     async def create_ticket(self, ticket: Ticket) -> str:
         """A secret that opens one WebSocket within 30 s."""
         secret = secrets.token_urlsafe(32)

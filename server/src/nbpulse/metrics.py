@@ -26,8 +26,9 @@ SeriesQuery = Literal[
     "query_percentiles",
     "query_progress",
     "query_performance",
+    "erase_points",
 ]
-InfluxQuery = Literal[SeriesQuery, "create_database"]
+InfluxQuery = Literal[SeriesQuery, "create_database", "read_points"]
 PostgresQuery = Literal[
     SeriesQuery,
     "refresh_rollups",
@@ -115,6 +116,10 @@ PostgresQuery = Literal[
     "common_errors",
     "slow_cells",
     "recovery_times",
+    # privacy
+    "find_tombstone",
+    "export_person",
+    "drop_expired",
     "other",
 ]
 RedisQuery = Literal[
@@ -131,6 +136,7 @@ RedisQuery = Literal[
     "measure_backlog",
     "trim",
     "copy_entries",
+    "erase_entries",
     # of the cache and the publisher: the command itself
     "pipeline",
     "exists",

@@ -28,8 +28,10 @@ from nbpulse.records.views import ClassReader
 from nbpulse.settings import Settings
 from nbpulse.stream import EventStream
 from nbpulse.stream.copying import StreamCopy
+from nbpulse.stream.erasing import StreamErasure
 from nbpulse.timeseries import TimeSeriesStore
 from nbpulse.timeseries.postgres import PostgresTimeSeries
+from nbpulse.tombstones import Marker
 
 if TYPE_CHECKING:
     from nbpulse.jupyterhub import JupyterHub
@@ -99,7 +101,7 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
             cache=cache,
             publisher=LivePublisher(client),
             hub=LiveHub(client, classes, cache.read_presence, stream.measure_backlog),
-            people=People(pool, seal),
+            people=People(pool, seal, Marker(settings.make_tombstone_key)),
             hasher=hasher,
             classes=classes,
             series=await stack.enter_async_context(_open_series(settings, pool)),
@@ -132,6 +134,27 @@ async def open_stream_copy(redis_url: str) -> AsyncIterator[StreamCopy]:
             yield copy
         finally:
             await copy.close()
+
+
+@dataclass(frozen=True)
+class OuterStores:
+    """What holds something of people beside the tables, for an erasure."""
+
+    stream: StreamErasure
+    cache: Cache
+    series: list[TimeSeriesStore]
+
+
+@asynccontextmanager
+async def open_outer_stores(settings: Settings, owner: asyncpg.Pool, redis_url: str) -> AsyncIterator[OuterStores]:
+    """With `owner`'s rights in PostgreSQL, whose series are there also where InfluxDB has taken over."""
+    async with open_redis(redis_url) as client, _open_series(settings, owner) as series:
+        stream = StreamErasure(client)
+        held = PostgresTimeSeries(owner)
+        try:
+            yield OuterStores(stream, Cache(client), [held, series] if series.has_server else [held])
+        finally:
+            await stream.close()
 
 
 @asynccontextmanager

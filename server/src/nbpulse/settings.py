@@ -159,6 +159,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         secret = self._read_secret("secret.key", lambda: secrets.token_hex(32))
         return hmac.new(secret.strip().encode(), login.encode(), hashlib.sha256).hexdigest()
 
+    def make_tombstone_key(self) -> bytes:
+        """The key of the tombstones' marks, derived from the data directory's secret like the passwords."""
+        return bytes.fromhex(self.make_password("tombstones"))
+
     def _read_secret(self, name: str, make: Callable[[], str]) -> str:
         path = self.data_dir / name
         try:

@@ -135,6 +135,7 @@ class School:
             "event_counts": {"slot": number},
             "spent_entries": {"stream": "x", "entry_id": str(number), "outcome": "duplicate"},
             "stream_bases": {"generation": str(number), "base": 1},
+            "tombstones": {"mark": f"m{number}", "kind": "user"},
             "sealing_keys": {"key_id": str(number), "canary": "x"},
             "audit_log": {"id": number, "action": "joined", "subject_id": user_id, "link": b"x"},
             "sealing_progress": {"key_id": str(number), "table_name": "x", "column_name": "x", "last_key": ["x"]}
@@ -177,7 +178,7 @@ def compose_insert(table: str, row: dict[str, Any]) -> str:
 def compose(command: str, table: str, row: dict[str, Any], person: str) -> str:
     keys = {"users": ("id",), "courses": ("id",), "tokens": ("user_id",), "class_meetings": ("course_id",)}.get(table)
     names = keys or [
-        name for name in row if name.endswith(("id", "_ns", "path", "role", "short_name", "slot", "generation"))
+        name for name in row if name.endswith(("id", "_ns", "path", "role", "short_name", "slot", "generation", "mark"))
     ]
     where = " AND ".join(f"{name} = '{row[name]}'" for name in names)
     if command == "I":

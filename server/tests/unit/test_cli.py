@@ -33,6 +33,10 @@ COMMANDS = [
     "collection",
     "user",
     "audit",
+    "erase-user",
+    "erase-course",
+    "compact",
+    "readmit",
 ]
 SUBCOMMANDS = ["token list", "token revoke", "dead-letters list", "dead-letters show", "dead-letters replay"]
 SUBCOMMANDS += [f"user {name}" for name in ("add", "link", "list", "disable", "enable")]

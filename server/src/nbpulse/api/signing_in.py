@@ -54,7 +54,7 @@ async def sign_in_by_link(request: Request) -> Response:
     """Exchange a link's one-use code for a session cookie."""
     code = decode_body(await read_small_body(request), LinkRequest).code
     _, token = await get_context(request).people.use_link(code)
-    return await _begin_session(request, token)
+    return await begin_session(request, token)
 
 
 @router.post("/sign-in/password", openapi_extra=describe_body(PasswordRequest))
@@ -63,7 +63,7 @@ async def sign_in_by_password(request: Request) -> Response:
     wanted = decode_body(await read_small_body(request), PasswordRequest)
     accounts = get_context(request).accounts
     user_id = await accounts.check_password(wanted.name, wanted.password)
-    return await _begin_session(request, await accounts.open_session(user_id, "password"))
+    return await begin_session(request, await accounts.open_session(user_id, "password"))
 
 
 @router.post("/sign-out", status_code=204)
@@ -103,7 +103,7 @@ async def set_password(request: Request) -> Response:
     wanted = decode_body(await read_small_body(request), NewPasswordRequest)
     token = await context.accounts.set_password(person, wanted.present, wanted.new)
     await context.announce_access(person.user_id)
-    return await _begin_session(request, token)
+    return await begin_session(request, token)
 
 
 def _get_signed_in(request: Request) -> Person:
@@ -114,7 +114,7 @@ def _get_signed_in(request: Request) -> Person:
     return person
 
 
-async def _begin_session(request: Request, token: str) -> Response:
+async def begin_session(request: Request, token: str) -> Response:
     """The answer to a sign-in: who it is, in which courses, and the session's cookie."""
     context = get_context(request)
     await end_present_session(request)
@@ -128,9 +128,7 @@ async def _begin_session(request: Request, token: str) -> Response:
 
 async def end_present_session(request: Request) -> None:
     """Who signs in anew leaves no second session in this browser."""
-    context = get_context(request)
-    token = context.cookies.read(request, SESSION)
-    person = await _find_present(request, token) if token else None
+    context, person = get_context(request), await find_present(request)
     if person is None:
         return
     ask_as(person.user_id)
@@ -138,9 +136,14 @@ async def end_present_session(request: Request) -> None:
     await context.announce_access(person.user_id)
 
 
-async def _find_present(request: Request, token: str) -> Person | None:
+async def find_present(request: Request) -> Person | None:
+    """Who is signed in in this browser, on a route that anybody may use."""
+    context = get_context(request)
+    token = context.cookies.read(request, SESSION)
+    if not token:
+        return None
     try:
-        person = await get_context(request).gate.find_person(token, find_address(request.scope))
+        person = await context.gate.find_person(token, find_address(request.scope))
     except AccessDenied:
         return None  # it has ended already
     return person if person.kind == "session" else None

@@ -62,11 +62,15 @@ async def count_batch(
         await _count(connection, events[0].user_id, spent, "duplicate", stored_count)
 
 
-@named_query("count_dropped")
 async def count_dropped(pool: asyncpg.Pool, events: Iterable[ReceivedEvent]) -> None:
     """Count entries of people or courses that are no more. Raises what the driver raises."""
-    dropped = sorted(event.entry for event in events if event.entry)
-    if dropped:
+    await count_dropped_entries(pool, [event.entry for event in events if event.entry])
+
+
+@named_query("count_dropped")
+async def count_dropped_entries(pool: asyncpg.Pool, entries: Iterable[tuple[str, str]]) -> None:
+    """The same, of entries (stream, id) that nobody need have decoded."""
+    if dropped := sorted(entries):
         async with pool.acquire(timeout=5) as connection:
             await _count(connection, UUID(int=0), dropped, "dropped", 0)
 

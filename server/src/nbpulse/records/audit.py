@@ -35,6 +35,7 @@ AuditAction = Literal[
     "collection_changed",
     "consent_given",
     "consent_withdrawn",
+    "course_erased",
     "course_removed",
     "entry_changed",
     "exported",
@@ -54,6 +55,7 @@ AuditAction = Literal[
     "student_viewed",
     "token_created",
     "token_revoked",
+    "user_erased",
     "users_merged",
 ]
 Facts = Mapping[str, str | int | bool]

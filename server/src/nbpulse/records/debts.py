@@ -6,6 +6,7 @@ Where points bear what students' errors said in full (NBPULSE_INFLUX_ERROR_TEXT)
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from typing import Final
 from uuid import UUID, uuid4
 
@@ -51,3 +52,20 @@ def _read(row: asyncpg.Record, seal: EncryptedField) -> tuple[CellExecutionPoint
     if row["sealed_points"] is None:
         return _decode(row["points"])
     return _decode(base64.b85decode(seal.unseal(row["sealed_points"], **_PLACE)))  # type: ignore[arg-type]
+
+
+async def drop_points(
+    connection: asyncpg.Connection, seal: EncryptedField, is_meant: Callable[[CellExecutionPoint], bool]
+) -> int:
+    """Take points out of what is owed, in the transaction that erases them; how many."""
+    dropped = 0
+    for row in await connection.fetch("SELECT id, points, sealed_points FROM series_debt ORDER BY id FOR UPDATE"):
+        points = _read(row, seal)
+        kept = tuple(point for point in points if not is_meant(point))
+        if len(kept) == len(points):
+            continue
+        dropped += len(points) - len(kept)
+        await connection.execute("DELETE FROM series_debt WHERE id = $1", row["id"])
+        if kept:
+            await note(connection, kept, seal if row["sealed_points"] is not None else None)
+    return dropped

@@ -33,9 +33,11 @@ async def enter_by_identity(
     The user whom `provider` calls `subject`, made if need be, with enrolments as `wanted` says: (course's short name,
     role), the highest role of a course first. None where they are new and none of these courses is here.
 
-    Raises AccessDenied (NB-1125): the account is closed. Unavailable (NB-2003).
+    Raises AccessDenied: the account is closed (NB-1125), or they were erased and nobody has let them in again
+    (NB-1345). Unavailable (NB-2003).
     """
     async with people.connect("enter_by_identity") as connection:
+        await people.check_erased(connection, lambda marker: marker.mark_identity(provider, subject))
         rows = await connection.fetch(
             "SELECT e.*, c.*, find_team_views(e.found_user) AS team_views, is_account_closed(e.found_user) AS is_closed"
             " FROM enter_by_identity($1, $2, $3, $4) e"

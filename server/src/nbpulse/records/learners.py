@@ -116,11 +116,10 @@ class UsersErased(Exception):
     """Some of these users or courses are no more; what is still on its way of theirs is to be dropped."""
 
 
-_ALL_EXIST = """
-SELECT NOT EXISTS (
-    SELECT FROM unnest($1::uuid[], $2::uuid[]) AS k(user_id, course_id)
-    WHERE NOT EXISTS (SELECT FROM users u WHERE u.id = k.user_id)
-        OR NOT EXISTS (SELECT FROM courses c WHERE c.id = k.course_id))
+# Locked until the transaction ends: an erasure that has begun has ended, or waits and then sees what was stored.
+_COUNT_PRESENT = """
+SELECT (SELECT count(*) FROM (SELECT FROM users WHERE id = ANY($1::uuid[]) FOR KEY SHARE) u)
+    + (SELECT count(*) FROM (SELECT FROM courses WHERE id = ANY($2::uuid[]) FOR KEY SHARE) c)
 """
 
 
@@ -136,7 +135,8 @@ async def lock_states(
     users = list({user_id for user_id, _ in wanted})  # the statement orders the locks
     rows = await connection.fetch(_LOCK_STATES, users)
     if missing := sorted(wanted - {(row["user_id"], row["course_id"]) for row in rows}):
-        if not await connection.fetchval(_ALL_EXIST, [key[0] for key in missing], [key[1] for key in missing]):
+        needed = [list({key[place] for key in missing}) for place in (0, 1)]
+        if await connection.fetchval(_COUNT_PRESENT, *needed) != sum(map(len, needed)):
             raise UsersErased
         shards = [get_shard_number(user_id) for user_id, _ in missing]
         await connection.execute(_INSERT_STATES, [key[0] for key in missing], shards, [key[1] for key in missing])

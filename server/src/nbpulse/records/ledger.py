@@ -136,7 +136,7 @@ class PostgresLedger:
         self._seal = seal
         self._notebooks = notebooks
 
-    async def record_events(self, events: Sequence[ReceivedEvent]) -> Recorded:
+    async def record_events(self, events: Sequence[ReceivedEvent], *, is_again: bool = False) -> Recorded:
         """
         Store `events` (1..1000, any people and courses) in one transaction.
 
@@ -153,14 +153,15 @@ class PostgresLedger:
                 [msgspec.structs.replace(e, user_id=merged.into.get(e.user_id, e.user_id)) for e in events]
             )
         except (learners.UsersErased, asyncpg.ForeignKeyViolationError):
-            # Of people or courses that have been removed meanwhile nothing is stored any more.
+            # Of people or courses that have been removed meanwhile nothing is stored any more. Where all are there, a
+            # notebook was: it is learned anew, once.
             self._notebooks.forget()
             kept = await self._drop_erased(events)
-            if len(kept) == len(events):
+            if len(kept) == len(events) and is_again:
                 raise
             if not kept:
                 return Recorded(states=(), points=(), stored_count=0, duplicate_count=0, debt_id=None)
-            return await self.record_events(kept)
+            return await self.record_events(kept, is_again=len(kept) == len(events))
         except UNAVAILABLE as error:
             self._notebooks.forget()
             raise Unavailable("NB-2003") from error

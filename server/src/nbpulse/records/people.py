@@ -7,7 +7,7 @@ sealed before they reach a column.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -37,8 +37,10 @@ from nbpulse.records.tokens import (
     make_code,
     parse_token,
 )
+from nbpulse.records.tombstones import is_erased
 from nbpulse.roster import is_same_name
 from nbpulse.shards import get_shard_number
+from nbpulse.tombstones import Marker
 
 STUDENT_SCOPES: Final = ("events:write", "inbox:read")
 COURSE_READ: Final = "course:read"
@@ -123,9 +125,10 @@ FROM find_token($1) t LEFT JOIN LATERAL find_collection(t.user_id, t.course_id) 
 class People:
     """People, tokens and enrolments on PostgreSQL. Every method raises Unavailable (NB-2003) when it is away."""
 
-    def __init__(self, pool: asyncpg.Pool, seal: EncryptedField) -> None:
+    def __init__(self, pool: asyncpg.Pool, seal: EncryptedField, marker: Marker | None = None) -> None:
         self._pool = pool
         self.seal = self._seal = seal
+        self._marker = marker
 
     @asynccontextmanager
     async def connect(self, query_type: PostgresQuery, *, is_staff: bool = False) -> AsyncIterator[asyncpg.Connection]:
@@ -157,7 +160,7 @@ class People:
         """
         Whom `token` stands for; None where it is unknown, revoked, expired or no token at all.
 
-        Raises AccessDenied (NB-1340): its student has withdrawn.
+        Raises AccessDenied: its student has withdrawn (NB-1340), or was erased (NB-1345).
         """
         parsed = parse_token(token)
         if parsed is None:
@@ -169,10 +172,16 @@ class People:
                 withdrawn = await connection.fetchval("SELECT find_withdrawal($1)", token_id)
                 if withdrawn is not None and is_hash_of(withdrawn, secret):
                     raise AccessDenied("NB-1340")
+                await self.check_erased(connection, lambda marker: marker.mark_token(token_id, hash_secret(secret)))
                 return None
             if not is_hash_of(row["secret_hash"], secret):
                 return None
             return await _use_token(connection, row)
+
+    async def check_erased(self, connection: asyncpg.Connection, make_mark: Callable[[Marker], bytes]) -> None:
+        """Raises AccessDenied (NB-1345) where there is a tombstone with this mark."""
+        if self._marker is not None and await is_erased(connection, make_mark(self._marker)):
+            raise AccessDenied("NB-1345")
 
     async def find_person_by_id(self, token_id: UUID) -> Person | None:
         """Whom a token already proved stands for now; None once it is revoked or expired."""

@@ -40,6 +40,18 @@ class ClassScope(msgspec.Struct, frozen=True):
     """All of the course's students; else whoever asks may see these alone, and no figure of the whole course."""
 
 
+class Erasure(msgspec.Struct, frozen=True):
+    """
+    Whose points are to go: all of `user_ids`; and of a course those that `member_ids`, who are in others too, have in
+    its notebooks at `paths`.
+    """
+
+    user_ids: Sequence[UUID]
+    course_id: UUID | None = None
+    member_ids: Sequence[UUID] = ()
+    paths: Sequence[str] = ()
+
+
 class Activity(msgspec.Struct, frozen=True):
     """One student's executions in one bucket; `execution_count` counts those with a duration, as specified."""
 
@@ -119,6 +131,12 @@ class TimeSeriesStore(Protocol):
         """
         Compute what the store keeps rolled up anew where points came; how many stale minutes there were, 0 where the
         store keeps nothing. Raises Unavailable (NB-2005).
+        """
+
+    async def erase_points(self, erasure: Erasure) -> bool:
+        """
+        Delete points for good, in every measurement; False where the server has no way to. Raises Unavailable
+        (NB-2005). In PostgreSQL it needs a member of `app_maintenance`.
         """
 
     async def query_activity(self, window: Window, scope: ClassScope | None = None) -> list[Activity]:

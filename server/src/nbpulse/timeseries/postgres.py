@@ -21,7 +21,17 @@ from nbpulse.errors import Unavailable
 from nbpulse.identity import identify
 from nbpulse.metrics import SeriesQuery, name_query, named_query
 from nbpulse.pipeline import CellExecutionPoint, LearningProgressPoint, PerformancePoint, RejectedPoint, SeriesPoint
-from nbpulse.timeseries import Activity, ClassScope, ErrorRate, Percentiles, Performance, Progress, Window, statements
+from nbpulse.timeseries import (
+    Activity,
+    ClassScope,
+    Erasure,
+    ErrorRate,
+    Percentiles,
+    Performance,
+    Progress,
+    Window,
+    statements,
+)
 
 _MINUTE_NS: Final = 60_000_000_000
 _REFRESH_LIMIT: Final = 5_000
@@ -81,6 +91,25 @@ class PostgresTimeSeries:
                 return len(stale)
         except _UNAVAILABLE as error:
             raise Unavailable("NB-2005") from error
+
+    @named_query("erase_points")
+    async def erase_points(self, erasure: Erasure) -> bool:
+        """
+        Delete points and what was rolled up of them. Durations that were counted together with others' are counted anew
+        where the others' minutes are still there; where they are not, numbers stay that are nobody's any more.
+        """
+        values = list(erasure.user_ids), erasure.course_id
+        try:
+            async with self._pool.acquire(timeout=5) as connection, connection.transaction():
+                for statement in statements.ERASE:
+                    await connection.execute(statement, *values)
+                slots = await connection.fetch(statements.FIND_SHARED_SLOTS, values[0])
+                await _refresh_durations(connection, [(row["slot_ns"], row["course_id"]) for row in slots])
+                await connection.execute(statements.FORGET_SLOT_PEOPLE, values[0])
+                await connection.execute(statements.CLEAR_EMPTY_SLOTS)
+        except _UNAVAILABLE as error:
+            raise Unavailable("NB-2005") from error
+        return True
 
     async def query_activity(self, window: Window, scope: ClassScope | None = None) -> list[Activity]:
         """Mean and count of the duration per bucket and user. Raises Unavailable (NB-2005)."""
@@ -150,10 +179,14 @@ async def _refresh_slots(connection: asyncpg.Connection, stale: Sequence[asyncpg
     for slot in slots:
         await connection.execute(statements.LOCK_SLOT, *slot)
     keys = [slot[0] for slot in slots], [slot[1] for slot in slots]
-    for statement in (
-        *(statements.CLEAR_SLOTS, statements.FILL_SLOTS),
-        *(statements.CLEAR_DURATIONS, statements.FILL_DURATIONS),
-    ):
+    for statement in (statements.CLEAR_SLOTS, statements.FILL_SLOTS):
+        await connection.execute(statement, *keys)
+    await _refresh_durations(connection, slots)
+
+
+async def _refresh_durations(connection: asyncpg.Connection, slots: Sequence[tuple[int, UUID]]) -> None:
+    keys = [slot[0] for slot in slots], [slot[1] for slot in slots]
+    for statement in (statements.CLEAR_DURATIONS, statements.FILL_DURATIONS):
         await connection.execute(statement, *keys)
 
 

@@ -119,6 +119,29 @@ JOIN (SELECT slot_ns, course_id, array_agg(bin), array_agg(runs) FROM filled GRO
     USING (slot_ns, course_id)
 """  # noqa: S608
 
+# --- erasure ----------------------------------------------------------------------------------------------------------
+# $1 people, $2 a course (null = none).
+
+ERASE: Final = tuple(
+    f"DELETE FROM timeseries.{table} WHERE user_id = ANY($1::uuid[]) OR course_id = $2::uuid"  # noqa: S608 - constants
+    for table in (
+        *("cell_executions", "cell_executions_1m", "cell_executions_10m", "stale_minutes"),
+        *("learning_progress", "performance_metrics"),
+    )
+)
+# Slots of which minutes are left, so that their durations can be counted anew. $1 people.
+FIND_SHARED_SLOTS = f"""
+SELECT d.slot_ns, d.course_id FROM timeseries.durations_10m d WHERE d.user_ids && $1::uuid[] AND EXISTS (
+    SELECT FROM timeseries.cell_executions_1m m WHERE m.course_id = d.course_id
+        AND m.minute_ns >= d.slot_ns AND m.minute_ns < d.slot_ns + {SLOT_NS})
+ORDER BY d.slot_ns, d.course_id
+"""  # noqa: S608
+FORGET_SLOT_PEOPLE = """
+UPDATE timeseries.durations_10m SET user_ids = ARRAY(SELECT unnest(user_ids) EXCEPT SELECT unnest($1::uuid[]))
+WHERE user_ids && $1::uuid[]
+"""
+CLEAR_EMPTY_SLOTS = "DELETE FROM timeseries.durations_10m WHERE user_ids = '{}'"
+
 # --- windows ----------------------------------------------------------------------------------------------------------
 # $1 to $2 the window, $3 the bucket, $4 the course and $5 the people (null = all).
 
