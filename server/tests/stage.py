@@ -26,6 +26,7 @@ from nbpulse.cache import Cache
 from nbpulse.connections import open_pool, open_redis
 from nbpulse.crypto import EncryptedField, make_key
 from nbpulse.events import decode
+from nbpulse.guesses import Guesses
 from nbpulse.hub import LiveHub
 from nbpulse.jupyterhub import JupyterHub, open_jupyterhub
 from nbpulse.live import LivePublisher
@@ -57,6 +58,7 @@ class StageParts:
     people: People
     classes: ClassReader
     hub: LiveHub
+    guesses: Guesses
     series: TimeSeriesStore
     hasher: Hasher
     promise: str = "power"
@@ -178,8 +180,10 @@ async def open_parts(
         classes = ClassReader(pool, seal)
         hub = LiveHub(redis, classes, cache.read_presence, stream.measure_backlog)
         series = PostgresTimeSeries(pool)
-        hasher = Hasher()
-        parts = StageParts(stream, cache, People(pool, seal), classes, hub, series, hasher, jupyterhub=jupyterhub)
+        guesses, hasher = Guesses(redis, of_address=300, of_account=10), Hasher()
+        parts = StageParts(
+            stream, cache, People(pool, seal), classes, hub, guesses, series, hasher, jupyterhub=jupyterhub
+        )
         try:
             if influx_url is None:
                 yield parts

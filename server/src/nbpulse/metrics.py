@@ -156,6 +156,8 @@ Limit = Literal[
     "token_requests",
     "address_requests",
     "address_refusals",
+    "address_guesses",
+    "account_guesses",
     "unproved_sockets",
     "person_boards",
 ]

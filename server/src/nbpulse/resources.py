@@ -17,6 +17,7 @@ from nbpulse.cache import Cache
 from nbpulse.connections import open_pool, open_redis
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import StartupError, Unavailable
+from nbpulse.guesses import Guesses
 from nbpulse.hub import LiveHub
 from nbpulse.live import LivePublisher
 from nbpulse.passwords import Hasher
@@ -48,6 +49,7 @@ class Resources:
     seal: EncryptedField
     stream: EventStream
     cache: Cache
+    guesses: Guesses
     publisher: LivePublisher
     hub: LiveHub
     people: People
@@ -99,6 +101,9 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
             seal=seal,
             stream=stream,
             cache=cache,
+            guesses=Guesses(
+                client, of_address=settings.limit_address_guesses, of_account=settings.limit_account_guesses
+            ),
             publisher=LivePublisher(client),
             hub=LiveHub(client, classes, cache.read_presence, stream.measure_backlog),
             people=People(pool, seal, Marker(settings.make_tombstone_key)),

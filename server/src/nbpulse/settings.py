@@ -82,6 +82,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     promise_stated: Annotated[
         bool, Meta(description="The stream's server forbids CONFIG: the operator states that it keeps the promise")
     ] = False
+    retention_days: Annotated[
+        int,
+        Meta(ge=0, description="Days that events, contents, messages and raw points are kept; 0 = for ever"),
+    ] = 180
+    session_retention_days: Annotated[
+        int, Meta(ge=0, description="Days that sessions and derived points are kept; 0 = for ever")
+    ] = 730
     backlog_limit_events: Annotated[int, Meta(ge=1000, description="Unprocessed events before the API says 503")] = (
         500_000
     )
@@ -113,6 +120,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     limit_address_refusals: Annotated[
         int, Meta(ge=10, description="Tokens that do not work that one address may try a minute")
     ] = DEFAULT.address_refusals
+    limit_address_guesses: Annotated[
+        int, Meta(ge=10, description="Wrong codes and passwords one address may try in 10 minutes, at all processes")
+    ] = 300
+    limit_account_guesses: Annotated[
+        int, Meta(ge=3, description="Wrong passwords one address may try for one account in 10 minutes, as above")
+    ] = 10
     limit_person_boards: Annotated[int, Meta(ge=1, description="Boards one person may have open at once")] = (
         DEFAULT.person_boards
     )

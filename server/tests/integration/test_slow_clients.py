@@ -130,7 +130,7 @@ async def test_whoever_asks_at_once_is_served_whatever_idlers_hold_open(
         await until(lambda: idlers.count_open() <= 10)
         assert count_closed("crowded") >= before + 30
     finally:
-        idlers.close()
+        await idlers.close()
 
 
 async def test_when_every_place_is_taken_one_is_told_so_and_places_come_free(

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from nbpulse.api.bodies import decode_body, read_small_body
 from nbpulse.api.context import describe_body, get_context, get_person, parse_id
 from nbpulse.api.joining import answer
+from nbpulse.api.limits import find_address
 from nbpulse.collection import Level, Notice, Words, list_recorded, load_texts
 from nbpulse.errors import AccessDenied
 from nbpulse.records.consents import OwnConsent
@@ -44,7 +45,9 @@ class ConsentRequest(msgspec.Struct):
 @router.get("/join/notice")
 async def show_notice(request: Request, code: Annotated[str, Query(min_length=1, max_length=40)]) -> Response:
     """What the course of this join code records, for who has not joined yet."""
-    title, notice = await get_context(request).consents.find_notice(clean_code(code))
+    context = get_context(request)
+    async with context.guesses.guarding(find_address(request.scope)):
+        title, notice = await context.consents.find_notice(clean_code(code))
     return answer({"course_title": title, **_describe(notice)})
 
 

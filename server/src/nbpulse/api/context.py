@@ -21,6 +21,7 @@ from nbpulse.api.limits import RequestLimits
 from nbpulse.api.trail import AuditTrail
 from nbpulse.cache import Cache
 from nbpulse.errors import NotFound, Unavailable
+from nbpulse.guesses import Guesses
 from nbpulse.hub import LiveHub
 from nbpulse.identity import ask_as
 from nbpulse.passwords import Hasher
@@ -59,6 +60,8 @@ class Parts(Protocol):
     @property
     def cache(self) -> Cache: ...
     @property
+    def guesses(self) -> Guesses: ...
+    @property
     def people(self) -> People: ...
     @property
     def hasher(self) -> Hasher: ...
@@ -81,6 +84,7 @@ class Context:
     options: ApiOptions
     stream: EventStream
     cache: Cache
+    guesses: Guesses
     people: People
     accounts: Accounts
     cookies: Cookies
@@ -133,6 +137,7 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         options=options,
         stream=parts.stream,
         cache=parts.cache,
+        guesses=parts.guesses,
         people=parts.people,
         accounts=Accounts(parts.people, parts.hasher),
         cookies=Cookies(options.public_url),

@@ -13,7 +13,9 @@ from starlette.responses import Response
 
 from nbpulse.api.bodies import decode_body, read_small_body
 from nbpulse.api.context import describe_body, get_context, get_person
+from nbpulse.api.limits import find_address
 from nbpulse.errors import InvalidInput, Unavailable
+from nbpulse.records.tokens import clean_code
 from nbpulse.roster import clean_number
 
 router = APIRouter(prefix="/api/v1")
@@ -36,13 +38,17 @@ async def join(request: Request) -> Response:
     """Enrol a student by the class's join code; the token is shown once."""
     wanted = decode_body(await read_small_body(request), JoinRequest)
     context = get_context(request)
-    joined = await context.people.join(
-        wanted.join_code,
-        clean_line(wanted.display_name, "display_name") or "",
-        clean_number(clean_line(wanted.student_number, "student_number") or "") or None,
-        clean_line(wanted.resume_code, "resume_code"),
-        wanted.notice_version,
-    )
+    number = clean_number(clean_line(wanted.student_number, "student_number") or "") or None
+    resume_code = clean_line(wanted.resume_code, "resume_code")
+    account = f"resume {clean_code(wanted.join_code)} {number}" if resume_code else None
+    async with context.guesses.guarding(find_address(request.scope), account):
+        joined = await context.people.join(
+            wanted.join_code,
+            clean_line(wanted.display_name, "display_name") or "",
+            number,
+            resume_code,
+            wanted.notice_version,
+        )
     try:
         await context.cache.announce_roster(joined.course_id)
     except Unavailable as error:

@@ -21,6 +21,7 @@ from nbpulse.api.limits import find_address
 from nbpulse.errors import AccessDenied
 from nbpulse.identity import ask_as
 from nbpulse.passwords import LENGTH_MAX, LENGTH_MIN
+from nbpulse.records.accounts import clean_username
 from nbpulse.records.people import Person
 
 router = APIRouter(prefix="/api/v1")
@@ -53,7 +54,9 @@ class NewPasswordRequest(msgspec.Struct):
 async def sign_in_by_link(request: Request) -> Response:
     """Exchange a link's one-use code for a session cookie."""
     code = decode_body(await read_small_body(request), LinkRequest).code
-    _, token = await get_context(request).people.use_link(code)
+    context = get_context(request)
+    async with context.guesses.guarding(find_address(request.scope)):
+        _, token = await context.people.use_link(code)
     return await begin_session(request, token)
 
 
@@ -61,9 +64,10 @@ async def sign_in_by_link(request: Request) -> Response:
 async def sign_in_by_password(request: Request) -> Response:
     """Exchange a name and password for a session cookie."""
     wanted = decode_body(await read_small_body(request), PasswordRequest)
-    accounts = get_context(request).accounts
-    user_id = await accounts.check_password(wanted.name, wanted.password)
-    return await begin_session(request, await accounts.open_session(user_id, "password"))
+    context = get_context(request)
+    async with context.guesses.guarding(find_address(request.scope), f"password {clean_username(wanted.name)}"):
+        user_id = await context.accounts.check_password(wanted.name, wanted.password)
+    return await begin_session(request, await context.accounts.open_session(user_id, "password"))
 
 
 @router.post("/sign-out", status_code=204)
@@ -101,7 +105,8 @@ async def set_password(request: Request) -> Response:
     """Set or change one's password; every other session of theirs ends, and this one goes on under a new cookie."""
     context, person = get_context(request), _get_signed_in(request)
     wanted = decode_body(await read_small_body(request), NewPasswordRequest)
-    token = await context.accounts.set_password(person, wanted.present, wanted.new)
+    async with context.guesses.guarding(find_address(request.scope), f"own {person.user_id}"):
+        token = await context.accounts.set_password(person, wanted.present, wanted.new)
     await context.announce_access(person.user_id)
     return await begin_session(request, token)
 

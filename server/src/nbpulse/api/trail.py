@@ -56,8 +56,8 @@ LOOKS: Final = frozenset(
     )
 )
 """The reads that show students' work."""
-_REFUSALS: Final = frozenset({"NB-1102", "NB-1202"})
-"""Beside every AccessDenied: another's `user_id`, a course that is not theirs."""
+_REFUSALS: Final = frozenset({"NB-1102", "NB-1180", "NB-1181", "NB-1202"})
+"""Beside every AccessDenied: another's `user_id`, too many wrong codes or passwords, a course that is not theirs."""
 _TOKEN_HEADERS: Final = frozenset({"authorization", "cookie"})
 
 _log = structlog.get_logger(__name__)
