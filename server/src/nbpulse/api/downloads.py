@@ -24,7 +24,8 @@ from nbpulse.errors import InvalidInput
 from nbpulse.records.analysis import Course, Span, Table
 
 # What a spreadsheet would take for a formula: https://owasp.org/www-community/attacks/CSV_Injection
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+# Full-width ones too: a Japanese Excel reads them as the others.
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _KINDS: Final = {
     "json": "application/json",
     "manifest": "application/json",
