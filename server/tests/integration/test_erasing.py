@@ -211,3 +211,26 @@ async def test_a_token_is_known_by_itself_alone(machine: Machine) -> None:
             await people.find_person(token)
         assert await people.find_person(token[:-1] + ("A" if token[-1] != "A" else "B")) is None
         assert await people.find_person(f"nbp_staff_{uuid4().hex}_x") is None
+
+
+async def test_who_has_left_the_roster_is_offered(machine: Machine) -> None:
+    course_id, (gone, away, here) = await make_class(machine.database_url, 3)
+    other_id, _ = await make_class(machine.database_url, 1)
+    code, said = machine.run("erase-user", "--left", course_id.hex)
+    assert (code, "Nobody has left" in said) == (0, True), said
+    async with connect(machine.database_url) as connection:
+        await connection.execute(
+            "UPDATE enrolments SET role = 'former', left_at = now() WHERE user_id = ANY($1::uuid[])", [gone, away]
+        )
+        await connection.execute(
+            "INSERT INTO enrolments (user_id, course_id, role) VALUES ($1, $2, 'student')", away, other_id
+        )
+    code, said = machine.run("erase-user", "--left", course_id.hex)
+    assert (code, "NB-3090" in said, gone.hex in said) == (1, True, True), said
+    code, said = machine.run("erase-user", "--left", course_id.hex, "--yes", course_id.hex)
+    assert code == 0, said
+    async with connect(machine.database_url) as connection:
+        left = await connection.fetch("SELECT id FROM users WHERE id = ANY($1::uuid[])", [gone, away, here])
+    assert {row["id"] for row in left} == {away, here}
+    code, said = machine.run("erase-user", "--left", "nowhere")
+    assert (code, "NB-3023" in said) == (1, True), said

@@ -89,6 +89,11 @@ _ONLY_HERE: Final = """
 SELECT e.user_id FROM enrolments e WHERE e.course_id = $1 AND e.role IN ('student', 'former', 'waiting')
     AND NOT EXISTS (SELECT FROM enrolments o WHERE o.user_id = e.user_id AND o.course_id <> $1) ORDER BY e.user_id
 """
+_LEFT: Final = """
+SELECT u.id, u.username, u.display_name FROM enrolments e JOIN users u ON u.id = e.user_id
+WHERE e.course_id = $1 AND e.role = 'former' AND u.merged_into IS NULL
+    AND NOT EXISTS (SELECT FROM enrolments o WHERE o.user_id = e.user_id AND o.role <> 'former') ORDER BY e.left_at
+"""
 _MEMBERS: Final = """
 SELECT user_id FROM learner_states WHERE course_id = $1 UNION SELECT user_id FROM enrolments WHERE course_id = $1
 """
@@ -130,6 +135,14 @@ async def find_people(pool: asyncpg.Pool, seal: EncryptedField, name: str) -> li
         name,
     )
     return [await _describe(pool, seal, row) for row in rows]
+
+
+async def list_left(pool: asyncpg.Pool, seal: EncryptedField, short_name: str) -> list[Held] | None:
+    """Who has left the course and is in no other one; None: there is no such course."""
+    course_id = await pool.fetchval("SELECT id FROM courses WHERE short_name = $1", short_name)
+    if course_id is None:
+        return None
+    return [await _describe(pool, seal, row) for row in await pool.fetch(_LEFT, course_id)]
 
 
 async def _describe(pool: asyncpg.Pool, seal: EncryptedField, row: asyncpg.Record) -> Held:
