@@ -41,12 +41,21 @@ WITH RECURSIVE person AS (
 _LOCK: Final = """
 SELECT FROM learner_states WHERE user_id = ANY($1::uuid[]) ORDER BY user_id, course_id FOR UPDATE
 """
-# What the stream still has in hand and was counted already must not be counted again when it is dropped.
-_SPEND_KNOWN: Final = """
+# What was counted must not be counted again when it is dropped: by a worker that died, or slept, between its commit and
+# its acknowledgement, or took over what another had acknowledged. Entries of several streams bear one id where they
+# came in one millisecond: the stream's shard and lane tell which it was.
+_SPEND_STORED: Final = """
 INSERT INTO spent_entries (stream, entry_id, outcome)
-SELECT stream, entry_id, 'dropped' FROM unnest($1::text[], $2::text[]) AS k(stream, entry_id)
-WHERE EXISTS (SELECT FROM event_ids e WHERE e.user_id = ANY($3::uuid[]) AND e.entry_id = k.entry_id)
-    OR EXISTS (SELECT FROM dead_letters d WHERE (d.stream, d.entry_id) = (k.stream, k.entry_id))
+SELECT format('nbpulse:%s:{shard_%s}', CASE WHEN e.event_type LIKE 'help%' THEN 'help' ELSE 'events' END, i.shard),
+    i.entry_id, 'dropped'
+FROM event_ids i JOIN events e USING (user_id, shard, event_id)
+WHERE i.user_id = ANY($1::uuid[]) AND i.entry_id IS NOT NULL
+    AND (i.received_at > now() - interval '1 hour' OR i.entry_id = ANY($2::text[]))
+ON CONFLICT DO NOTHING
+"""
+_SPEND_BURIED: Final = """
+INSERT INTO spent_entries (stream, entry_id, outcome) SELECT stream, entry_id, 'dropped' FROM dead_letters
+WHERE user_id = ANY($1::uuid[]) OR user_id IS NULL AND entry_id = ANY($2::text[])
 ON CONFLICT DO NOTHING
 """
 _NOTEBOOKS: Final = """
@@ -289,8 +298,9 @@ async def erase_course(
 async def _spend_known(
     connection: asyncpg.Connection, user_ids: Sequence[UUID], entries: Iterable[tuple[str, str]]
 ) -> None:
-    in_hand = sorted(entries)
-    await connection.execute(_SPEND_KNOWN, [one[0] for one in in_hand], [one[1] for one in in_hand], user_ids)
+    in_hand = [entry_id for _, entry_id in entries]
+    for statement in (_SPEND_STORED, _SPEND_BURIED):
+        await connection.execute(statement, user_ids, in_hand)
 
 
 async def _set_tombstones(connection: asyncpg.Connection, marker: Marker, user_ids: Sequence[UUID]) -> None:
