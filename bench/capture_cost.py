@@ -35,6 +35,7 @@ from tables import compose_capture_cost
 RESULTS = Path(__file__).parent / "results" / "capture_cost.json"
 ROUNDS = 5
 FLOOD_TURNS = 25
+PAUSE_S = 0.05
 
 SERVER = """
 import gzip, json, sys
@@ -137,14 +138,24 @@ def play_server() -> Iterator[str]:
         process.wait()
 
 
-def measure_runs(kernel: Kernel, bare: Kernel, run_count: int) -> dict[str, Any]:
-    """The callbacks' own time inside the kernel, and the client's view of both kernels run in turns."""
+def measure_runs(kernel: Kernel, bare: Kernel, run_count: int, pause_s: float = 0.0) -> dict[str, Any]:
+    """
+    The callbacks' own time inside the kernel, and the client's view of both kernels run in turns.
+
+    Without a pause a kernel runs a hundred cells a second, and its own sender is at work beside every fiftieth.
+    """
+
+    def run_both(n: int) -> tuple[float, float]:
+        took_ms = kernel.run(f"x = {n}"), bare.run(f"x = {n}")
+        time.sleep(pause_s)
+        return took_ms
+
     for _ in range(20):
         kernel.run("1")
         bare.run("1")
     kernel.run("_costs.clear()")
     per_round = run_count // ROUNDS
-    rounds = [[(kernel.run(f"x = {n}"), bare.run(f"x = {n}")) for n in range(per_round)] for _ in range(ROUNDS)]
+    rounds = [[run_both(n) for n in range(per_round)] for _ in range(ROUNDS)]
     costs = kernel.evaluate(f"_costs[-{per_round * ROUNDS}:]")
     cost_rounds = [costs[n : n + per_round] for n in range(0, len(costs), per_round)]
     return {
@@ -199,9 +210,11 @@ def measure_starts(directory: Path, url: str, count: int) -> dict[str, Any]:
 def list_measures(result: dict[str, Any]) -> list[tuple[str, str, float, float]]:
     """Each figure that has an aim: what is measured, its unit, the figure, the aim (to be less than)."""
     alone, alone_busy, servers = result["runs"], result["runs_with_all_cores_busy"], result["jupyter_servers"]
+    apart = result["runs_with_pauses"]
     seen_busy = servers["with_all_cores_busy"]
     return [
-        ("kernel by itself, both callbacks of a run, p99", "ms", alone["both_callbacks_ms"]["p99"], 1.0),
+        ("kernel by itself, both callbacks of a run, p99", "ms", apart["both_callbacks_ms"]["p99"], 1.0),
+        ("the same, runs without a pause between", "ms", alone["both_callbacks_ms"]["p99"], 1.0),
         ("the same, all cores busy", "ms", alone_busy["both_callbacks_ms"]["p99"], 5.0),
         ("kernel that a server observes, p99", "ms", servers["observed_kernel_both_callbacks_ms"]["p99"], 1.0),
         ("the same, all cores busy", "ms", seen_busy["observed_kernel_both_callbacks_ms"]["p99"], 5.0),
@@ -227,6 +240,7 @@ def main() -> int:
         kernel.run(PROBE)
         bare.run("import sys; assert 'nbpulse_capture.kernel' not in sys.modules")
         runs = measure_runs(kernel, bare, run_count)
+        apart = measure_runs(kernel, bare, run_count // 2, PAUSE_S)
         flood = measure_flood(kernel, bare)
         with load_all_cores():
             loaded = measure_runs(kernel, bare, run_count // 4)
@@ -240,6 +254,7 @@ def main() -> int:
         "machine": describe_machine(),
         "cores_busy_elsewhere": busy_cores,
         "runs": runs,
+        "runs_with_pauses": apart,
         "runs_with_all_cores_busy": loaded,
         "kernel_start": starts,
         "print_flood_10000_lines": flood,
