@@ -193,6 +193,17 @@ async def test_who_is_hidden_from_nobody_sees_the_whole_course(teams: Teams, ope
     assert person.teams == {}
 
 
+async def test_who_has_no_team_sees_a_course_without_teams_whole_and_of_others_those_of_no_team(teams: Teams) -> None:
+    _, token = await add_assistant(teams.stage, [])
+    headers = {"Authorization": f"Bearer {token}", "Cache-Control": "no-store"}
+    assert teams.find_names(await teams.ask(f"sessions{WEEK}", headers)) == {"Nobody"}
+    await teams.set("UPDATE enrolments SET team = NULL WHERE course_id = $1", teams.stage.course.id)
+    person = await teams.stage.people.find_person(token)
+    assert person is not None
+    assert person.teams == {}
+    assert teams.find_names(await teams.ask(f"sessions{WEEK}", headers)) == set(teams.students)
+
+
 async def test_teams_of_one_course_open_nothing_of_another(teams: Teams) -> None:
     """A student of team red here is of team blue there, and so is a second course's assistant of their team there."""
     stage = teams.stage
