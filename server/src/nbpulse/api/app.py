@@ -34,6 +34,7 @@ from nbpulse.api import (
     own_audit,
     own_export,
     pages,
+    providing,
     queries,
     rehearsals,
     signing_in,
@@ -123,6 +124,7 @@ def create_app(
     for router in (
         joining.router,
         signing_in.router,
+        providing.router,
         classrooms.router,
         actions.router,
         inbox.router,
