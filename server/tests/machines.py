@@ -179,18 +179,8 @@ async def make_old_month(machine: Machine) -> None:
             await connection.execute(statement)
 
 
-async def read_columns(database_url: str) -> list[str]:
-    """Every `table.column`."""
-    async with connect(database_url) as connection:
-        rows = await connection.fetch(
-            f"SELECT t.name || '.' || attname FROM ({LIST_TABLES}) t(name)"
-            " JOIN pg_attribute ON attrelid = t.name::regclass AND attnum > 0 AND NOT attisdropped"
-        )
-    return [name for (name,) in rows]
-
-
-async def fingerprint(database_url: str, columns: list[str] | None = None) -> dict[str, tuple[int, str]]:
-    """Of every table: rows, and a hash over what they hold (in these columns alone, where any are named)."""
+async def fingerprint(database_url: str) -> dict[str, tuple[int, str]]:
+    """Of every table: rows, and a hash over what they hold (a later schema's empty column changes nothing)."""
     async with connect(database_url) as connection:
         await connection.execute("SET timezone = 'UTC'")
         found = {}
@@ -198,9 +188,7 @@ async def fingerprint(database_url: str, columns: list[str] | None = None) -> di
             found[table] = tuple(
                 await connection.fetchrow(
                     f"SELECT count(*), md5(string_agg(h, '' ORDER BY h)) FROM {table} t,"
-                    " md5((SELECT jsonb_object_agg(k, v) FROM jsonb_each(jsonb_strip_nulls(to_jsonb(t))) e(k, v)"
-                    " WHERE $2::text[] IS NULL OR $1 || '.' || k = ANY($2))::text) h",
-                    *(table, columns),
+                    " md5(jsonb_strip_nulls(to_jsonb(t))::text) h"
                 )
             )
     return found
