@@ -44,6 +44,7 @@ from nbpulse.tombstones import Marker
 
 STUDENT_SCOPES: Final = ("events:write", "inbox:read")
 COURSE_READ: Final = "course:read"
+COURSE_WRITE: Final = "course:write"
 STAFF_ROLES: Final = frozenset({"assistant", "instructor"})
 _QUERY_LIMIT_S: Final = 5.0
 _USE_NOTED: Final = timedelta(minutes=5)
@@ -74,10 +75,13 @@ class Person(msgspec.Struct, frozen=True):
     teams: dict[UUID, Teams] = {}
     """Of the courses in which they see a part of the students: whose."""
 
+    def may(self, scope: str) -> bool:
+        """Whether the token reaches so far: a session, or a token of the operator's making, as far as its owner."""
+        return scope in self.scopes or (self.kind in ("staff", "session") and scope in (COURSE_READ, COURSE_WRITE))
+
     def is_staff(self, course_id: UUID) -> bool:
         """True for an instructor or assistant of the course, by a token meant for staff."""
-        is_meant = self.kind in ("staff", "session") or COURSE_READ in self.scopes
-        return is_meant and self.roles.get(course_id) in STAFF_ROLES
+        return self.may(COURSE_READ) and self.roles.get(course_id) in STAFF_ROLES
 
 
 class Joined(msgspec.Struct, frozen=True):
