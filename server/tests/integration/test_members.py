@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 from uuid import UUID, uuid4
@@ -345,3 +346,105 @@ async def test_every_change_is_in_the_audit_log(stage: Stage) -> None:
         ("member_changed", UUID(student), {"fields": "teams", "from": "student", "to": "assistant"}),
         ("roster_imported", None, {"added": 2, "changed": 0, "returned": 0, "left": 0}),
     ]
+
+
+# --- invitations ------------------------------------------------------------------------------------------------------
+
+
+async def invite(stage: Stage, **wanted: Any) -> dict[str, Any]:
+    answer = await call(stage, "POST", "invitations", json={"role": "assistant", **wanted})
+    assert answer.status_code == 201, answer.text
+    made: dict[str, Any] = answer.json()
+    return made
+
+
+async def accept(stage: Stage, code: str, **more: Any) -> httpx2.Response:
+    """In a browser of its own, signed in as nobody."""
+    async with httpx2.AsyncClient(base_url=stage.url, headers=more.pop("headers", {})) as browser:
+        return await browser.post("/api/v1/invitations/accept", json={"code": code, **more})
+
+
+def newcomer() -> dict[str, str]:
+    return {"username": f"staff-{uuid4().hex[:8]}", "display_name": "田中 花子"}
+
+
+async def sign_in(stage: Stage, user_id: UUID) -> dict[str, str]:
+    """The cookie of a board."""
+    code = await stage.people.create_link(user_id)
+    async with httpx2.AsyncClient(base_url=stage.url) as browser:
+        answer = await browser.post("/api/v1/sign-in", json={"code": code})
+    return {"Cookie": answer.headers["set-cookie"].partition(";")[0], "Origin": stage.url}
+
+
+async def test_an_invitation_makes_somebody_of_nobody_once(stage: Stage) -> None:
+    made = await invite(stage, teams=["red"])
+    described = await stage.http.post("/api/v1/invitations/describe", json={"code": made["code"]})
+    assert described.json() == {"course_title": stage.course.title, "role": "assistant"}
+    assert (await accept(stage, made["code"])).json()["code"] == "NB-1007"
+    taken = await accept(stage, made["code"], username="teacher", display_name="x")
+    assert (taken.status_code, taken.json()["code"]) == (409, "NB-1148")
+    accepted = await accept(stage, made["code"], **newcomer())
+    assert accepted.status_code == 200, accepted.text
+    assert [one["role"] for one in accepted.json()["courses"]] == ["assistant"]
+    assert "httponly" in accepted.headers["set-cookie"].lower()
+    people = await list_people(stage)
+    assert people["田中 花子"]["teams"] == ["red"]
+    again = await accept(stage, made["code"], **newcomer())
+    assert (again.status_code, again.json()["code"]) == (403, "NB-1147")
+    assert (await call(stage, "GET", "people")).json()["invitations"] == []
+
+
+async def test_who_is_signed_in_takes_the_role_as_themselves_and_is_never_lowered(stage: Stage) -> None:
+    other = await stage.courses.ensure_course("Other", f"o{uuid4().hex[:8]}")
+    user_id = await stage.courses.ensure_teacher(other.id, username=f"t{uuid4().hex[:8]}", display_name="佐藤 樹")
+    cookie = await sign_in(stage, user_id)
+    foreign = {**cookie, "Origin": "https://elsewhere.example"}
+    made = await invite(stage, role="instructor")
+    assert (await accept(stage, made["code"], headers=foreign)).json()["code"] == "NB-1107"
+    accepted = await accept(stage, made["code"], headers=cookie)
+    assert accepted.json() == {"user_id": str(user_id), "course_id": str(stage.course.id)}
+    lower = await invite(stage, role="assistant")
+    assert (await accept(stage, lower["code"], headers=cookie)).status_code == 200
+    assert (await list_people(stage))["佐藤 樹"]["role"] == "instructor"
+    live = await stage.http.get(f"/api/v1/courses/{stage.course.id}/live", headers=cookie)
+    assert live.status_code == 200
+
+
+async def test_a_student_is_not_made_staff_by_a_link_and_the_link_stays_good(stage: Stage) -> None:
+    student = await stage.join()
+    made = await invite(stage)
+    refused = await accept(stage, made["code"], headers=await sign_in(stage, UUID(student["user_id"])))
+    assert (refused.status_code, refused.json()["code"]) == (409, "NB-1149")
+    assert (await accept(stage, made["code"], **newcomer())).status_code == 200
+
+
+@pytest.mark.parametrize("end", ["revoked", "expired", "forged", "another id", "no code"])
+async def test_an_invitation_that_ended_or_is_none_opens_nothing(stage: Stage, end: str) -> None:
+    made = await invite(stage)
+    code = made["code"]
+    if end == "revoked":
+        assert (await call(stage, "DELETE", f"invitations/{made['id']}")).status_code == 204
+        assert (await call(stage, "DELETE", f"invitations/{made['id']}")).status_code == 404
+    elif end == "expired":
+        async with connect(stage.database_url) as owner:
+            await owner.execute("UPDATE invitations SET expires_at = now() WHERE id = $1", UUID(made["id"]))
+    else:
+        forged = code[:-1] + ("A" if code[-1] != "A" else "B")
+        code = {"forged": forged, "another id": code.replace(code[15:47], uuid4().hex), "no code": "x"}[end]
+    for path in ("describe", "accept"):
+        answer = await stage.http.post(f"/api/v1/invitations/{path}", json={"code": code, **newcomer()})
+        assert (answer.status_code, answer.json()["code"]) == (403, "NB-1147"), path
+
+
+async def test_two_who_accept_one_invitation_at_once(stage: Stage) -> None:
+    made = await invite(stage)
+    answers = await asyncio.gather(*(accept(stage, made["code"], **newcomer()) for _ in range(5)))
+    assert sorted(one.status_code for one in answers) == [200, 403, 403, 403, 403]
+
+
+async def test_the_secret_of_an_invitation_is_nowhere(stage: Stage) -> None:
+    made = await invite(stage)
+    secret = made["code"].split("_", 3)[3]
+    async with connect(stage.database_url) as owner:
+        assert secret not in str(await owner.fetch("SELECT i::text FROM invitations i"))
+    assert secret not in (await call(stage, "GET", "people")).text

@@ -57,6 +57,7 @@ class Rule(Enum):
 RULES: Final[dict[str, Rule]] = {
     "GET /": Rule.ANYONE,
     "GET /courses/{course_id}": Rule.ANYONE,
+    "GET /courses/{course_id}/people": Rule.ANYONE,
     "GET /web/{path:path}": Rule.ANYONE,
     "GET /health": Rule.ANYONE,
     "GET /health/live": Rule.ANYONE,
@@ -114,6 +115,10 @@ RULES: Final[dict[str, Rule]] = {
     "PATCH /api/v1/courses/{course_id}/entry": Rule.INSTRUCTOR,
     "POST /api/v1/courses/{course_id}/join-code": Rule.INSTRUCTOR,
     "POST /api/v1/courses/{course_id}/roster": Rule.INSTRUCTOR,
+    "POST /api/v1/courses/{course_id}/invitations": Rule.INSTRUCTOR,
+    "DELETE /api/v1/courses/{course_id}/invitations/{invitation_id}": Rule.INSTRUCTOR,
+    "POST /api/v1/invitations/describe": Rule.ANYONE,
+    "POST /api/v1/invitations/accept": Rule.ANYONE,
     "DELETE /api/v1/courses/{course_id}": Rule.STAFF,
     "WS /api/v1/courses/{course_id}/ws": Rule.FIRST_MESSAGE,
 }

@@ -1,10 +1,11 @@
 """A course's people for its staff: who they are, who is let in, how students come in, the roster.
 
-A change holds in this process at once and in every other within the 30 s that a token's look-up is good for.
+A change is told to every process at once; one that did not hear of it finds out within 60 s.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Annotated, Any
 from uuid import UUID
@@ -20,6 +21,7 @@ from nbpulse.api.context import describe_body, get_context, get_person, parse_id
 from nbpulse.api.joining import answer, clean_line
 from nbpulse.api.problems import choose_language
 from nbpulse.errors import InvalidInput, Unavailable
+from nbpulse.records.invitations import list_invitations
 from nbpulse.records.members import CODE_LIFE, Change, EntryChange, GivenRole, Members
 from nbpulse.records.rosters import Import, import_roster
 from nbpulse.roster import FILE_BYTES_MAX, Problem, Roster, read_roster
@@ -54,8 +56,8 @@ class CodeRequest(msgspec.Struct):
 @router.get("/people")
 async def show_people(request: Request, course_id: str) -> Response:
     """
-    The course's members whom the asker may see (role, team or teams, seat), and how students come in. `joined_at` null:
-    on the roster and not come yet; role `waiting`: to be let in.
+    The course's members whom the asker may see (role, team or teams, seat), how students come in, and, for instructors,
+    the invitations that can still be accepted. `joined_at` null: on the roster and not come yet.
     """
     course, person, people = parse_id(course_id), get_person(request), get_context(request).people
     members = Members(people)
@@ -64,6 +66,7 @@ async def show_people(request: Request, course_id: str) -> Response:
         {
             "members": await members.list_members(course),
             "entry": await members.find_entry(course),
+            "invitations": await list_invitations(people, course) if may_change else [],
             "may_change": may_change,
             "user_id": person.user_id,
         }
@@ -85,7 +88,7 @@ async def change_member(request: Request, course_id: str, user_id: str) -> Respo
         teams=UNSET if wanted.teams is UNSET else [one for team in wanted.teams if (one := clean_line(team, "teams"))],
     )
     changed = await Members(get_context(request).people).change(course, member, change)
-    await _tell(request, course)
+    await _tell(request, course, [member])
     return answer(changed)
 
 
@@ -95,7 +98,7 @@ async def approve(request: Request, course_id: str) -> Response:
     course = parse_id(course_id)
     body = await _read(request, "application/json", 262_144)
     approved = await Members(get_context(request).people).approve(course, decode_body(body, Approval).user_ids)
-    await _tell(request, course)
+    await _tell(request, course, approved)
     return answer({"approved": approved})
 
 
@@ -181,10 +184,15 @@ def _clean(text: str | UnsetType | None, field: str) -> str | UnsetType | None:
     return text if text is UNSET else clean_line(text, field)
 
 
-async def _tell(request: Request, course_id: UUID) -> None:
-    """Here at once: nobody is known by what they were before. Boards look at the roster."""
+async def _tell(request: Request, course_id: UUID, changed: Iterable[UUID] = ()) -> None:
+    """
+    Tell every process of those who may do something else now, and the boards to look at the roster. What an assistant
+    sees may have changed with anybody.
+    """
     context = get_context(request)
     context.gate.forget_students(course_id)
+    for user_id in {*changed, *await Members(context.people).list_assistants(course_id)}:
+        await context.announce_access(user_id)
     try:
         await context.cache.announce_roster(course_id)
     except Unavailable as error:

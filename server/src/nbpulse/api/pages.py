@@ -21,6 +21,7 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/")
 @router.get("/courses/{course_id}")
+@router.get("/courses/{course_id}/people")
 async def show_board(request: Request) -> Response:
     """The board's page; which course it shows, it reads from its own address."""
     return _send_file(request, "index.html")

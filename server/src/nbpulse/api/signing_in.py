@@ -57,7 +57,7 @@ async def sign_in_by_link(request: Request) -> Response:
     context = get_context(request)
     async with context.guesses.guarding(find_address(request.scope)):
         _, token = await context.people.use_link(code)
-    return await _begin_session(request, token)
+    return await begin_session(request, token)
 
 
 @router.post("/sign-in/password", openapi_extra=describe_body(PasswordRequest))
@@ -67,7 +67,7 @@ async def sign_in_by_password(request: Request) -> Response:
     context = get_context(request)
     async with context.guesses.guarding(find_address(request.scope), f"password {clean_username(wanted.name)}"):
         user_id = await context.accounts.check_password(wanted.name, wanted.password)
-    return await _begin_session(request, await context.accounts.open_session(user_id, "password"))
+    return await begin_session(request, await context.accounts.open_session(user_id, "password"))
 
 
 @router.post("/sign-out", status_code=204)
@@ -108,7 +108,7 @@ async def set_password(request: Request) -> Response:
     async with context.guesses.guarding(find_address(request.scope), f"own {person.user_id}"):
         token = await context.accounts.set_password(person, wanted.present, wanted.new)
     await context.announce_access(person.user_id)
-    return await _begin_session(request, token)
+    return await begin_session(request, token)
 
 
 def _get_signed_in(request: Request) -> Person:
@@ -119,7 +119,7 @@ def _get_signed_in(request: Request) -> Person:
     return person
 
 
-async def _begin_session(request: Request, token: str) -> Response:
+async def begin_session(request: Request, token: str) -> Response:
     """The answer to a sign-in: who it is, in which courses, and the session's cookie."""
     context = get_context(request)
     await end_present_session(request)
@@ -133,9 +133,7 @@ async def _begin_session(request: Request, token: str) -> Response:
 
 async def end_present_session(request: Request) -> None:
     """Who signs in anew leaves no second session in this browser."""
-    context = get_context(request)
-    token = context.cookies.read(request, SESSION)
-    person = await _find_present(request, token) if token else None
+    context, person = get_context(request), await find_present(request)
     if person is None:
         return
     ask_as(person.user_id)
@@ -143,9 +141,14 @@ async def end_present_session(request: Request) -> None:
     await context.announce_access(person.user_id)
 
 
-async def _find_present(request: Request, token: str) -> Person | None:
+async def find_present(request: Request) -> Person | None:
+    """Who is signed in in this browser, on a route that anybody may use."""
+    context = get_context(request)
+    token = context.cookies.read(request, SESSION)
+    if not token:
+        return None
     try:
-        person = await get_context(request).gate.find_person(token, find_address(request.scope))
+        person = await context.gate.find_person(token, find_address(request.scope))
     except AccessDenied:
         return None  # it has ended already
     return person if person.kind == "session" else None

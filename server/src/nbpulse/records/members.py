@@ -123,6 +123,14 @@ class Members:
         async with self._people.connect("list_people") as connection:
             return [self._read_member(row) for row in await connection.fetch(_MEMBERS, course_id, None)]
 
+    async def list_assistants(self, course_id: UUID) -> list[UUID]:
+        """The course's assistants."""
+        async with self._people.connect("list_people") as connection:
+            rows = await connection.fetch(
+                "SELECT user_id FROM enrolments WHERE course_id = $1 AND role = 'assistant'", course_id
+            )
+        return [row["user_id"] for row in rows]
+
     async def change(self, course_id: UUID, user_id: UUID, change: Change) -> Member:
         """
         Change one member; how they stand then.

@@ -26,13 +26,14 @@ export class ApiError extends Error {
 export async function request(method, path, body) {
   /** @type {Record<string, string>} */
   const headers = { Accept: "application/json", "Accept-Language": language.value };
-  if (body !== undefined) headers["Content-Type"] = "application/json";
+  const isFile = body instanceof Blob;
+  if (body !== undefined) headers["Content-Type"] = isFile ? "text/csv" : "application/json";
   let response;
   try {
     response = await fetch(path, {
       method,
       headers,
-      body: body === undefined ? undefined : JSON.stringify(body),
+      body: isFile || body === undefined ? body : JSON.stringify(body),
       credentials: "same-origin",
       cache: "no-store",
       signal: AbortSignal.timeout(15_000),
@@ -75,6 +76,30 @@ export const startMeeting = (courseId) =>
 /** @param {string} courseId */
 export const endMeeting = (courseId) =>
   request("POST", `/api/v1/courses/${encodeURIComponent(courseId)}/meetings/end`, {});
+
+/** @param {string} id @param {string} rest */
+const ofPeople = (id, rest) => `/api/v1/courses/${encodeURIComponent(id)}/${rest}`;
+/** @param {string} id */
+export const fetchPeople = (id) => request("GET", ofPeople(id, "people"));
+/** @param {string} id @param {string} userId @param {any} change */
+export const changeMember = (id, userId, change) => request("PATCH", ofPeople(id, `people/${userId}`), change);
+/** @param {string} id @param {string[]} userIds */
+export const approveMembers = (id, userIds) => request("POST", ofPeople(id, "people/approvals"), { user_ids: userIds });
+/** @param {string} id @param {any} change */
+export const changeEntry = (id, change) => request("PATCH", ofPeople(id, "entry"), change);
+/** @param {string} id */
+export const renewCode = (id) => request("POST", ofPeople(id, "join-code"), {});
+/** @param {string} id @param {{role: string, teams: string[]}} wanted @returns {Promise<{code: string}>} */
+export const inviteStaff = (id, wanted) => request("POST", ofPeople(id, "invitations"), wanted);
+/** @param {string} id @param {string} invitationId */
+export const revokeInvitation = (id, invitationId) => request("DELETE", ofPeople(id, `invitations/${invitationId}`));
+/** @param {string} id @param {Blob} file @param {boolean} isDryRun @param {boolean} marksLeft */
+export const sendRoster = (id, file, isDryRun, marksLeft) =>
+  request("POST", ofPeople(id, `roster?dry_run=${isDryRun}&mark_left=${marksLeft}`), file);
+/** @param {string} code @returns {Promise<{course_title: string, role: string}>} */
+export const describeInvitation = (code) => request("POST", "/api/v1/invitations/describe", { code });
+/** @param {{code: string, username?: string, display_name?: string}} answer */
+export const acceptInvitation = (answer) => request("POST", "/api/v1/invitations/accept", answer);
 
 /** @param {string} courseId @returns {Promise<{ticket: string}>} */
 export const fetchTicket = (courseId) =>

@@ -10,6 +10,7 @@ const catalogue = signal(/** @type {Record<string, any>} */ ({}));
 const makeFormats = (lang) => ({
   number: new Intl.NumberFormat(lang, { maximumFractionDigits: 1 }),
   plural: new Intl.PluralRules(lang),
+  day: new Intl.DateTimeFormat(lang, { dateStyle: "medium" }),
   clock: new Intl.DateTimeFormat(lang, { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false }),
 });
 let formats = makeFormats("ja");
@@ -89,6 +90,9 @@ export function formatWait(ms) {
   if (minutes < 60) return t("time.minutes", { n: minutes });
   return t("time.hours", { n: Math.floor(minutes / 60), minutes: minutes % 60 });
 }
+
+/** @param {Date} day */
+export const formatDay = (day) => formats.day.format(day);
 
 /** @param {number} at ms epoch */
 export function formatClock(at) {

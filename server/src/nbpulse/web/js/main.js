@@ -1,12 +1,14 @@
 // @ts-check
 /** The start of the page: language, theme, sign-in by the link's code, and which page to show. */
-import { ApiError, fetchMe, signIn } from "./api.js";
+import { ApiError, describeInvitation, fetchMe, signIn } from "./api.js";
 import { loadLanguage, preferredLanguage } from "./i18n.js";
 import { html, render, signal } from "./preact.js";
 import { clockOffsetMs, me, now, setTheme, theme } from "./store.js";
 import { Account } from "./views/account.js";
 import { Board } from "./views/board.js";
-import { Connecting, Courses, Failed } from "./views/pages.js";
+import { Invited } from "./views/invited.js";
+import { Connecting, Courses, Failed, Refused } from "./views/pages.js";
+import { People } from "./views/people.js";
 import { FirstPassword, SignIn } from "./views/sign_in.js";
 
 /** @type {{value: {name: string, [detail: string]: any}}} */
@@ -14,19 +16,28 @@ const page = signal({ name: "connecting" });
 
 function App() {
   const { name, ...detail } = page.value;
-  const view = { connecting: Connecting, board: Board, courses: Courses, failed: Failed, sign_in: SignIn, password: FirstPassword }[name];
+  const view = { connecting: Connecting, board: Board, courses: Courses, failed: Failed, sign_in: SignIn, password: FirstPassword, people: People, refused: Refused, invited: Invited }[name];
   return html`<${view} ...${detail} /><${Account} />`;
 }
+
+const STAFF = ["instructor", "assistant"];
 
 /** @type {?string} the link's one-use code until the server has answered about it */
 let code = null;
 
 let isPasswordWanted = false;
 
+/** @type {?string} an invitation's code, until it is accepted or refused */
+let invitation = null;
+
 /** Exchanges `#code=` for a session; the code leaves the address bar before anything else happens. */
 async function exchangeCode() {
   const fragment = new URLSearchParams(location.hash.slice(1));
   const given = fragment.get("code");
+  if (fragment.has("invite")) {
+    invitation = fragment.get("invite");
+    history.replaceState(null, "", location.pathname + location.search);
+  }
   if (given) {
     code = given;
     isPasswordWanted = fragment.has("password");
@@ -43,9 +54,29 @@ async function exchangeCode() {
   code = null;
 }
 
-/** @returns {?string} */
+/** The course in the address, and which of its pages. @returns {{courseId: string, isPeople: boolean}|null} */
 function courseInPath() {
-  return /^\/courses\/([^/]+)\/?$/.exec(location.pathname)?.[1] ?? null;
+  const found = /^\/courses\/([^/]+)(\/people)?\/?$/.exec(location.pathname);
+  return found && { courseId: decodeURIComponent(found[1]), isPeople: Boolean(found[2]) };
+}
+
+/** Shows an invitation to whoever opened its link, signed in or not. */
+async function showInvitation() {
+  const given = /** @type {string} */ (invitation);
+  const who = await fetchMe().catch((error) => {
+    if (!(error instanceof ApiError) || error.status !== 401) throw error;
+    return { user_id: "", display_name: "" };
+  });
+  me.value = who;
+  const { course_title: course, role } = await describeInvitation(given);
+  const done = (/** @type {any} */ accepted) => {
+    isPasswordWanted = !me.value.user_id;
+    const to = accepted.course_id ?? accepted.courses[0].id;
+    history.replaceState(null, "", isPasswordWanted ? "/" : `/courses/${to}`);
+    invitation = null;
+    void route();
+  };
+  page.value = { name: "invited", code: given, course, role, done };
 }
 
 async function route() {
@@ -56,19 +87,25 @@ async function route() {
       if (!(error instanceof ApiError) || error.status === 0 || error.status >= 500) throw error;
       refused = error; // a used link is no harm where a session still holds
     });
-    const courseId = courseInPath();
-    if (courseId) {
-      page.value = { name: "board", courseId: decodeURIComponent(courseId) };
+    if (invitation) return await showInvitation();
+    const place = courseInPath();
+    if (place && !place.isPeople) {
+      page.value = { name: "board", courseId: place.courseId };
       return;
     }
     const { courses, ...who } = await fetchMe();
     me.value = who;
+    if (place) {
+      const title = courses.find((/** @type {any} */ one) => one.id === place.courseId)?.title ?? "";
+      page.value = { name: "people", courseId: place.courseId, title };
+      return;
+    }
     if (isPasswordWanted && !refused) {
       isPasswordWanted = false;
       page.value = { name: "password", done: route };
       return;
     }
-    const staffed = courses.filter((/** @type {any} */ one) => one.role !== "student");
+    const staffed = courses.filter((/** @type {any} */ one) => STAFF.includes(one.role));
     if (staffed.length === 1) {
       history.replaceState(null, "", `/courses/${encodeURIComponent(staffed[0].id)}${location.search}`);
       page.value = { name: "board", courseId: staffed[0].id };
@@ -77,7 +114,10 @@ async function route() {
     }
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    if (error.status === 401) page.value = { name: "sign_in", error: refused };
+    if (invitation) {
+      invitation = null;
+      page.value = { name: "refused", error };
+    } else if (error.status === 401) page.value = { name: "sign_in", error: refused };
     else page.value = { name: "failed", error, again: route };
   }
 }

@@ -17,6 +17,7 @@ export function Header({ showNotebook }) {
     <${Meeting} />
     <${LinkState} />
     <span class="spread"></span>
+    <a class="people-link" href=${`/courses/${encodeURIComponent(course.value.id)}/people`}>${t("people.short")}</a>
     ${layout.value !== "phone" && html`<${Search} />`}
     <button class="toggle" data-action="names" aria-pressed=${isNamed.value} title=${t("names.key")} onClick=${toggleNames}>
       ${isNamed.value ? t("names.hide") : t("names.show")}

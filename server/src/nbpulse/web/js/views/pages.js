@@ -26,7 +26,7 @@ export function Problem({ error }) {
 
 /** @param {{courses: {id: string, title: string, role: string, is_demo: boolean}[]}} props */
 export function Courses({ courses }) {
-  const staffed = courses.filter((one) => one.role !== "student");
+  const staffed = courses.filter((one) => one.role === "instructor" || one.role === "assistant");
   if (staffed.length === 0) {
     return html`<${Page} name="no-course" title=${t("courses.none")}>
       <p>${t("courses.none_invited")}</p>
