@@ -112,6 +112,8 @@ class TokenRow(msgspec.Struct, frozen=True):
 
     id: UUID
     kind: str
+    label: str | None
+    scopes: list[str]
     username: str
     course_title: str | None
     created_at: datetime
@@ -193,20 +195,29 @@ class People:
             row = await connection.fetchrow(_FIND_TOKEN, token_id)
             return await _use_token(connection, row) if row else None
 
-    async def revoke_token(self, token_id: UUID) -> bool:
-        """Revoke one token; False when there was none to revoke."""
+    async def revoke_token(self, token_id: UUID) -> UUID | None:
+        """Revoke one token: whose it was; None when there was none to revoke."""
         async with self.connect("revoke_token") as connection:
-            done = await connection.execute(
-                "UPDATE tokens SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL", token_id
+            row = await connection.fetchrow(
+                "UPDATE tokens SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL"
+                " RETURNING user_id, kind, course_id",
+                token_id,
             )
-        return bool(done == "UPDATE 1")
+            if row is None:
+                return None
+            facts: dict[str, str | int | bool] = {"token_id": str(token_id), "kind": row["kind"]}
+            subject = {"course_id": row["course_id"], "subject_id": row["user_id"]}
+            await note_audit(connection, "token_revoked", **subject, facts=facts)
+        user_id: UUID = row["user_id"]
+        return user_id
 
     async def list_tokens(self) -> list[TokenRow]:
         """Every token that still works, newest first."""
         async with self.connect("list_tokens") as connection:
             rows = await connection.fetch(
-                "SELECT t.id, t.kind, u.username, c.title AS course_title, t.created_at, t.last_used_at, t.expires_at,"
-                " t.revoked_at FROM tokens t JOIN users u ON u.id = t.user_id LEFT JOIN courses c ON c.id = t.course_id"
+                "SELECT t.id, t.kind, t.label, t.scopes, u.username, c.title AS course_title, t.created_at,"
+                " t.last_used_at, t.expires_at, t.revoked_at"
+                " FROM tokens t JOIN users u ON u.id = t.user_id LEFT JOIN courses c ON c.id = t.course_id"
                 " WHERE t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now())"
                 " ORDER BY t.created_at DESC"
             )
