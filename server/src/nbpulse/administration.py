@@ -25,6 +25,7 @@ from nbpulse.preparation import DEMO_SHORT_NAME, ensure_course
 from nbpulse.records import derived, merging, points
 from nbpulse.records.courses import Courses
 from nbpulse.records.dead_letters import DeadLetter, DeadLetters
+from nbpulse.records.own_tokens import list_tokens
 from nbpulse.records.owner import find_user_id, open_owner
 from nbpulse.records.people import People
 from nbpulse.settings import Settings
@@ -79,7 +80,7 @@ def show_tokens(settings: Settings, *, as_json: bool) -> None:
 
     async def read() -> list[Any]:
         async with _open_people(settings) as (pool, seal):
-            return list(await People(pool, seal).list_tokens())
+            return list(await list_tokens(People(pool, seal)))
 
     rows = asyncio.run(read())
     if as_json:

@@ -1,6 +1,6 @@
-"""A person's own tokens: what works in their name, made for a script, and made to stop.
+"""Tokens that work: those of a person, made for a script and made to stop; and all, as the operator sees them.
 
-Promises: a secret is told once, when it is made; a token is shown to its owner alone, without it; a personal token
+Promises: a secret is told once, when it is made; a token is shown to its owner and the operator, without it; a personal token
 reaches no further than its owner does, and ends by itself.
 """
 
@@ -43,6 +43,21 @@ class OwnToken(msgspec.Struct, frozen=True):
     expires_at: datetime | None
 
 
+class TokenRow(msgspec.Struct, frozen=True):
+    """A token as a list shows it: never its secret."""
+
+    id: UUID
+    kind: str
+    label: str | None
+    scopes: list[str]
+    username: str
+    course_title: str | None
+    created_at: datetime
+    last_used_at: datetime | None
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
 class OwnTokens:
     """Of whoever asks. Every method raises Unavailable (NB-2003) when the database is away."""
 
@@ -83,3 +98,16 @@ class OwnTokens:
                 raise NotFound("NB-1201")
             facts: dict[str, str | int | bool] = {"token_id": str(token_id), "kind": row["kind"]}
             await note_audit(connection, "token_revoked", course_id=row["course_id"], subject_id=user_id, facts=facts)
+
+
+async def list_tokens(people: People) -> list[TokenRow]:
+    """Every token that still works, newest first; for the operator's login."""
+    async with people.connect("list_tokens") as connection:
+        rows = await connection.fetch(
+            "SELECT t.id, t.kind, t.label, t.scopes, u.username, c.title AS course_title, t.created_at,"
+            " t.last_used_at, t.expires_at, t.revoked_at"
+            " FROM tokens t JOIN users u ON u.id = t.user_id LEFT JOIN courses c ON c.id = t.course_id"
+            " WHERE t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now())"
+            " ORDER BY t.created_at DESC"
+        )
+    return [TokenRow(**dict(row)) for row in rows]

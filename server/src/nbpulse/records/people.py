@@ -107,21 +107,6 @@ class CourseRole(msgspec.Struct, frozen=True):
     is_demo: bool
 
 
-class TokenRow(msgspec.Struct, frozen=True):
-    """A token as a list shows it: never its secret."""
-
-    id: UUID
-    kind: str
-    label: str | None
-    scopes: list[str]
-    username: str
-    course_title: str | None
-    created_at: datetime
-    last_used_at: datetime | None
-    expires_at: datetime | None
-    revoked_at: datetime | None
-
-
 _FIND_TOKEN = """
 SELECT t.*, c.*, CASE WHEN t.kind <> 'student' THEN find_team_views(t.user_id) END AS team_views
 FROM find_token($1) t LEFT JOIN LATERAL find_collection(t.user_id, t.course_id) c ON true
@@ -210,18 +195,6 @@ class People:
             await note_audit(connection, "token_revoked", **subject, facts=facts)
         user_id: UUID = row["user_id"]
         return user_id
-
-    async def list_tokens(self) -> list[TokenRow]:
-        """Every token that still works, newest first."""
-        async with self.connect("list_tokens") as connection:
-            rows = await connection.fetch(
-                "SELECT t.id, t.kind, t.label, t.scopes, u.username, c.title AS course_title, t.created_at,"
-                " t.last_used_at, t.expires_at, t.revoked_at"
-                " FROM tokens t JOIN users u ON u.id = t.user_id LEFT JOIN courses c ON c.id = t.course_id"
-                " WHERE t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now())"
-                " ORDER BY t.created_at DESC"
-            )
-        return [TokenRow(**dict(row)) for row in rows]
 
     async def create_staff_token(self, user_id: UUID, course_id: UUID | None = None) -> str:
         """A Bearer token for scripts, with the roles of `user_id` (in one course only, when one is named)."""
