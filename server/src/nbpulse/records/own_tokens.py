@@ -1,7 +1,7 @@
 """Tokens that work: those of a person, made for a script and made to stop; and all, as the operator sees them.
 
-Promises: a secret is told once, when it is made; a token is shown to its owner and the operator, without it; a personal token
-reaches no further than its owner does, and ends by itself.
+Promises: a secret is told once, when it is made; a token is shown to its owner and the operator, without it; a
+personal token reaches no further than its owner does, and ends by itself.
 """
 
 from __future__ import annotations
