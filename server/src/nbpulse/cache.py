@@ -144,6 +144,11 @@ class Cache:
                 pipe.delete(*keys)
             await pipe.execute()
 
+    async def take_turn(self, key: str, life_s: int) -> bool:
+        """Whether nobody has taken a turn under `key` in the last `life_s`; it is taken now."""
+        async with _deadline():
+            return bool(await self._redis.set(key, b"1", nx=True, ex=life_s))
+
     async def create_ticket(self, ticket: Ticket) -> str:
         """A secret that opens one WebSocket within 30 s."""
         secret = secrets.token_urlsafe(32)

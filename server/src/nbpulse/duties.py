@@ -52,6 +52,41 @@ def add_commands(app: typer.Typer, connect: _Connect) -> None:
     ) -> None:
         asyncio.run(_erase_course(connect(data, is_needed=False), course, yes, as_json=as_json))
 
+    @app.command("export-user", **_describe("export_user", "export-user class-12 class-12.zip"))
+    def export_user(
+        name: Annotated[str, typer.Argument(help=get_text("arg_user"))],
+        file: Annotated[Path, typer.Argument(help=get_text("arg_export"))],
+        *,
+        force: Annotated[bool, typer.Option("--force", help=get_text("opt_force"))] = False,
+        data: _Data = None,
+        as_json: _Json = False,
+    ) -> None:
+        from nbpulse.exports import export_user
+
+        counts = export_user(connect(data, is_needed=False), name, file, overwrite=force)
+        if as_json:
+            answer(json.dumps({"file": str(file), "rows": counts}))
+
+    @app.command("retention", **_describe("retention", "retention --dry-run"))
+    def retention(
+        *,
+        dry_run: Annotated[bool, typer.Option("--dry-run", help=get_text("opt_dry_run"))] = False,
+        data: _Data = None,
+        as_json: _Json = False,
+    ) -> None:
+        _keep_retention(connect(data, is_needed=False), is_real=not dry_run, as_json=as_json)
+
+    @app.command("processing-record", **_describe("processing_record", "processing-record class > record.md"))
+    def processing_record(
+        course: Annotated[str | None, typer.Argument(help=get_text("arg_course"))] = None, *, data: _Data = None
+    ) -> None:
+        from nbpulse.offline import open_database
+        from nbpulse.processing import show_record
+
+        settings = connect(data, is_needed=False)
+        with open_database(settings.data_dir, settings.database_url) as url:
+            asyncio.run(show_record(settings, url, course))
+
     @app.command("compact", **_describe("compact", "compact"))
     def compact(data: _Data = None) -> None:
         asyncio.run(_compact(connect(data, is_needed=False)))
@@ -120,6 +155,26 @@ async def _compact(settings: Settings) -> None:
     from nbpulse.compaction import compact
 
     await compact(settings)
+
+
+def _keep_retention(settings: Settings, *, is_real: bool, as_json: bool) -> None:
+    from nbpulse.offline import open_database
+    from nbpulse.records.owner import open_owner
+    from nbpulse.records.retention import Retention, drop_expired
+
+    retention = Retention(settings.retention_days, settings.session_retention_days)
+
+    async def drop(url: str) -> dict[str, int]:
+        async with open_owner(url) as pool:
+            return await drop_expired(pool, retention, is_real=is_real)
+
+    with open_database(settings.data_dir, settings.database_url) as url:
+        rows = asyncio.run(drop(url))
+    if as_json:
+        answer(json.dumps(rows))
+    _show_counts(rows)
+    days = {"raw_days": retention.raw_days, "session_days": retention.session_days}
+    say(get_text("retention_done" if is_real else "retention_would", rows=sum(rows.values()), **days))
 
 
 async def _readmit(settings: Settings, provider: str, subject: str) -> None:

@@ -103,12 +103,19 @@ def _run(work: Coroutine[object, object, Answer]) -> Answer:
 
 async def _work(settings: Settings) -> None:
     from nbpulse import worker
+    from nbpulse.records.retention import Retention
 
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with open_patiently(settings, "nbpulse_worker", WORKER_POOL_SIZE) as resources:
-        await worker.run(resources, stop, claim_idle_s=settings.claim_idle_s, metrics_port=settings.metrics_port)
+        await worker.run(
+            resources,
+            stop,
+            claim_idle_s=settings.claim_idle_s,
+            metrics_port=settings.metrics_port,
+            retention=Retention(settings.retention_days, settings.session_retention_days),
+        )
 
 
 @asynccontextmanager

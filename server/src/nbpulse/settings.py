@@ -82,6 +82,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     promise_stated: Annotated[
         bool, Meta(description="The stream's server forbids CONFIG: the operator states that it keeps the promise")
     ] = False
+    retention_days: Annotated[
+        int,
+        Meta(ge=0, description="Days that events, contents, messages and raw points are kept; 0 = for ever"),
+    ] = 180
+    session_retention_days: Annotated[
+        int, Meta(ge=0, description="Days that sessions and derived points are kept; 0 = for ever")
+    ] = 730
     backlog_limit_events: Annotated[int, Meta(ge=1000, description="Unprocessed events before the API says 503")] = (
         500_000
     )

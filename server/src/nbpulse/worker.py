@@ -33,6 +33,7 @@ from nbpulse.records import derived, interventions, meetings, upkeep
 from nbpulse.records.accounting import Accounts
 from nbpulse.records.audit import find_anchor
 from nbpulse.records.dead_letters import DeadLetters
+from nbpulse.records.retention import FOR_EVER, Retention, keep_retention
 from nbpulse.resources import Resources
 from nbpulse.stream import LANES, Delivery, EventStream, Lane
 
@@ -55,10 +56,11 @@ _log = structlog.get_logger(__name__)
 class Worker:
     """One worker process at work: two lanes, the measuring behind them and the periodic jobs."""
 
-    def __init__(self, resources: Resources, stop: asyncio.Event, *, claim_idle_s: float) -> None:
+    def __init__(self, resources: Resources, stop: asyncio.Event, claim_idle_s: float, kept: Retention) -> None:
         self._resources = resources
         self._stop = stop
         self._claim_idle_s = claim_idle_s
+        self._kept = kept
         self._to_measure: asyncio.Queue[Recorded] = asyncio.Queue(_MEASURE_QUEUE_MAX)
         self._accounts = Accounts(resources.pool)
         self.auditor = Auditor(resources.stream, self._accounts)
@@ -68,6 +70,7 @@ class Worker:
 
     async def run(self) -> None:
         """Work until `stop`; then finish the batches in hand, within 10 s, and measure what is stored."""
+        pool, series = self._resources.pool, self._resources.series
         background = [
             asyncio.create_task(self._measure_stored()),
             asyncio.create_task(self._repeat("trim", 1.0, self._resources.stream.trim)),
@@ -77,15 +80,12 @@ class Worker:
             asyncio.create_task(self._repeat("debts", 5.0, self._pay_debts)),
             asyncio.create_task(self._repeat("connections", SWEEP_S, self._resources.cache.sweep_connections)),
             asyncio.create_task(self._repeat("rollups", 5.0, self._resources.series.refresh_rollups)),
-            asyncio.create_task(self._repeat("marks", MARKS_S, self._pay_marks)),
+            asyncio.create_task(self._repeat("marks", MARKS_S, lambda: derived.pay_marks(pool, series))),
             asyncio.create_task(self._repeat("audit_anchor", 30.0, self._tell_anchor)),
-            asyncio.create_task(
-                self._repeat("partitions", 3600.0, lambda: upkeep.keep_partitions(self._resources.pool))
-            ),
-            asyncio.create_task(self._repeat("cell_counts", 10.0, lambda: upkeep.count_cells(self._resources.pool))),
-            asyncio.create_task(
-                self._repeat("changed_notebooks", 10.0, lambda: derived.mark_changed_notebooks(self._resources.pool))
-            ),
+            asyncio.create_task(self._repeat("partitions", 3600.0, lambda: upkeep.keep_partitions(pool))),
+            asyncio.create_task(self._repeat("retention", 3600.0, lambda: keep_retention(pool, series, self._kept))),
+            asyncio.create_task(self._repeat("cell_counts", 10.0, lambda: upkeep.count_cells(pool))),
+            asyncio.create_task(self._repeat("changed_notebooks", 10.0, lambda: derived.mark_changed_notebooks(pool))),
             asyncio.create_task(self._repeat("meetings", 5.0, self._keep_meetings)),
             asyncio.create_task(self._repeat("idle_sessions", 30.0, self._resources.ledger.close_idle_sessions)),
         ]
@@ -131,9 +131,6 @@ class Worker:
                 if not await measure(recorded, ledger=self._resources.ledger, series=self._resources.series):
                     return
         metrics.series_debt_batches.set(0)
-
-    async def _pay_marks(self) -> None:
-        await derived.pay_marks(self._resources.pool, self._resources.series)
 
     async def _tell_anchor(self) -> None:
         """Once a day the audit log's end, into a log that is kept elsewhere than the database."""
@@ -343,6 +340,7 @@ async def run(
     stop: asyncio.Event,
     *,
     claim_idle_s: float,
+    retention: Retention = FOR_EVER,
     metrics_port: int = 0,
     announce: Callable[[int], None] | None = None,
 ) -> None:
@@ -351,7 +349,7 @@ async def run(
 
     Raises whatever neither waiting nor burying can mend; the supervisor starts the next worker then.
     """
-    worker = Worker(resources, stop, claim_idle_s=claim_idle_s)
+    worker = Worker(resources, stop, claim_idle_s, retention)
     server = await asyncio.start_server(lambda r, w: _answer(worker, r, w), "127.0.0.1", metrics_port)
     async with server:
         if announce is not None:

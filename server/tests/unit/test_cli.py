@@ -37,6 +37,9 @@ COMMANDS = [
     "erase-course",
     "compact",
     "readmit",
+    "export-user",
+    "processing-record",
+    "retention",
 ]
 SUBCOMMANDS = ["token list", "token revoke", "dead-letters list", "dead-letters show", "dead-letters replay"]
 SUBCOMMANDS += [f"user {name}" for name in ("add", "link", "list", "disable", "enable")]

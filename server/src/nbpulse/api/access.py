@@ -75,6 +75,7 @@ RULES: Final[dict[str, Rule]] = {
     "GET /api/v1/me": Rule.SIGNED_IN,
     "GET /api/v1/me/account": Rule.SIGNED_IN,
     "PUT /api/v1/me/password": Rule.SIGNED_IN,
+    "GET /api/v1/me/export": Rule.SIGNED_IN,
     "GET /api/v1/me/audit": Rule.SIGNED_IN,
     "GET /api/v1/me/tokens": Rule.OWNER,
     "POST /api/v1/me/tokens": Rule.OWNER,

@@ -86,7 +86,7 @@ WHERE (c.notebook_id, c.cell_id, c.exercise_id) = (k.notebook_id, k.cell_id, k.e
 """
 # Only those who are in no other course; demo people and staff are removed elsewhere, or stay.
 _ONLY_HERE: Final = """
-SELECT e.user_id FROM enrolments e WHERE e.course_id = $1 AND e.role = 'student'
+SELECT e.user_id FROM enrolments e WHERE e.course_id = $1 AND e.role IN ('student', 'former', 'waiting')
     AND NOT EXISTS (SELECT FROM enrolments o WHERE o.user_id = e.user_id AND o.course_id <> $1) ORDER BY e.user_id
 """
 _MEMBERS: Final = """

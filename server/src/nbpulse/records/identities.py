@@ -11,6 +11,7 @@ from nbpulse.collection import Policy
 from nbpulse.errors import AccessDenied
 from nbpulse.records.consents import read_policy
 from nbpulse.records.people import People, Teams, read_teams
+from nbpulse.records.tombstones import refuse_erased
 
 
 class Entered(msgspec.Struct, frozen=True):
@@ -37,7 +38,8 @@ async def enter_by_identity(
     (NB-1345). Unavailable (NB-2003).
     """
     async with people.connect("enter_by_identity") as connection:
-        await people.check_erased(connection, lambda marker: marker.mark_identity(provider, subject))
+        if people.marker is not None:
+            await refuse_erased(connection, people.marker.mark_identity(provider, subject))
         rows = await connection.fetch(
             "SELECT e.*, c.*, find_team_views(e.found_user) AS team_views, is_account_closed(e.found_user) AS is_closed"
             " FROM enter_by_identity($1, $2, $3, $4) e"

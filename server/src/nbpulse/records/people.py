@@ -7,7 +7,7 @@ sealed before they reach a column.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -37,7 +37,7 @@ from nbpulse.records.tokens import (
     make_code,
     parse_token,
 )
-from nbpulse.records.tombstones import is_erased
+from nbpulse.records.tombstones import refuse_erased
 from nbpulse.roster import is_same_name
 from nbpulse.shards import get_shard_number
 from nbpulse.tombstones import Marker
@@ -119,7 +119,7 @@ class People:
     def __init__(self, pool: asyncpg.Pool, seal: EncryptedField, marker: Marker | None = None) -> None:
         self._pool = pool
         self.seal = self._seal = seal
-        self._marker = marker
+        self.marker = marker
 
     @asynccontextmanager
     async def connect(self, query_type: PostgresQuery, *, is_staff: bool = False) -> AsyncIterator[asyncpg.Connection]:
@@ -163,16 +163,12 @@ class People:
                 withdrawn = await connection.fetchval("SELECT find_withdrawal($1)", token_id)
                 if withdrawn is not None and is_hash_of(withdrawn, secret):
                     raise AccessDenied("NB-1340")
-                await self.check_erased(connection, lambda marker: marker.mark_token(token_id, hash_secret(secret)))
+                if self.marker is not None:
+                    await refuse_erased(connection, self.marker.mark_token(token_id, hash_secret(secret)))
                 return None
             if not is_hash_of(row["secret_hash"], secret):
                 return None
             return await _use_token(connection, row)
-
-    async def check_erased(self, connection: asyncpg.Connection, make_mark: Callable[[Marker], bytes]) -> None:
-        """Raises AccessDenied (NB-1345) where there is a tombstone with this mark."""
-        if self._marker is not None and await is_erased(connection, make_mark(self._marker)):
-            raise AccessDenied("NB-1345")
 
     async def find_person_by_id(self, token_id: UUID) -> Person | None:
         """Whom a token already proved stands for now; None once it is revoked or expired."""
@@ -329,12 +325,8 @@ class People:
             " VALUES ($1, $2, $3, $4, $5)",
             *(user_id, course["id"], _choose_role(course), student_number, holder),
         )
-        await connection.execute(
-            "INSERT INTO learner_states (user_id, shard, course_id) VALUES ($1, $2, $3)",
-            user_id,
-            get_shard_number(user_id),
-            course["id"],
-        )
+        state = (user_id, get_shard_number(user_id), course["id"])
+        await connection.execute("INSERT INTO learner_states (user_id, shard, course_id) VALUES ($1, $2, $3)", *state)
         return user_id, username
 
 

@@ -9,6 +9,8 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
+from nbpulse.errors import AccessDenied
+
 Kind = Literal["user", "token", "identity", "course"]
 
 
@@ -63,6 +65,7 @@ async def remove(pool: asyncpg.Pool, mark: bytes) -> bool:
     return done == "DELETE 1"
 
 
-async def is_erased(connection: asyncpg.Connection, mark: bytes) -> bool:
-    """Whether there is a tombstone with this mark."""
-    return bool(await connection.fetchval("SELECT is_erased($1)", mark))
+async def refuse_erased(connection: asyncpg.Connection, mark: bytes) -> None:
+    """Raises AccessDenied (NB-1345) where there is a tombstone with this mark."""
+    if await connection.fetchval("SELECT is_erased($1)", mark):
+        raise AccessDenied("NB-1345")

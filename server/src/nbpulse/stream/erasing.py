@@ -6,7 +6,7 @@ so that it can be counted before it is gone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from redis.asyncio import Redis
@@ -69,6 +69,14 @@ class StreamErasure:
             )
             for place, answer in zip(found, answers, strict=True)
         ]
+
+    async def read_payloads(self, needles: Sequence[bytes]) -> AsyncIterator[bytes]:
+        """What the streams hold with one of `needles` in it, as it was sent."""
+        async for batch in self._copy.read():
+            for one in batch:
+                payload = b" ".join(one.fields[1::2])
+                if any(needle in payload for needle in needles):
+                    yield payload
 
     async def take(self, entries: Iterable[FoundEntry]) -> None:
         """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 import msgspec
@@ -138,6 +138,14 @@ class TimeSeriesStore(Protocol):
         Delete points for good, in every measurement; False where the server has no way to. Raises Unavailable
         (NB-2005). In PostgreSQL it needs a member of `app_maintenance`.
         """
+
+    async def drop_before(self, raw: datetime | None, derived: datetime | None) -> bool:
+        """Delete older raw points and older derived ones (None: keep them); False where the server has no way to.
+        Where PostgreSQL holds them its own retention does it. Raises Unavailable (NB-2005)."""
+
+    async def read_points(self, user_id: UUID) -> list[dict[str, Any]]:
+        """Every point of a person as a server of its own holds it, empty in PostgreSQL, whose tables are read as such.
+        Raises Unavailable (NB-2005)."""
 
     async def query_activity(self, window: Window, scope: ClassScope | None = None) -> list[Activity]:
         """Specification: mean and count of the duration per bucket and user (1 h by 10 min). By time, then user."""

@@ -162,18 +162,49 @@ class InfluxTimeSeries:
         Drop the people's series: 1.x also from its index, 2.x their points alone, 3.x has no way to and answers False.
         """
         for where in _list_erased(erasure):
-            for statement in (f"DROP SERIES WHERE {where}", f"DELETE WHERE {where}"):
-                form = {"db": self._database, "q": statement}
-                answer = await self._ask("erase_points", "POST", "/query", data=form)
-                reason = read_error(answer) if answer.status_code >= 400 or "error" in answer.text else ""
-                if not reason or "database not found" in reason:
-                    break
-                if answer.status_code in (401, 403) or answer.status_code >= 500:
-                    raise self._refuse(answer)
-            else:
-                _log.warning("influx.not_erased", reason=reason[:300])
+            if not await self._delete(f"DROP SERIES WHERE {where}") and not await self._delete(f"DELETE WHERE {where}"):
                 return False
         return True
+
+    async def drop_before(self, raw: datetime | None, derived: datetime | None) -> bool:
+        """Delete points of before; 3.x has no way to and answers False. Raises Unavailable (NB-2005)."""
+        limits = {
+            CellExecutionPoint.measurement: raw,
+            LearningProgressPoint.measurement: derived,
+            PerformancePoint.measurement: derived,
+        }
+        return all(
+            [
+                await self._delete(f"DELETE FROM {quote_name(name)} WHERE time < {_to_ns(limit)}")  # noqa: S608 - ours
+                for name, limit in limits.items()
+                if limit is not None
+            ]
+        )
+
+    async def read_points(self, user_id: UUID) -> list[dict[str, Any]]:
+        """Every point of a person, with its measurement. Raises Unavailable (NB-2005)."""
+        statement = f"SELECT * FROM /.*/ WHERE user_id = {quote_text(str(user_id))}"  # noqa: S608 - a UUID
+        form = {"db": self._database, "epoch": "ns", "q": statement}
+        answer = await self._ask("read_points", "POST", "/query", data=form)
+        if answer.status_code != 200:
+            raise self._refuse(answer)
+        found = answer.json()["results"][0].get("series", ())
+        return [
+            {"measurement": one["name"], **dict(zip(one["columns"], row, strict=True))}
+            for one in found
+            for row in one["values"]
+        ]
+
+    async def _delete(self, statement: str) -> bool:
+        """Whether the server has done it, or had nothing to do; False where it does not know how."""
+        answer = await self._ask("erase_points", "POST", "/query", data={"db": self._database, "q": statement})
+        reason = read_error(answer) if answer.status_code >= 400 or "error" in answer.text else ""
+        if not reason or "database not found" in reason:
+            return True
+        if answer.status_code in (401, 403) or answer.status_code >= 500:
+            raise self._refuse(answer)
+        _log.warning("influx.not_deleted", reason=reason[:300])
+        return False
 
     # --- asking ---------------------------------------------------------------------------------------------------
 

@@ -111,6 +111,14 @@ class PostgresTimeSeries:
             raise Unavailable("NB-2005") from error
         return True
 
+    async def drop_before(self, raw: datetime | None, derived: datetime | None) -> bool:  # noqa: ARG002 - the contract's
+        """Nothing: its tables go with the others (records/retention.py)."""
+        return True
+
+    async def read_points(self, user_id: UUID) -> list[dict[str, Any]]:  # noqa: ARG002 - the contract's
+        """Nothing: its tables are read with the others (records/exporting.py)."""
+        return []
+
     async def query_activity(self, window: Window, scope: ClassScope | None = None) -> list[Activity]:
         """Mean and count of the duration per bucket and user. Raises Unavailable (NB-2005)."""
         rows = await self._add_up("query_activity", statements.SLOT_ACTIVITY, statements.MINUTE_ACTIVITY, window, scope)
