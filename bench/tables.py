@@ -163,8 +163,8 @@ def compose_abuse(result: Result) -> str:
     lines = [
         _describe(result)
         + f" A class of {result['rate_per_s']:g} events/s on {result['viewers']} boards; the attack is a process of its"
-        f" own on the same cores. Aims: the API's memory grows by less than {result['growth_max_mb']:g} MB, an event is on"
-        f" the boards within {result['frame_max_ms']:,.0f} ms.",
+        f" own on the same cores. Aims: the API's memory grows by less than {result['growth_max_mb']:g} MB, an event is"
+        f" on the boards within {result['frame_max_ms']:,.0f} ms.",
         "",
         "| attack | answered | memory | event to frame p50 | p99 | largest |",
         "|---|---|---:|---:|---:|---:|",
