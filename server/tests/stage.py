@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -33,6 +33,7 @@ from nbpulse.live import LivePublisher
 from nbpulse.migrations.runner import with_login
 from nbpulse.passwords import Hasher
 from nbpulse.pipeline import process_events
+from nbpulse.providers import Provider
 from nbpulse.records.courses import Course, Courses
 from nbpulse.records.ledger import PostgresLedger
 from nbpulse.records.notebooks import NotebookDirectory
@@ -62,6 +63,7 @@ class StageParts:
     series: TimeSeriesStore
     hasher: Hasher
     promise: str = "power"
+    providers: Mapping[str, Provider] = field(default_factory=dict)
     jupyterhub: JupyterHub | None = None
 
 
@@ -202,6 +204,7 @@ async def serve_api(
     *,
     influx_url: str | None = None,
     hub_api_url: str | None = None,
+    providers: Mapping[str, Provider] | None = None,
     waiting: Waiting | None = None,
     **options: Any,
 ) -> AsyncIterator[tuple[str, StageParts]]:
@@ -211,8 +214,8 @@ async def serve_api(
     @asynccontextmanager
     async def open_noted() -> AsyncIterator[StageParts]:
         async with open_parts(database_url, redis_url, influx_url, hub_api_url) as parts:
-            opened.append(parts)
-            yield parts
+            opened.append(replace(parts, providers=providers or {}))
+            yield opened[0]
 
     application = create_app(open_noted, ApiOptions(**options))
     waiting = Waiting() if waiting is None else waiting

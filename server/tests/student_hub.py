@@ -52,10 +52,11 @@ c.Spawner.environment.update({{"JUPYTERHUB_SINGLEUSER_APP": "jupyter_server.serv
 class Hub:
     """The hub's process and its API, asked as the administrator."""
 
-    def __init__(self, place: Path, python: Path, port: int) -> None:
+    def __init__(self, place: Path, python: Path, port: int, public_port: int, client_secret: str) -> None:
         self.place = place
         self.api_url = f"http://127.0.0.1:{port}/hub/api"
-        self.url = f"http://127.0.0.1:{find_free_port()}"
+        self.url = f"http://127.0.0.1:{public_port}"
+        self._client_secret = client_secret
         self._python = python
         self._token, self._proxy_token = secrets.token_hex(16), secrets.token_hex(16)
         self._proxy_api_url = f"http://127.0.0.1:{find_free_port()}"
@@ -91,7 +92,11 @@ class Hub:
 
     async def start(self) -> None:
         """The hub; returns when its API answers."""
-        self._start("hub", [sys.executable, "-m", "jupyterhub", "-f", str(self.place / "jupyterhub_config.py")], {})
+        self._start(
+            "hub",
+            [sys.executable, "-m", "jupyterhub", "-f", str(self.place / "jupyterhub_config.py")],
+            {"NBPULSE_HUB_CLIENT_SECRET": self._client_secret},
+        )
         async with asyncio.timeout(60):
             while not await self._is_answering():
                 assert self._processes["hub"].poll() is None, self.read_log("hub")
@@ -163,10 +168,10 @@ class Hub:
 
 
 @asynccontextmanager
-async def open_hub(place: Path, python: Path, port: int) -> AsyncIterator[Hub]:
+async def open_hub(place: Path, python: Path, port: int, public_port: int, client_secret: str) -> AsyncIterator[Hub]:
     """A hub that is not started yet, on a free directory; stopped at the end with all it started."""
     (place / "home").mkdir(parents=True)
-    hub = Hub(place, python, port)
+    hub = Hub(place, python, port, public_port, client_secret)
     try:
         yield hub
     finally:

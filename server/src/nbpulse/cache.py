@@ -1,11 +1,13 @@
-"""What may be lost without harm: who was heard of, one-use WebSocket tickets, the list of open connections.
+"""What may be lost without harm: who was heard of, one-use tickets, sign-ins under way, the list of open connections.
 
-Promises: every call answers or raises Unavailable within 1 s; nothing here is the only copy of anything but a ticket.
+Promises: every call answers or raises Unavailable within 1 s; nothing here is the only copy of anything but a
+ticket and a sign-in under way: whoever loses those begins anew.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -19,9 +21,11 @@ from redis.exceptions import RedisError
 
 from nbpulse.classroom import Action
 from nbpulse.errors import Unavailable
+from nbpulse.providers import Flow
 
 ACCESS_CHANNEL: Final = "nbpulse:access"
 TICKET_LIFE_S: Final = 30
+FLOW_LIFE_S: Final = 600
 PRESENCE_LIFE_S: Final = 60
 CONNECTIONS_KEY: Final = "websocket_connections"
 CONNECTION_STALE_S: Final = 40
@@ -60,6 +64,7 @@ class _AtWork(msgspec.Struct, frozen=True):
 
 
 _decode_at_work = msgspec.json.Decoder(_AtWork).decode
+_decode_flow = msgspec.json.Decoder(Flow).decode
 _decode_ticket = msgspec.json.Decoder(Ticket).decode
 _decode_connection = msgspec.json.Decoder(_Connection).decode
 
@@ -162,6 +167,17 @@ class Cache:
             stored = await self._redis.getdel(f"nbpulse:ticket:{secret[:100]}")
         return _decode_ticket(stored) if stored else None
 
+    async def keep_flow(self, state: str, browser: str, flow: Flow) -> None:
+        """A sign-in at a provider has begun: found by its state, in the browser that holds that secret, for 10 min."""
+        async with _deadline():
+            await self._redis.set(_name_flow(state, browser), _encode(flow), ex=FLOW_LIFE_S)
+
+    async def take_flow(self, state: str, browser: str) -> Flow | None:
+        """The sign-in that began so, once; None when it was taken, is too old, never was or is another browser's."""
+        async with _deadline():
+            stored = await self._redis.getdel(_name_flow(state, browser))
+        return _decode_flow(stored) if stored else None
+
     async def note_connection(self, connection_id: str, user_id: UUID) -> None:
         """Enter a board's WebSocket in the specification's hash, or renew its last activity."""
         async with _deadline():
@@ -230,6 +246,11 @@ class Cache:
             if stale:
                 await self._redis.hdel(CONNECTIONS_KEY, *stale)
         return len(stale)
+
+
+def _name_flow(state: str, browser: str) -> str:
+    # Hashed: whoever can list the server's keys must not be able to end somebody's sign-in.
+    return f"nbpulse:sign_in:{hashlib.sha256(f'{browser} {state}'.encode()).hexdigest()}"
 
 
 def _name_presence(course_id: UUID) -> str:

@@ -81,6 +81,7 @@ async def _examine_all(data_dir: Path, settings: Settings, tell: Callable[[Check
         _look_at_stream(settings),
         _look_at_conservation(settings),
         _look_at_jupyterhub(settings),
+        _look_at_provider(settings.oidc_issuer or (running or {}).get("oidc_issuer")),
         _look_at_processes(running),
     ]
     checks = []
@@ -245,6 +246,19 @@ async def _look_at_jupyterhub(settings: Settings) -> Findings:
             yield Check("jupyterhub", "ok", f"JupyterHub {await hub.read_version()} ({settings.hub_api_url})")
     except NbpulseError as error:
         yield _fail("jupyterhub", error)
+
+
+async def _look_at_provider(issuer: str | None) -> Findings:
+    if not issuer:
+        return
+    from nbpulse.oidc import open_provider  # as above
+
+    try:
+        # What it publishes needs no secret.
+        async with open_provider(issuer=issuer, client_id="-", client_secret="-", label=None) as provider:  # noqa: S106
+            yield Check("oidc", "ok", get_text("found_provider", issuer=issuer, keys=await provider.count_keys()))
+    except NbpulseError as error:
+        yield _fail("oidc", error)
 
 
 async def _look_at_processes(running: dict[str, Any] | None) -> Findings:

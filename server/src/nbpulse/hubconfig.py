@@ -54,6 +54,19 @@ c.JupyterHub.load_roles.extend([
     },
 ])
 """)
+# Without the secret, which both must know, there is no such service: everything else works as before.
+_SERVICE: Final = Template("""\
+# $note_service
+import os
+if os.environ.get("NBPULSE_HUB_CLIENT_SECRET"):
+    c.JupyterHub.services.append({
+        "name": "nbpulse",
+        "api_token": os.environ["NBPULSE_HUB_CLIENT_SECRET"],
+        "oauth_client_id": "service-nbpulse",
+        "oauth_redirect_uri": $callback,
+        "oauth_no_confirm": True,
+    })
+""")
 _ENVIRONMENT: Final = Template("""\
 # $note_environment
 c.Spawner.environment.update({"NBPULSE_URL": $url})
@@ -79,6 +92,7 @@ def print_hub_config(
     """The command. Raises StartupError (NB-3083) without an address that a student's server can use."""
     answer(compose(kind, public_url))
     say(get_text("hub_server_side", url=HUB_API_URLS[kind]))
+    say(get_text("hub_sign_in"))
     places = {
         Kind.PLAIN: get_text("hub_place_plain"),
         Kind.TLJH: get_text("hub_place_littlest"),
@@ -100,9 +114,11 @@ def compose(kind: Kind, public_url: str) -> str:
         "note_scopes": get_text("hub_note_scopes"),
         "note_roles": get_text("hub_note_roles"),
         "note_environment": get_text("hub_note_environment"),
+        "note_service": get_text("hub_note_service"),
         "url": json.dumps(url),
+        "callback": json.dumps(f"{url}/api/v1/sign-in/jupyterhub/callback"),
     }
-    roles = _ROLES.substitute(notes)
+    roles = _ROLES.substitute(notes) + _SERVICE.substitute(notes)
     if kind is Kind.Z2JH:
         return _VALUES.substitute(notes, python=indent(roles, " " * 6).rstrip())
     heading = Template("# $note_made\n# $note_groups\n").substitute(notes)

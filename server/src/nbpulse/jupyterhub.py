@@ -14,12 +14,20 @@ from urllib.parse import urlsplit
 
 import httpx2
 import msgspec
+from authlib.oauth2.rfc6749.parameters import prepare_grant_uri
+from authlib.oauth2.rfc7636 import create_s256_code_challenge
 
-from nbpulse.errors import StartupError, Unavailable
+from nbpulse.errors import AccessDenied, StartupError, Unavailable
+from nbpulse.providers import Flow, Proved
 
 _ANSWER_LIMIT_S: Final = 10.0
 _CONNECTIONS_MAX: Final = 8
+CLIENT_ID: Final = "service-nbpulse"
+PROVIDER: Final = "jupyterhub"
 _TOKEN: Final = re.compile(r"[\w.~+/=-]{8,255}", re.ASCII)
+
+
+_decode_answer = msgspec.json.Decoder(dict[str, object]).decode
 
 
 class HubUser(msgspec.Struct, frozen=True):
@@ -56,6 +64,24 @@ class JupyterHub:
             raise Unavailable("NB-2010") from error
         return user if user.kind == "user" else None
 
+    async def exchange_code(self, form: dict[str, str]) -> str:
+        """
+        The token for a code that the hub gave a browser.
+
+        Raises AccessDenied (NB-1128): it refuses the code; Unavailable (NB-2010).
+        """
+        try:
+            answer = await self._client.post("oauth2/token", data=form)
+            if answer.status_code in (400, 401, 403):
+                raise AccessDenied("NB-1128", reason=answer.status_code)
+            answer.raise_for_status()
+            token = _decode_answer(answer.content).get("access_token")
+        except (httpx2.HTTPError, msgspec.DecodeError) as error:
+            raise Unavailable("NB-2010") from error
+        if not isinstance(token, str):
+            raise Unavailable("NB-2010")
+        return token
+
     async def read_version(self) -> str:
         """The hub's version. Raises Unavailable (NB-2010)."""
         try:
@@ -64,6 +90,40 @@ class JupyterHub:
             return str(msgspec.json.decode(answer.content, type=dict[str, object])["version"])
         except (httpx2.HTTPError, msgspec.DecodeError, KeyError) as error:
             raise Unavailable("NB-2010") from error
+
+
+class HubSignIn:
+    """The hub as a provider of sign-in at the board: a service of its own there, `service-nbpulse`."""
+
+    issuer = PROVIDER
+    label = "JupyterHub"
+
+    def __init__(self, hub: JupyterHub, public_url: str, client_secret: str) -> None:
+        self._hub = hub
+        self._public_url = public_url.rstrip("/")
+        self._client_secret = client_secret
+
+    async def compose_url(self, flow: Flow, state: str) -> str:
+        """Where the browser goes to sign in; nothing is asked."""
+        url: str = prepare_grant_uri(
+            f"{self._public_url}/hub/api/oauth2/authorize",
+            CLIENT_ID,
+            "code",
+            flow.redirect_uri,
+            state=state,
+            code_challenge=create_s256_code_challenge(flow.verifier),
+            code_challenge_method="S256",
+        )
+        return url
+
+    async def prove(self, flow: Flow, code: str) -> Proved:
+        """Who has signed in, with their groups. Raises AccessDenied (NB-1128), Unavailable (NB-2010)."""
+        form = {"grant_type": "authorization_code", "code": code, "redirect_uri": flow.redirect_uri}
+        form |= {"client_id": CLIENT_ID, "client_secret": self._client_secret, "code_verifier": flow.verifier}
+        user = await self._hub.find_user(await self._hub.exchange_code(form))
+        if user is None:
+            raise AccessDenied("NB-1128", reason="user")
+        return Proved(PROVIDER, user.name, user.name, groups=user.groups)
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ Nothing connects before it is asked for here, and nobody else builds a store.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from nbpulse.guesses import Guesses
 from nbpulse.hub import LiveHub
 from nbpulse.live import LivePublisher
 from nbpulse.passwords import Hasher
+from nbpulse.providers import Provider
 from nbpulse.records.ledger import PostgresLedger
 from nbpulse.records.notebooks import NotebookDirectory
 from nbpulse.records.people import People
@@ -58,6 +59,7 @@ class Resources:
     series: TimeSeriesStore
     ledger: PostgresLedger
     jupyterhub: JupyterHub | None
+    providers: Mapping[str, Provider]
     promise: str
 
 
@@ -95,6 +97,10 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
         stack.push_async_callback(stream.close)
         cache, classes, hasher = Cache(client), ClassReader(pool, seal), Hasher()
         stack.callback(hasher.close)
+        hub, providers = None, dict[str, Provider]()
+        if login == "nbpulse_api":  # nobody else is shown people's tokens, or signs anybody in
+            hub = await stack.enter_async_context(_open_hub(settings))
+            providers = await stack.enter_async_context(_open_providers(settings, hub))
         yield Resources(
             pool=pool,
             redis=client,
@@ -111,8 +117,8 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
             classes=classes,
             series=await stack.enter_async_context(_open_series(settings, pool)),
             ledger=PostgresLedger(pool, seal, NotebookDirectory(), full_texts=settings.has_full_texts),
-            # Only the API is shown people's tokens.
-            jupyterhub=await stack.enter_async_context(_open_hub(settings)) if login == "nbpulse_api" else None,
+            jupyterhub=hub,
+            providers=providers,
             promise=await _check_promise(settings, stream),
         )
 
@@ -189,6 +195,30 @@ async def _open_hub(settings: Settings) -> AsyncIterator[JupyterHub | None]:
 
     async with open_jupyterhub(settings.hub_api_url) as hub:
         yield hub
+
+
+@asynccontextmanager
+async def _open_providers(settings: Settings, hub: JupyterHub | None) -> AsyncIterator[dict[str, Provider]]:
+    """Where people can sign in beside here, by the names of their routes. Raises StartupError (NB-3084)."""
+    providers: dict[str, Provider] = {}
+    if settings.hub_public_url or settings.hub_client_secret:
+        if hub is None or not (settings.hub_public_url and settings.hub_client_secret):
+            raise StartupError("NB-3084", setting="NBPULSE_HUB_API_URL, _HUB_PUBLIC_URL, _HUB_CLIENT_SECRET")
+        from nbpulse.jupyterhub import HubSignIn
+
+        providers["jupyterhub"] = HubSignIn(hub, settings.hub_public_url, settings.hub_client_secret)
+    if not settings.oidc_issuer:
+        yield providers
+        return
+    from nbpulse.oidc import open_provider  # its libraries are for those who have one
+
+    async with open_provider(
+        issuer=settings.oidc_issuer,
+        client_id=settings.oidc_client_id,
+        client_secret=settings.oidc_client_secret,
+        label=settings.oidc_name,
+    ) as provider:
+        yield providers | {"oidc": provider}
 
 
 async def _check_keys(pool: asyncpg.Pool, seal: EncryptedField) -> None:

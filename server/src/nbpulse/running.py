@@ -307,5 +307,7 @@ def _note(running: Running) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             processes.append([program.pid, psutil.Process(program.pid).create_time()])
     private: dict[str, str | None] = {"admin_database_url": running.get_admin_url()}
-    private |= {name: os.environ.get(f"NBPULSE_{name.upper()}") for name in ("influx_url", "hub_api_url")}
+    private |= {
+        name: os.environ.get(f"NBPULSE_{name.upper()}") for name in ("influx_url", "hub_api_url", "oidc_issuer")
+    }
     write_running(running.options.data_dir, described | private | {"processes": processes})

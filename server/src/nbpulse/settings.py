@@ -72,6 +72,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         Meta(description="API of a JupyterHub whose users take part, as `http://127.0.0.1:8081/hub/api`; unset = none"),
     ] = None
+    hub_public_url: Annotated[
+        str | None, Meta(description="Where browsers reach that hub, as `https://hub.example`, to sign in at the board")
+    ] = None
+    hub_client_secret: Annotated[str | None, Meta(description="The `api_token` of the service nbpulse at that hub")] = (
+        None
+    )
+    oidc_issuer: Annotated[
+        str | None, Meta(description="Issuer of an OpenID Connect provider for signing in at the board; unset = none")
+    ] = None
+    oidc_client_id: Annotated[str | None, Meta(description="nbpulse's client id at that provider")] = None
+    oidc_client_secret: Annotated[str | None, Meta(description="The secret to it")] = None
+    oidc_name: Annotated[str | None, Meta(description="What its button is called; unset = the issuer's host")] = None
     encryption_keys: Annotated[
         str | None, Meta(description="Fernet keys, newest first, comma between; unset = the data directory's key file")
     ] = None

@@ -12,10 +12,13 @@ import pytest
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, async_playwright, expect
 
+from nbpulse.oidc import open_provider
 from nbpulse.passwords import Hasher
 from nbpulse.records.accounts import Accounts
+from openid_provider import open_openid_server, run_openid_provider
 from servers import CHROMIUM_FLAGS
-from stage import Stage
+from stage import Stage, open_stage
+from stores import connect
 
 pytestmark = pytest.mark.browser
 
@@ -52,6 +55,12 @@ async def find_barriers(page: Page) -> list[str]:
     found = await Axe().run(page)
     worst = [one for one in found.response["violations"] if one["impact"] in ("serious", "critical")]
     return [f"{one['id']}: {node['html'][:200]}" for one in worst for node in one["nodes"]]
+
+
+async def find_no_barriers(page: Page, name: str) -> None:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    await page.screenshot(path=SCREENSHOTS / f"{name}.png")
+    assert await find_barriers(page) == []
 
 
 async def add_person(stage: Stage, display_name: str, course: str | None) -> tuple[str, str]:
@@ -147,6 +156,49 @@ async def test_changing_the_password_asks_for_the_present_one(stage: Stage, brow
         await expect(page.locator(MENU)).to_have_count(0)
         await page.reload()
         await page.wait_for_selector(".board")
+
+
+async def test_signing_in_at_another_site_leads_back_to_the_class_that_was_wanted(
+    stage_database: str, embedded_valkey: str, browser: Browser
+) -> None:
+    """The provider is of another site (localhost, not 127.0.0.1): what a browser keeps apart, it does here."""
+    with run_openid_provider() as issuer:
+        async with (
+            open_openid_server(issuer) as server,
+            open_provider(issuer=issuer, client_id="later", client_secret="later", label="Example School") as oidc,
+            open_stage(stage_database, embedded_valkey, providers={"oidc": oidc}) as stage,
+            open_page(browser) as page,
+        ):
+            await server.register(f"{stage.url}/api/v1/sign-in/oidc/callback")
+            oidc._client_id, oidc._client_secret = server.client_id, server.client_secret
+            subject = f"sub-{uuid4().hex}"
+            accounts = Accounts(stage.people, Hasher())
+            user_id = await accounts.enter(issuer, subject, subject, "佐藤 一郎")
+            async with connect(stage.database_url) as owner:
+                await owner.execute(
+                    "INSERT INTO enrolments (user_id, course_id, role) VALUES ($1, $2, 'instructor')",
+                    *(user_id, stage.course.id),
+                )
+
+            async def go(path: str) -> None:
+                await page.goto(f"{stage.url}{path}")
+                await page.click("[data-provider=oidc]")
+                await page.wait_for_url(f"{issuer}/**")
+
+            await go(f"/courses/{stage.course.id}")
+            await page.click("text=Deny")
+            await expect(page.locator(".problem")).to_contain_text("NB-112")
+            assert page.url == f"{stage.url}/"
+            await find_no_barriers(page, "sign-in-providers-en-light-1280")
+            await go(f"/courses/{stage.course.id}")
+            await page.fill("input[name=sub]", subject)
+            await page.keyboard.press("Enter")
+            await page.wait_for_selector(".board")
+            assert page.url == f"{stage.url}/courses/{stage.course.id}"
+            await expect(page.locator("[data-action=account]")).to_contain_text("佐藤 一郎")
+            cookies = {one["name"]: one for one in await page.context.cookies(stage.url)}
+            assert cookies["nbpulse_session"]["sameSite"] == "Strict"
+            assert "nbpulse_sign_in" not in cookies
 
 
 @pytest.mark.parametrize("language", ["ja", "en"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import subprocess
 import sys
 import time
@@ -20,7 +21,10 @@ from typing import Any
 
 import asyncpg
 import httpx2
+import pytest
+from playwright.async_api import Page, async_playwright, expect
 
+from servers import CHROMIUM_FLAGS
 from student_hub import Hub, open_hub
 from student_jupyter import Notebook, install_capture, open_notebook
 from torture.systems import System, find_free_port, make_environment
@@ -88,11 +92,13 @@ class School:
 async def open_school(tmp_path: Path, data_dir: Path, *users: str) -> AsyncIterator[School]:
     """nbpulse with its first course and another; a hub with the servers of these users."""
     python = await asyncio.to_thread(install_capture, tmp_path)
-    hub_port = find_free_port()
+    hub_port, public_port, client_secret = find_free_port(), find_free_port(), secrets.token_hex(32)
     settings = {"NBPULSE_HUB_API_URL": f"http://127.0.0.1:{hub_port}/hub/api"}
+    settings |= {"NBPULSE_HUB_PUBLIC_URL": f"http://127.0.0.1:{public_port}"}
+    settings |= {"NBPULSE_HUB_CLIENT_SECRET": client_secret}
     async with (
         System(data_dir, worker_count=1, settings=settings) as system,
-        open_hub(tmp_path / "hub", python, hub_port) as hub,
+        open_hub(tmp_path / "hub", python, hub_port, public_port, client_secret) as hub,
     ):
         owner = await asyncpg.connect(system.read_running()["admin_database_url"])
         await owner.execute("INSERT INTO courses (title, short_name) VALUES ('Statistics', 'stat-2')")
@@ -220,6 +226,44 @@ async def test_what_is_run_while_the_hub_is_away_arrives_when_it_is_back(tmp_pat
         assert [run[2] for run in await school.wait_for_runs("alice", 3)] == ["before", "known", "away"]
         await notebook.run("after", "4")
         assert [run[2] for run in await school.wait_for_runs("alice", 4)][-1] == "after"
+
+
+@pytest.mark.browser
+async def test_staff_sign_in_at_the_board_through_the_hub_and_students_see_no_class(
+    tmp_path: Path, data_dir: Path, chromium_path: str
+) -> None:
+    async with open_school(tmp_path, data_dir) as school, async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium_path, args=CHROMIUM_FLAGS)
+
+        async def sign_in(user: str) -> Page:
+            page = await (await browser.new_context(locale="en-US")).new_page()
+            await page.goto(f"{school.system.url}/courses/{school.system.facts['course_id']}")
+            await page.click("[data-provider=jupyterhub]")
+            await page.wait_for_url(f"{school.hub.url}/hub/login**")
+            await page.fill("input[name=username]", user)
+            await page.fill("input[name=password]", "anything")
+            await page.keyboard.press("Enter")
+            await page.wait_for_url(f"{school.system.url}/**")
+            return page
+
+        carol = await sign_in("carol")
+        await carol.wait_for_selector(".board")
+        await expect(carol.locator("[data-action=account]")).to_contain_text("carol")
+        alice = await sign_in("alice")
+        await alice.wait_for_selector("[data-page=refused]")
+        await alice.goto(school.system.url)
+        await alice.wait_for_selector("[data-page=no-course]")
+
+        # The group is taken away: out at the next sign-in, whoever still has a session from before.
+        (
+            await school.hub.http.request("DELETE", "/groups/instructor-class/users", json={"users": ["carol"]})
+        ).raise_for_status()
+        await carol.click("[data-action=account]")
+        await carol.click("[data-action=sign-out]")
+        await carol.goto(f"{school.system.url}/courses/{school.system.facts['course_id']}")
+        await carol.click("[data-provider=jupyterhub]")  # the hub knows her still, and asks nothing
+        await carol.wait_for_selector("[data-page=refused]")
+        await browser.close()
 
 
 async def wait_for_trouble(school: School, environment: dict[str, str]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from nbpulse.api import (
     own_export,
     own_tokens,
     pages,
+    providing,
     queries,
     rehearsals,
     signing_in,
@@ -124,6 +125,7 @@ def create_app(
     for router in (
         joining.router,
         signing_in.router,
+        providing.router,
         classrooms.router,
         actions.router,
         inbox.router,

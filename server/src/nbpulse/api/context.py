@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
@@ -25,6 +26,7 @@ from nbpulse.guesses import Guesses
 from nbpulse.hub import LiveHub
 from nbpulse.identity import ask_as
 from nbpulse.passwords import Hasher
+from nbpulse.providers import Provider
 from nbpulse.records.accounts import Accounts
 from nbpulse.records.analysis import CourseHistory
 from nbpulse.records.audit import AuditLog
@@ -67,6 +69,8 @@ class Parts(Protocol):
     @property
     def hasher(self) -> Hasher: ...
     @property
+    def providers(self) -> Mapping[str, Provider]: ...
+    @property
     def classes(self) -> ClassReader: ...
     @property
     def hub(self) -> LiveHub: ...
@@ -89,6 +93,7 @@ class Context:
     people: People
     accounts: Accounts
     cookies: Cookies
+    providers: Mapping[str, Provider]
     classes: ClassReader
     hub: LiveHub
     series: TimeSeriesStore
@@ -143,6 +148,7 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         people=parts.people,
         accounts=Accounts(parts.people, parts.hasher),
         cookies=Cookies(options.public_url),
+        providers=parts.providers,
         classes=parts.classes,
         hub=parts.hub,
         series=parts.series,

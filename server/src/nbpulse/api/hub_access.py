@@ -27,7 +27,7 @@ KIND: Final = "hub"
 COURSE_HEADER: Final = "nbpulse-course"
 """Names the course, by short name or id, where a student has several."""
 
-_PROVIDER: Final = "jupyterhub"
+PROVIDER: Final = "jupyterhub"
 _NO_LIFE_S: Final = 5.0
 _NOES_KEPT: Final = 10_000
 _ROLE_BY_PREFIX: Final = {"instructor-": "instructor", "assistant-": "assistant", "course-": "student"}
@@ -67,7 +67,7 @@ class HubGate:
         if user is None:
             raise AccessDenied("NB-1110")
         scopes = read_scopes(user)
-        entered = await enter_by_identity(self._people, _PROVIDER, user.name, read_groups(user.groups))
+        entered = await enter_by_identity(self._people, PROVIDER, user.name, read_groups(user.groups))
         if entered is None:
             raise AccessDenied("NB-1112")
         return _describe(token, scopes, entered)

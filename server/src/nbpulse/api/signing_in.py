@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-import structlog
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -25,7 +24,6 @@ from nbpulse.records.accounts import clean_username
 from nbpulse.records.people import Person
 
 router = APIRouter(prefix="/api/v1")
-_log = structlog.get_logger(__name__)
 # Longer than any password that is accepted, counted before its spelling is made one.
 _Password = Annotated[str, msgspec.Meta(min_length=1, max_length=4 * LENGTH_MAX)]
 

@@ -20,6 +20,8 @@ from nbpulse.errors import AccessDenied
 LINK_LIFE: Final = timedelta(minutes=10)
 SESSION_LIFE: Final = timedelta(days=7)
 SESSION_IDLE: Final = timedelta(hours=12)
+PROVIDED_LIFE: Final = timedelta(hours=12)
+"""Of a session that began at a provider: who may no longer sign in there is out here within it."""
 PASSWORD_SET: Final = "password:set"
 """The scope of a session that began with a link: its person may set a password without the old one."""
 

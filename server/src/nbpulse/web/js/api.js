@@ -51,6 +51,12 @@ export async function request(method, path, body) {
 export const signIn = (code) => request("POST", "/api/v1/sign-in", { code });
 /** @param {string} name @param {string} password */
 export const signInByPassword = (name, password) => request("POST", "/api/v1/sign-in/password", { name, password });
+/** @returns {Promise<{providers: {id: string, label: string}[]}>} */
+export const fetchProviders = () => request("GET", "/api/v1/sign-in");
+/** @param {string} provider @returns {Promise<{url: string}>} where to go */
+export const beginSignIn = (provider) => request("POST", `/api/v1/sign-in/${encodeURIComponent(provider)}`);
+/** @returns {Promise<any[]>} every error's texts */
+export const fetchErrors = () => request("GET", "/api/v1/errors");
 export const signOut = () => request("POST", "/api/v1/sign-out");
 export const signOutEverywhere = () => request("POST", "/api/v1/sign-out/everywhere");
 /** @returns {Promise<{name: string, has_password: boolean, is_free: boolean, least: number}>} */

@@ -1,7 +1,7 @@
 // @ts-check
 /** The start of the page: language, theme, sign-in by the link's code, and which page to show. */
-import { ApiError, describeInvitation, fetchMe, signIn } from "./api.js";
-import { loadLanguage, preferredLanguage } from "./i18n.js";
+import { ApiError, describeInvitation, fetchErrors, fetchMe, signIn } from "./api.js";
+import { language, loadLanguage, preferredLanguage } from "./i18n.js";
 import { html, render, signal } from "./preact.js";
 import { clockOffsetMs, me, now, setTheme, theme } from "./store.js";
 import { Account } from "./views/account.js";
@@ -9,7 +9,7 @@ import { Board } from "./views/board.js";
 import { Invited } from "./views/invited.js";
 import { Connecting, Courses, Failed, Refused } from "./views/pages.js";
 import { People } from "./views/people.js";
-import { FirstPassword, SignIn } from "./views/sign_in.js";
+import { FirstPassword, SignIn, takeReturnPath } from "./views/sign_in.js";
 
 /** @type {{value: {name: string, [detail: string]: any}}} */
 const page = signal({ name: "connecting" });
@@ -54,6 +54,16 @@ async function exchangeCode() {
   code = null;
 }
 
+/** What another system said no with, `#refused=`, as an error; it leaves the address bar too. @returns {Promise<?ApiError>} */
+async function readRefusal() {
+  const code = new URLSearchParams(location.hash.slice(1)).get("refused");
+  if (!code) return null;
+  history.replaceState(null, "", location.pathname + location.search);
+  const errors = await fetchErrors().catch(() => []); // then its code has to do
+  const { title, todo } = errors.find((/** @type {any} */ one) => one.code === code)?.[language.value] ?? {};
+  return new ApiError(403, { code, title, hint: todo });
+}
+
 /** The course in the address, and which of its pages. @returns {{courseId: string, isPeople: boolean}|null} */
 function courseInPath() {
   const found = /^\/courses\/([^/]+)(\/people)?\/?$/.exec(location.pathname);
@@ -81,13 +91,15 @@ async function showInvitation() {
 
 async function route() {
   page.value = { name: "connecting" };
-  let refused = null;
+  let refused = await readRefusal();
   try {
     await exchangeCode().catch((error) => {
       if (!(error instanceof ApiError) || error.status === 0 || error.status >= 500) throw error;
       refused = error; // a used link is no harm where a session still holds
     });
     if (invitation) return await showInvitation();
+    const wanted = refused ? null : takeReturnPath();
+    if (wanted && location.pathname === "/") history.replaceState(null, "", wanted + location.search);
     const place = courseInPath();
     if (place && !place.isPeople) {
       page.value = { name: "board", courseId: place.courseId };

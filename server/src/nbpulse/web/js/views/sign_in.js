@@ -1,10 +1,20 @@
 // @ts-check
-/** The page of signing in: name and password, and what to do without an account. */
-import { ApiError, signInByPassword } from "../api.js";
-import { html, useState } from "../preact.js";
+/** The page of signing in: name and password, other systems that vouch for people, and what to do without an account. */
+import { ApiError, beginSignIn, fetchProviders, signInByPassword } from "../api.js";
+import { html, useEffect, useState } from "../preact.js";
 import { t } from "../i18n.js";
 import { Command, Page, Problem } from "./pages.js";
 import { Password } from "./account.js";
+
+/** Where to go on to after another system has sent the browser back to the board's first page. */
+const RETURN_KEY = "nbpulse.return";
+
+/** The way that was left for another system; once. @returns {?string} */
+export function takeReturnPath() {
+  const path = sessionStorage.getItem(RETURN_KEY);
+  sessionStorage.removeItem(RETURN_KEY);
+  return path;
+}
 
 /** @param {{error?: ?ApiError}} props `error`: why the way that was tried before did not work */
 export function SignIn({ error: earlier }) {
@@ -26,6 +36,19 @@ export function SignIn({ error: earlier }) {
       password.select();
     }
   };
+  const [providers, setProviders] = useState(/** @type {{id: string, label: string}[]} */ ([]));
+  useEffect(() => void fetchProviders().then((found) => setProviders(found.providers), setProblem), []);
+  const go = (/** @type {string} */ provider) => async () => {
+    setProblem(null);
+    try {
+      const { url } = await beginSignIn(provider);
+      sessionStorage.setItem(RETURN_KEY, location.pathname);
+      location.assign(url);
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      setProblem(error);
+    }
+  };
   return html`<${Page} name="sign-in" title=${t("sign_in.title")}>
     ${problem && html`<${Problem} error=${problem} />`}
     <form class="write sign-in" onSubmit=${submit}>
@@ -33,6 +56,9 @@ export function SignIn({ error: earlier }) {
       <label>${t("sign_in.password")}<input name="password" type="password" autocomplete="current-password" maxlength="1024" required /></label>
       <p class="write-end"><button class="primary" data-action="sign-in" disabled=${isBusy}>${t("sign_in.enter")}</button></p>
     </form>
+    ${providers.length > 0 && html`<section class="providers" aria-label=${t("sign_in.elsewhere")}>
+      ${providers.map(({ id, label }) => html`<button key=${id} data-provider=${id} onClick=${go(id)}>${t("sign_in.with", { label })}</button>`)}
+    </section>`}
     <details>
       <summary>${t("sign_in.no_account")}</summary>
       <p>${t("sign_in.ask")}</p>
