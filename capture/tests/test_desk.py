@@ -66,7 +66,7 @@ def test_joining_says_who_one_is_now_and_the_state_follows_at_once(desk: Desk, a
     waiting.start()
     said = desk.join(ASKED | {"url": f"{api.url}/courses/c-1#x"})
     waiting.join(5)
-    assert said == {"course": "情報基礎", "name": "花子", "resume_code": "R-77"}
+    assert said == {"course": "情報基礎", "name": "花子", "resume_code": "R-77", "is_waiting": False}
     assert api.joins == [{"join_code": "ABCD", "display_name": "花子", "student_number": "s1"}]
     assert heard[0]["joined"]
     assert (heard[0]["course"], heard[0]["name"], heard[0]["address"]) == ("情報基礎", "花子", api.url)

@@ -165,6 +165,24 @@ def test_503_keeps_everything_and_waits_as_long_as_the_server_says(rig: Rig, api
     assert "NB-2001" in rig.outbox.read_notes()["last_error"]["what"]
 
 
+def test_who_is_not_let_in_yet_keeps_everything_and_asks_as_often_as_the_server_says(rig: Rig, api: FakeApi) -> None:
+    asked_at_s: list[float] = []
+
+    def refuse(request: BaseHTTPRequestHandler, _: list[Event]) -> bool:
+        asked_at_s.append(time.monotonic())
+        reply(request, 409, {"code": "NB-1140", "title": "not yet", "status": 409}, Retry_After="1.5")
+        return True
+
+    api.plays = [refuse, refuse]
+    rig.put(make_event(), make_event())
+    wait_until(lambda: bool(rig.outbox.read_notes().get("last_error")))
+    assert rig.outbox.read_notes()["last_error"]["what"].startswith("NB-7016 HTTP 409 NB-1140")
+    assert not rig.outbox.read_notes().get("refused")
+    rig.wait_until_sent()
+    assert len(api.of_type("cell_execution")) == 2
+    assert all(b - a >= 1.45 for a, b in pairwise(asked_at_s)), asked_at_s
+
+
 def test_a_server_away_only_delays(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     random.seed(1)
     with socket.socket() as probe:

@@ -66,7 +66,7 @@ export class Forms {
     };
     const title = prepared.course ? fill(texts.join_course, { course: prepared.course }) : texts.join_title;
     const joined = await this.ask(title, fields, texts.join, send, texts.notice);
-    if (joined !== null) this.tell(fill(texts.joined, joined), "success");
+    if (joined !== null) this.tell(fill(joined.is_waiting ? texts.joined_waits : texts.joined, joined), "success");
   }
 
   async raiseHand(path) {

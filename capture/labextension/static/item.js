@@ -16,6 +16,7 @@ function nameState(state) {
   if (state.server === "unreachable") return ["⚠", texts.away];
   if (!state.joined) return ["○", texts.join];
   if (state.server === "refused") return ["⚠", texts.refused];
+  if (state.server === "approval") return ["…", texts.approval];
   if (state.paused) return ["‖", texts.paused];
   if (state.notice?.due) return ["!", texts.notice_due];
   if (state.waiting > 0 && state.server !== "connected") return ["…", fill(texts.waiting, { n: state.waiting })];

@@ -101,6 +101,7 @@ def join_class(arguments: argparse.Namespace) -> int:
     lines = [get_text("joined", course=membership.course_title or membership.course_id, name=name)]
     if membership.resume_code:
         lines.append(get_text("resume_code", code=membership.resume_code))
+    lines += [get_text("NB-7016")] if membership.waits_since else []
     say("\n".join([*lines, get_text("already_running")]))
     return 0
 
@@ -139,10 +140,12 @@ def request_membership(url: str, asked: dict[str, Any]) -> tuple[Membership, dic
     if not isinstance(content.get("token"), str):
         raise RefusedError("NB-7005", url=url)
     names = ("token", "user_id", "course_id", "course_title", "username", "resume_code")
+    now = format_time()
     membership = Membership(
         url=url,
         display_name=asked["display_name"],
-        joined_at=format_time(),
+        joined_at=now,
+        waits_since=now if content.get("is_waiting") is True else "",
         **{name: str(content.get(name) or "") for name in names},
     )
     return membership, content
@@ -235,6 +238,8 @@ def format_status(status: dict[str, Any]) -> str:
     lines += [text for text in (describe_pause(), get_text("NB-7085") if status["notice_due"] else "") if text]
     if status["refused"]:
         lines.append(get_text("NB-7061") if status["hub_user"] else get_text("NB-7011"))
+    if error and error["what"].startswith("NB-7016") and error["at"] > (status["last_success_at"] or ""):
+        lines.append(get_text("NB-7016"))
     if status["set_aside"]:
         lines.append(get_text("NB-7013"))
         lines += [f"  {e['event_type']} {e['event_id']}: {e['reason']}" for e in status["refused_events"]]

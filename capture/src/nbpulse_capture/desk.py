@@ -21,6 +21,7 @@ from nbpulse_capture.messages import RefusedError, load_texts
 from nbpulse_capture.notices import accept_notice, fetch_notice, tells_more
 from nbpulse_capture.outbox import Outbox
 from nbpulse_capture.recording import need_membership, withdraw
+from nbpulse_capture.sender import WAITS
 from nbpulse_capture.talk import Message, Talk
 
 OBSERVED_TYPES = frozenset({"presence", "notebook_open", "notebook_close", "cell_focus", "cell_change", "markdown_run"})
@@ -81,7 +82,7 @@ class Desk:
                 self._watched_at = time.monotonic()
             return dict(self._state)
 
-    def join(self, asked: Mapping[str, Any]) -> dict[str, str]:
+    def join(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """
         Join the class; what the student is to be told. Blocks: for a thread.
 
@@ -109,6 +110,7 @@ class Desk:
             "course": membership.course_title or membership.course_id,
             "name": membership.display_name,
             "resume_code": membership.resume_code,
+            "is_waiting": bool(membership.waits_since),
         }
 
     def observe(self, events: list[Any]) -> int:
@@ -235,10 +237,12 @@ def describe_membership(membership: Membership | None) -> dict[str, Any]:
             waiting, notes = outbox.count_events(membership.account)["waiting"], outbox.read_notes()
         finally:
             outbox.close()
-    failed_at, success_at = (notes.get("last_error") or {}).get("at") or "", notes.get("last_success_at") or ""
+    error = notes.get("last_error") or {}
+    failed_at, success_at = error.get("at") or "", notes.get("last_success_at") or ""
     # Under a JupyterHub there is nothing a student could do about it: what is refused is asked again.
     is_refused = notes.get("refused") and not membership.hub_user
-    server = "refused" if is_refused else "waiting" if failed_at > success_at else "connected"
+    late = "approval" if str(error.get("what")).startswith(WAITS) else "waiting"
+    server = "refused" if is_refused else late if failed_at > success_at else "connected"
     return {
         "joined": True,
         "server": server,

@@ -41,6 +41,8 @@ class Membership:
     resume_code: str = ""
     joined_at: str = ""
     hub_user: str = ""
+    waits_since: str = ""
+    """When they joined, where the teacher then still had to let them in."""
 
     @cached_property
     def account(self) -> str:

@@ -2,6 +2,7 @@
 
 Promises: an event leaves the outbox only on the server's word; the same ids are sent until then. No answer,
 429, 503 and any answer that is not our server's: keep, back off with full jitter and honour Retry-After.
+409: the teacher has to let the student in first; keep, and ask as often as the server says.
 401 and 403: stop until the student joins again. Under a JupyterHub nobody joins: ask again every minute, since rights
 are given there; who is no student by its groups is forgotten here, and asked about again after five minutes. Other
 refusals: set aside with the reason, without harming the neighbours.
@@ -48,7 +49,8 @@ OFFERED_LIMIT, REQUEST_WITHIN_S = 2_000, 12.0
 SENDS_AT_ONCE, SENDS_PER_S = 8.0, 4.0
 HUB_RETRY_S = 45.0
 
-ERASED, UNCOLLECTED = "NB-1345", "NB-1341"  # the server's codes
+ERASED, UNCOLLECTED, NOT_YET = "NB-1345", "NB-1341", "NB-1140"  # the server's codes
+WAITS = "NB-7016"  # ours, of the same
 ENDED = frozenset({"NB-1340", ERASED})
 """The student has withdrawn, or was erased."""
 
@@ -222,7 +224,8 @@ class Sender(threading.Thread):
             return False
         if answer.status in {400, 413, 415, 422}:
             return self._isolate(outbox, membership, rows, told)
-        self._keep(outbox, rows, f"NB-7012 {told}", answer.retry_after_s)
+        ours = WAITS if code == NOT_YET else "NB-7012"
+        self._keep(outbox, rows, f"{ours} {told}", answer.retry_after_s)
         return False
 
     def _follow_collection(self, membership: Membership, answer: Answer) -> None:

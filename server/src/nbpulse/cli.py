@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nbpulse import accounts, auditing, collecting, duties
+from nbpulse import accounts, auditing, collecting, duties, enrolling
 from nbpulse.errors import InvalidInput, NbpulseError, StartupError
 from nbpulse.hubconfig import print_hub_config
 from nbpulse.terminal import answer, describe_error, get_text, say
@@ -359,6 +359,7 @@ def drop_letters(letter_id: Annotated[str, typer.Argument(metavar="ID|all")], da
 
 collecting.add_command(app, _connect)
 accounts.add_commands(app, _connect)
+enrolling.add_commands(app, _connect)
 auditing.add_commands(app, _connect)
 duties.add_commands(app, _connect)
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
 import httpx2
 import pytest
+from typer.testing import CliRunner, Result
 
+from nbpulse import cli
 from nbpulse.crypto import EncryptedField
+from nbpulse.errors import NotFound
 from nbpulse.records.merging import merge_users
 from stage import KEY, Stage, make_run
 from stores import connect
@@ -448,3 +453,47 @@ async def test_the_secret_of_an_invitation_is_nowhere(stage: Stage) -> None:
     async with connect(stage.database_url) as owner:
         assert secret not in str(await owner.fetch("SELECT i::text FROM invitations i"))
     assert secret not in (await call(stage, "GET", "people")).text
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Awaitable[Result]]:
+    monkeypatch.setenv("NBPULSE_DATABASE_URL", stage.database_url)
+    monkeypatch.setenv("NBPULSE_REDIS_URL", stage.redis_url)
+    monkeypatch.setenv("NBPULSE_ENCRYPTION_KEYS", KEY.decode())
+    monkeypatch.setenv("NBPULSE_PUBLIC_URL", stage.url)
+
+    async def call_command(*arguments: str) -> Result:
+        command = [*arguments, "--data", str(tmp_path / "data")]
+        return await asyncio.to_thread(CliRunner().invoke, cli.app, command)
+
+    return call_command
+
+
+async def test_the_operator_takes_a_roster_in(
+    stage: Stage, run: Callable[..., Awaitable[Result]], tmp_path: Path
+) -> None:
+    file = tmp_path / "roster.csv"
+    file.write_bytes((ROSTER + ",x,,,\n").encode("cp932"))
+    shown = await run("roster", "import", stage.course.short_name, str(file))
+    assert shown.exit_code == 0, shown.output
+    for words in ("new: 2", "1 山田 太郎", "line 4: No student number.", "NB-1153", "Nothing was done"):
+        assert words in shown.output, shown.output
+    assert (await list_people(stage)).keys() == {"teacher"}
+    done = await run("roster", "import", stage.course.short_name, str(file), "--yes", "--json")
+    told = json.loads(done.stdout)
+    assert (told["is_done"], told["added"], told["problems"]) == (True, 2, [{"line": 4, "code": "NB-1153"}])
+    assert (await list_people(stage))["1"]["name"] == "山田 太郎"
+    refused = await run("roster", "import", "no-such-course", str(file))
+    assert isinstance(refused.exception, NotFound)
+
+
+async def test_the_operator_invites_staff(stage: Stage, run: Callable[..., Awaitable[Result]]) -> None:
+    made = await run("invite", stage.course.short_name, "--role", "instructor", "--json")
+    assert made.exit_code == 0, made.output
+    url = json.loads(made.stdout)["link"]
+    assert url.startswith(f"{stage.url}/#invite=nbp_invitation_")
+    accepted = await accept(stage, url.partition("#invite=")[2], **newcomer())
+    assert [one["role"] for one in accepted.json()["courses"]] == ["instructor"]

@@ -32,6 +32,8 @@ COMMANDS = [
     "hub-config",
     "collection",
     "user",
+    "roster",
+    "invite",
     "audit",
     "erase-user",
     "erase-course",
@@ -43,6 +45,7 @@ COMMANDS = [
 ]
 SUBCOMMANDS = ["token list", "token revoke", "dead-letters list", "dead-letters show", "dead-letters replay"]
 SUBCOMMANDS += [f"user {name}" for name in ("add", "link", "list", "disable", "enable")]
+SUBCOMMANDS += ["roster import"]
 SUBCOMMANDS += ["audit list", "audit verify", "audit anchor"]
 
 

@@ -266,10 +266,9 @@ class People:
             if course is None:
                 raise AccessDenied("NB-1105")
             holder = await connection.fetchrow("SELECT * FROM find_number_holder($1, $2)", course["id"], student_number)
+            holder_id = holder["user_id"] if holder else None
             if resume_code is not None:
-                user_id, username = await _resume(
-                    connection, course["id"], resume_code, holder["user_id"] if holder else None
-                )
+                user_id, username = await _resume(connection, course["id"], resume_code, holder_id)
                 await _come_in(connection, user_id, course["id"], "waiting")
                 new_code = None
             elif course["is_closed"] or course["is_expired"]:
@@ -279,9 +278,8 @@ class People:
                     user_id, username = holder["user_id"], holder["username"]
                     await _come_in(connection, user_id, course["id"], _choose_role(course))
                 else:
-                    user_id, username = await self._add_student(
-                        connection, course, display_name, student_number, holder["user_id"] if holder else None
-                    )
+                    names = display_name, student_number, holder_id
+                    user_id, username = await self._add_student(connection, course, *names)
                 new_code = make_code(12)
                 await add_secret(connection, "resume", user_id, course["id"], new_code)
             token = await add_token(connection, "student", user_id, course["id"], scopes=STUDENT_SCOPES)
@@ -294,14 +292,10 @@ class People:
 
     def _is_expected(self, holder: asyncpg.Record, typed: str) -> bool:
         """Whether the number is on the roster for somebody of that name who has not come yet."""
-        names = {column: holder[column] for column in ("roster_name", "roster_kana") if holder[column] is not None}
-        return holder["is_expected"] and is_same_name(
-            typed,
-            *(
-                self._seal.unseal(sealed, table="enrolments", column=column, user_id=holder["user_id"])
-                for column, sealed in names.items()
-            ),
-        )
+        whose = {"table": "enrolments", "user_id": holder["user_id"]}
+        columns = [column for column in ("roster_name", "roster_kana") if holder[column] is not None]
+        names = [self._seal.unseal(holder[column], column=column, **whose) for column in columns]
+        return holder["is_expected"] and is_same_name(typed, *names)
 
     async def _add_student(
         self,
