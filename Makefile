@@ -6,6 +6,7 @@ stamps := .cache/stamps
 bin := .venv/bin
 MINUTES ?= 10
 SEED ?= 1
+WORKERS ?= 3
 
 .PHONY: help setup run test check bench prove torture lock
 
@@ -17,8 +18,10 @@ setup: $(stamps)/venv ## make .venv with every dependency and both packages
 run: $(stamps)/venv ## run nbpulse with a demo class and two real kernels; Ctrl-C stops it
 	$(bin)/nbpulse demo --real 2
 
-test: $(stamps)/venv servers chromium ## run all tests but the slow ones
-	$(bin)/python -m pytest
+# Most tests wait for something, so there are more workers than cores. A file's tests share servers and stay together;
+# pyproject.toml names the longest files first.
+test: $(stamps)/venv servers chromium ## run all tests but the slow ones, WORKERS=3 at a time
+	$(bin)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: $(stamps)/venv ## lint, format, types, import floors, generated documents, known weaknesses of dependencies
 	$(bin)/ruff check .

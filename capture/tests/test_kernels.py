@@ -39,6 +39,13 @@ class Kernel:
     def wait_for_subscriber(self) -> None:
         assert self._socket.poll(WITHIN_S * 1000)
         assert self._socket.recv() == b"\x01"
+        self.subscribed = [b""]
+
+    def take_subscriptions(self) -> None:
+        """What subscribers have asked for until now; they are given a moment to ask."""
+        while self._socket.poll(100):
+            asked = self._socket.recv()
+            (self.subscribed.append if asked[0] else self.subscribed.remove)(asked[1:])
 
     def say(self, msg_type: str, msg_id: str | None, content: dict[str, Any]) -> None:
         parent = {"header": {"msg_type": "execute_request"} | ({"msg_id": msg_id} if msg_id else {})}
@@ -65,6 +72,7 @@ class Heard:
         self.output_bytes: list[int] = []
         self.turns: set[int] = set()
         self.turn = 0
+        self.is_output_collected = False
 
     def hear_start(self, msg_id: str, at: datetime, content: dict[str, Any]) -> bool:
         self._note("start", msg_id)
@@ -81,6 +89,9 @@ class Heard:
         self._note("end", msg_id)
         self.ended_at.append(at)
         self.output_bytes.append(output_bytes)
+
+    def wants_output(self) -> bool:
+        return self.is_output_collected
 
     def _note(self, what: str, msg_id: str) -> None:
         self.words.append((what, msg_id))
@@ -157,6 +168,30 @@ async def test_a_flood_is_read_to_its_end_and_leaves_turns_to_others(
     size = len(json.dumps({"name": "stdout", "text": "x" * 10}, separators=(",", ":")))
     assert heard.output_bytes[0] >= 3 * AT_ONCE * size
     assert len(heard.turns) == 2
+
+
+async def test_output_that_the_kernel_counts_itself_does_not_come_here_unless_it_is_collected(
+    kernel: Kernel, heard: Heard, listener: KernelListener
+) -> None:
+    def count_itself(*msg_ids: str) -> None:
+        kernel.session.metadata = {name_told(msg_id): {"run": {}, "output_bytes": 7} for msg_id in msg_ids}
+
+    async def run(msg_id: str) -> int:
+        await asyncio.to_thread(kernel.take_subscriptions)
+        kernel.run(msg_id)
+        await turn_until(heard, len(heard.words) + (3 if name_told(msg_id) in kernel.session.metadata else 2))
+        return heard.output_bytes[-1]
+
+    count_itself("m1", "m2", "m4", "m5")
+    assert [await run("m1"), await run("m2")] == [7, 7]
+    assert kernel.subscribed == [b"kernel."]
+    assert await run("m3") == 0, "it has ceased to count: this once nobody knows"
+    assert kernel.subscribed == [b"kernel."]
+    measured = await run("m6")
+    assert (measured > 7, kernel.subscribed) == (True, [b""]), "from then on it is measured here"
+    heard.is_output_collected = True
+    assert [await run("m4"), await run("m5")] == [7, 7]
+    assert kernel.subscribed == [b""]
 
 
 async def test_what_has_come_can_be_read_at_once(kernel: Kernel, heard: Heard, listener: KernelListener) -> None:

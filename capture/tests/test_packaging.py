@@ -41,7 +41,7 @@ def list_extensions(python: Path, home: Path, *module: str) -> str:
     """What `jupyter server extension list` or `jupyter labextension list` says, without its colours."""
     env = os.environ | {f"JUPYTER_{name}_DIR": str(home / name) for name in ("CONFIG", "DATA", "RUNTIME")}
     command = [str(python), "-m", *module, "list"]
-    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True, timeout=150)
     return re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
 
 
@@ -61,7 +61,7 @@ def test_pip_install_enables_and_pip_uninstall_leaves_nothing(tmp_path: Path) ->
         metadata = next(name for name in wheel.namelist() if name.endswith("METADATA"))
         assert "Requires-Dist" not in wheel.read(metadata).decode()
     pip = [sys.executable, "-m", "pip", "--python", str(python), "uninstall", "-y", "nbpulse-capture"]
-    subprocess.run(pip, check=True, capture_output=True, timeout=60)
+    subprocess.run(pip, check=True, capture_output=True, timeout=150)
     assert [path for path in root.rglob("*") if "nbpulse" in path.name or path == config] == []
     assert "nbpulse" not in list_extensions(python, tmp_path, *OF_SERVER)
     assert "nbpulse" not in list_extensions(python, tmp_path, *OF_LAB)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -87,14 +88,15 @@ def test_a_run_has_a_tenth_of_a_second_for_itself_and_no_more(
 ) -> None:
     monkeypatch.setenv("NBPULSE_CAPTURE_URL", api.url)
     monkeypatch.setenv("NBPULSE_CAPTURE_TOKEN", "t")
-    is_running = [False]
+    quiet = threading.Event()
+    quiet.set()
     made = Rig(student, lambda: None)
-    made.sender = Sender(made.file, MembershipFile(), is_running=lambda: is_running[0])
+    made.sender = Sender(made.file, MembershipFile(), quiet=quiet)
     made.sender.start()
     made.put(make_event())
     made.wait_until_sent()
     time.sleep(0.3)  # it sleeps again
-    is_running[0] = True
+    quiet.clear()
     began_s = time.time()
     made.put(event := make_event())
     wait_until(lambda: event["event_id"] in api.stored)

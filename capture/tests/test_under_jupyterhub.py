@@ -172,7 +172,7 @@ def test_of_who_is_no_student_by_the_hubs_groups_nothing_is_kept_until_it_is_ask
     # Joining by a code is open to them: it may be another class.
     assert main(["join", api.url, "ABCD", "--name", "花子"]) == 0
     assert main(["leave"]) == 0
-    marker = alice / "data" / f"turned-away-{account}"
+    marker = alice / "config" / f"turned-away-{account}.json"
     os.utime(marker, (time.time() - 301, time.time() - 301))
     assert read_account() == account
     event_id = put_event(outbox)

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from nbpulse_capture import __version__
 from nbpulse_capture.consent import ConsentFile, Standing, forget_collection, resume
 from nbpulse_capture.execution import format_time
+from nbpulse_capture.journal import erase_account
 from nbpulse_capture.membership import (
     Membership,
     MembershipFile,
@@ -276,7 +277,7 @@ def leave_class(_arguments: argparse.Namespace) -> int:
     if get_outbox_file().exists():
         outbox = Outbox(get_outbox_file())
         try:
-            waiting_count = outbox.erase_account(membership.account)
+            waiting_count = erase_account(outbox, membership.account)
         finally:
             outbox.close()
     say(get_text("left", course=membership.course_title or membership.course_id, waiting=waiting_count))
@@ -307,7 +308,7 @@ def _get_recorder_facts() -> tuple[list[str], int]:
     if recorder is None:
         return [], 0
     faults = [*recorder.faults, *([recorder.sender.fault] if recorder.sender.fault else [])]
-    return faults, recorder.sender.lost_count
+    return faults, recorder.journal.lost_count
 
 
 def _ask(given: str | None, question: str, *, asks: bool) -> str:

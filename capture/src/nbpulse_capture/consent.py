@@ -8,16 +8,18 @@ while a class has not been asked yet, what the package's own notice tells of, an
 from __future__ import annotations
 
 import json
+import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nbpulse_capture.membership import Membership, get_config_dir, write_private_json
+from nbpulse_capture.membership import Membership, MembershipFile, get_config_dir, write_private_json
 from nbpulse_capture.policy import METADATA, OWN_ACTS_ONLY, Policy, read_policy, take_stricter
 
 REFRESH_EVERY_S = 3600.0
+LOOKED_AT_EVERY_S, COARSE_TIME_S, AGAIN_AFTER_S = 1.0, 2.0, 0.002
 CLOCK_SLACK_S = 60.0  # a clock that was put back by more must not keep out all that is told from then on
 
 
@@ -76,6 +78,59 @@ class ConsentFile:
     def find_policy(self, membership: Membership) -> Policy:
         """What may be recorded now."""
         return OWN_ACTS_ONLY if self.is_paused() else self.read(membership).policy
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """Whose events may be recorded now, and what of them; of nobody where nobody has joined."""
+
+    membership: Membership | None
+    policy: Policy
+    """Their own acts only, in a pause."""
+    is_paused: bool
+
+
+class AllowanceFile:
+    """
+    Membership, collection and pause as they are now, for one `stat` of the directory in which all three files lie.
+
+    Each is only ever replaced whole, which changes the directory's time. A change is looked for in the files themselves
+    for 2 s after it, since file systems' times are coarse, and once a second for what somebody edits in place. What was
+    read within the last 2 ms is not read again: a server asks several times for one message.
+    """
+
+    def __init__(self) -> None:
+        self._directory = str(get_config_dir())
+        self._membership_file = MembershipFile()
+        self._consent = ConsentFile()
+        self._read_at_s = 0.0
+        # (the directory's time, until when it is good, what was found): changed together, since two threads may look.
+        self._seen: tuple[int | None, float, Allowance] = (-1, 0.0, Allowance(None, OWN_ACTS_ONLY, is_paused=False))
+
+    def read(self) -> Allowance:
+        """What holds for a run that begins or ends now."""
+        now_s = time.time()
+        if 0 <= now_s - self._read_at_s < AGAIN_AFTER_S:
+            return self._seen[2]
+        self._read_at_s = now_s
+        try:
+            changed_at_ns = os.stat(self._directory).st_mtime_ns  # noqa: PTH116 - Path costs ten times as much
+        except OSError:
+            changed_at_ns = None
+        seen_at_ns, good_until_s, allowance = self._seen
+        if changed_at_ns == seen_at_ns and now_s < good_until_s <= now_s + LOOKED_AT_EVERY_S:
+            return allowance
+        return self._look(changed_at_ns, now_s)
+
+    def _look(self, changed_at_ns: int | None, now_s: float) -> Allowance:
+        membership, is_paused = self._membership_file.read(), self._consent.is_paused()
+        policy = OWN_ACTS_ONLY if membership is None or is_paused else self._consent.read(membership).policy
+        allowance = Allowance(membership, policy, is_paused)
+        is_coarse = changed_at_ns is not None and abs(now_s - changed_at_ns / 1e9) < COARSE_TIME_S
+        pause_ends_s = self._consent.get_pause_end_s() or now_s + LOOKED_AT_EVERY_S
+        good_until_s = now_s if is_coarse else min(pause_ends_s, now_s + LOOKED_AT_EVERY_S)
+        self._seen = (changed_at_ns, good_until_s, allowance)
+        return allowance
 
 
 class _Watched:

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any, Protocol
@@ -65,6 +66,7 @@ class Outcome:
     error: dict[str, str] = field(default_factory=dict)
 
 
+@lru_cache(maxsize=256)  # the end's is named at the start already, so that it can be told by whoever survives
 def make_event_id(kernel_id: uuid.UUID, msg_id: str, phase: str) -> str:
     """The same run gets the same id from whoever observes it: uuid5(kernel_id, msg_id, phase)."""
     return str(uuid.uuid5(kernel_id, f"{msg_id}:{phase}"))

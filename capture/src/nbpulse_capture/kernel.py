@@ -10,12 +10,8 @@ shown by `%nbpulse status`), no run gets slower by more than a millisecond, and 
 joining. Where the course collects source or output, these are masked before they are written, which takes longer the
 longer they are.
 
-Why the callbacks write to SQLite themselves instead of handing over to a thread: measured by `bench/capture_cost.py`,
-both callbacks of a run together take 0.5 ms of CPU in the median and 0.9 ms at the 99th percentile on two cores that
-were booked four times over (0.2 and 0.4 ms in a loop of nothing else), and in return a kernel that is killed in mid-run
-has lost nothing. A queue would take a tenth and lose what the thread had not yet written. When the file cannot be
-written at once (locked for over 20 ms, disk full) the event goes to a bounded queue in memory, which the sender's
-thread stores later.
+Why the callbacks write to disk themselves instead of handing over to a thread: it is one `write` (journal.py), and in
+return a kernel that is killed in mid-run has lost nothing. What both callbacks of a run cost: bench/capture_cost.py.
 
 Runs are paired by their request's msg_id, since async cells and subshells overlap. Not recorded: silent
 requests, requests that keep no history, empty cells, `%nbpulse` itself, and batch runs (nbclient,
@@ -33,12 +29,11 @@ import sys
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from nbpulse_capture.claims import KernelClaim
-from nbpulse_capture.consent import ConsentFile
+from nbpulse_capture.consent import Allowance, AllowanceFile
 from nbpulse_capture.contents import fit_contents
 from nbpulse_capture.execution import (
     ExecutionResult,
@@ -51,12 +46,12 @@ from nbpulse_capture.execution import (
     name_told,
 )
 from nbpulse_capture.faults import FaultLog
+from nbpulse_capture.journal import Journal
 from nbpulse_capture.membership import MembershipFile, get_outbox_file
 from nbpulse_capture.notebook import VSCODE_SCHEME, NotebookPlace, locate_notebook, locate_vscode
-from nbpulse_capture.outbox import Outbox
 from nbpulse_capture.policy import apply_policy
-from nbpulse_capture.sender import Sender, Spilled
-from nbpulse_capture.shown import ShownOutput
+from nbpulse_capture.sender import Sender
+from nbpulse_capture.shown import ShownOutput, ShownSize
 from nbpulse_capture.sitting import Sitting
 from nbpulse_capture.websocket import describe_cell, describe_marks, is_our_magic
 
@@ -64,7 +59,6 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 FLUSH_AT_EXIT_S = 2.0
-SPILL_LIMIT = 2_000
 UNKNOWN_NOTEBOOK = "unknown"
 INSIDE_KERNEL_VARIABLE = "NBPULSE_CAPTURE_KERNEL_PID"
 
@@ -82,24 +76,24 @@ class Recorder:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._open_runs: dict[str, Run] = {}
-        self._membership_file = MembershipFile()
-        self._outbox: Outbox | None = None
-        self._spill: deque[Spilled] = deque()
+        self._quiet = threading.Event()  # set while there is no open run
+        self._quiet.set()
+        self._allowance_file = AllowanceFile()
         self._sitting = Sitting(time.time())
         self._claim = KernelClaim(str(kernel_id))
         self._has_told_start = self._has_started_sender = False
         self.last_cell: dict[str, Any] = {}
         self._is_a_notebook = place is not None and place.path.endswith(".ipynb") and not is_nested
         self.faults = FaultLog()
-        self._consent = ConsentFile()
-        self._shown = ShownOutput(self.faults)
+        self.journal = Journal(self.faults)
+        self._shown, self._size = ShownOutput(self.faults), ShownSize(self.faults)
         self._told_fault_count = 0
         self.sender = Sender(
             get_outbox_file(),
             MembershipFile(),
             describe_presence=self._describe_presence,
-            spill=self._spill,
-            is_running=lambda: bool(self._open_runs),
+            journal=self.journal,
+            quiet=self._quiet,
             settle_s=1.0,
         )
 
@@ -139,7 +133,7 @@ class Recorder:
     def _note_load(self) -> None:
         if self._claim.is_held():
             return
-        if self._is_a_notebook and self._membership_file.read() is not None:
+        if self._is_a_notebook and self._allowance_file.read().membership is not None:
             self.put("kernel_status", self.describe_place(), {"status": "started"})
             self._has_told_start = True
         self._start_sender()
@@ -153,7 +147,8 @@ class Recorder:
         cell_id = getattr(info, "cell_id", None) or metadata.get("cellId")
         if self._is_nested or (cell_id is None and not self._is_a_notebook) or is_our_magic(info.raw_cell):
             return
-        if self._consent.is_paused():  # a run that begins in a pause is not recorded, whenever it ends
+        allowance = self._allowance_file.read()
+        if allowance.is_paused:  # a run that begins in a pause is not recorded, whenever it ends
             self._sitting.session_id = None  # nor missed: what the kernel counts meanwhile is in no sitting
             return
         with self._lock:
@@ -162,31 +157,30 @@ class Recorder:
                 return
             run = Run(self._kernel_id, msg_id, {}, began_at=format_time())
             self._open_runs[msg_id] = run
+            self._quiet.clear()
         if isinstance(cell_id, str) and cell_id.startswith(VSCODE_SCHEME):
             self._place = locate_vscode(cell_id) or self._place
         run.common = self.describe_place() | describe_cell(cell_id, metadata)
         run.marks = describe_marks(metadata)
         self.last_cell = run.common
-        if not self._claim.is_held():
-            self._tell_start(run)
-            self._look_at_contents(run, info.raw_cell)
+        if self._claim.is_held():
+            self._size.begin(self._shell.kernel.session, msg_id)  # type: ignore[attr-defined]
+        else:
+            self._tell_start(run, allowance)
+            self._look_at_contents(run, info.raw_cell, allowance)
         run.started_at_s = time.perf_counter()
 
-    def _tell_start(self, run: Run) -> None:
-        run.common["session_id"] = self._keep_session(run.common)
+    def _tell_start(self, run: Run, allowance: Allowance) -> None:
+        run.common["session_id"] = self._keep_session(run.common, allowance)
         run.is_told = True
-        self._store(describe_start(run))
+        self._store(describe_start(run), allowance)
         self._wake_sender()
 
-    def _look_at_contents(self, run: Run, source: str) -> None:
+    def _look_at_contents(self, run: Run, source: str, allowance: Allowance) -> None:
         """Source and output are looked at only where the course collects them and the student knows."""
-        membership = self._membership_file.read()
-        if membership is None:
-            return
-        policy = self._consent.find_policy(membership)
-        if policy.wants("source"):
+        if allowance.policy.wants("source"):
             run.source = source
-        if policy.wants("output"):
+        if allowance.policy.wants("output"):
             self._shown.begin(self._shell.kernel.session, run.msg_id)  # type: ignore[attr-defined]
 
     def _after_run(self, result: ExecutionResult | None, ended_at_s: float, propagating: BaseException | None) -> None:
@@ -207,17 +201,20 @@ class Recorder:
             display_error=self._get_display_error(),
             name_cell=self._name_cell,
         )
-        if self._claim.is_held() and self._membership_file.read() is not None:
+        allowance = self._allowance_file.read()
+        if self._claim.is_held() and allowance.membership is not None:
             self._tell_server(msg_id, {"run": end["data"]})
         else:  # also where the server has gone in mid-run; a start that it did tell is not told twice
             if not run.is_told:
-                self._tell_start(run)
+                self._tell_start(run, allowance)
             if run.source:
                 end["data"]["source"] = run.source
             if output := self._shown.end(msg_id):
                 end["data"]["output"] = output
-            self._store(end | {"session_id": run.common["session_id"]})
+            self._store(end | {"session_id": run.common["session_id"]}, allowance)
             self._wake_sender()
+        if not self._open_runs:
+            self._quiet.set()
         self._sitting.active_at_s = time.time()
 
     def _note_exit(self) -> None:
@@ -228,10 +225,9 @@ class Recorder:
         if self._has_told_start or self._sitting.session_id is not None:
             self.put("kernel_status", self.describe_place(), {"status": "stopped"})
         self._shown.detach()
+        self._size.detach()
         self.sender.stop(FLUSH_AT_EXIT_S)
-        if self._outbox is not None:
-            self._outbox.close()
-            self._outbox = None
+        self.journal.close()
 
     def put(self, event_type: str, common: dict[str, Any], data: dict[str, Any]) -> str:
         """Store an event that is no execution and wake the sender; gives its id."""
@@ -239,7 +235,7 @@ class Recorder:
         if event_type in {"help_request", "help_cancel"} and self._claim.is_held():
             self._publish({"event": event})
         else:
-            self._store(event)
+            self._store(event, self._allowance_file.read())
             self._wake_sender()
         return str(event["event_id"])
 
@@ -256,6 +252,7 @@ class Recorder:
             return
         metadata, name = self._shell.kernel.session.metadata, name_told(msg_id)  # type: ignore[attr-defined]
         metadata[name] = self._add_faults(content)
+        self._size.tell_in(content, msg_id)
         loop.call_soon(metadata.pop, name, None)
 
     def _add_faults(self, content: dict[str, Any]) -> dict[str, Any]:
@@ -280,33 +277,19 @@ class Recorder:
         self._start_sender()
         self.sender.wake()
 
-    def _store(self, event: dict[str, Any]) -> None:
-        """What may be recorded: to disk before anything else; to memory when the disk will not have it now."""
-        membership = self._membership_file.read()
-        if membership is None:
+    def _store(self, event: dict[str, Any], allowance: Allowance) -> None:
+        """What may be recorded, to disk before anything else."""
+        membership, allowed = allowance.membership, apply_policy(event, allowance.policy)
+        if membership is None or allowed is None:
             return
-        allowed = apply_policy(event, self._consent.find_policy(membership))
-        if allowed is None:
-            return
-        event = fit_contents(allowed)
-        file = self._place.file if self._place else None
-        try:
-            if self._outbox is None:
-                self._outbox = Outbox(get_outbox_file(), busy_wait_s=0.02)
-            self._outbox.put(event, membership.account, file)
-        except Exception as error:  # noqa: BLE001 - locked, full, gone: whatever it is, the event goes to memory
-            self.faults.note(error, "outbox")
-            if len(self._spill) >= SPILL_LIMIT:
-                self._spill.popleft()
-                self.sender.lost_count += 1
-            self._spill.append((event, membership.account, file))
+        self.journal.put(fit_contents(allowed), membership.account, self._place.file if self._place else None)
 
-    def _keep_session(self, common: dict[str, Any]) -> str:
+    def _keep_session(self, common: dict[str, Any], allowance: Allowance) -> str:
         """The learning session's id; a new one is told of."""
         session_id, is_new = self._sitting.keep(time.time(), others_run=len(self._open_runs) > 1)
         if is_new:
             place = {name: common.get(name) for name in ("notebook_path", "notebook_id")}
-            self._store(describe_event("session_start", place | {"session_id": session_id}, {}))
+            self._store(describe_event("session_start", place | {"session_id": session_id}, {}), allowance)
         return session_id
 
     def describe_place(self) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """What one kernel publishes on IOPub, read by a socket of our own: KernelListener.
 
-Subscribed is to everything, since how much a run shows is told by messages that carry their own topics
-(`stream.stdout`). A flood costs little all the same: output is not parsed but measured, and the socket is emptied
-in one go instead of one message per turn of the event loop. Signatures are not checked: who can speak on this
+How much a run shows is told by our extension inside the kernel; where that does, and the course does not collect the
+output itself, this server subscribes to none of it, and a flood of prints is sent once less. For other kernels it is
+subscribed to all: output is then not parsed but measured, and the socket is emptied in one go instead of one message
+per turn of the event loop. Signatures are not checked: who can speak on this
 socket is the student's own kernel, and what it says is only ever told of that student.
 
 What our extension inside the kernel says of a run comes with that run's `idle`, in the message's metadata: no message
@@ -24,6 +25,7 @@ from nbpulse_capture.execution import TOLD_PREFIX, name_told
 DELIMITER = b"<IDS|MSG>"
 AT_ONCE = 500
 RECONNECT_MS = 5
+EVERYTHING, ALL_BUT_OUTPUT = b"", b"kernel."  # beginnings of topics; of output only a run's result bears the second
 TOLD_MARK = f'"{TOLD_PREFIX}'.encode()
 OUTPUT_TYPES = ("stream", "display_data", "update_display_data", "execute_result")
 
@@ -39,6 +41,9 @@ class KernelVoice(Protocol):
 
     def hear_told(self, msg_id: str, content: dict[str, Any]) -> None:
         """From our extension inside the kernel: `nbpulse_event`, or what came with a run's `idle`"""
+
+    def wants_output(self) -> bool:
+        """Whether the course collects what runs show"""
 
     def hear_end(self, msg_id: str, at: datetime, output_bytes: int, shown: str) -> None:
         """`status: idle` after a request to run something"""
@@ -56,16 +61,18 @@ class KernelListener:
         self._running_id: str | None = None
         self._output_bytes: dict[str, int] = {}
         self._shown: dict[str, OutputText] = {}
+        self._hears_output = True
 
     def open(self) -> None:
         """Listen from now on, as to a kernel that has just started; raises where it has no such socket (gateways)."""
         self._output_bytes.clear()
         self._shown.clear()
         if self._stream is not None and self._ports == list(self._manager.ports):
+            self.hear_output(True)
             return
         self.close()
         self._ports = list(self._manager.ports)
-        self._stream = self._connect()
+        self._stream, self._hears_output = self._connect(), True
         # The stream's own handler takes one message a turn and looks at the socket three times for it.
         loop = self._stream.io_loop
         loop.remove_handler(self._stream.socket)
@@ -86,6 +93,15 @@ class KernelListener:
         finally:
             defaults.clear()
             defaults.update(before)
+
+    def hear_output(self, is_wanted: bool) -> None:
+        """Whether what the kernel shows is to come here at all, from now on."""
+        if is_wanted == self._hears_output or self._stream is None or self._stream.closed():
+            return
+        subscribed, left = (EVERYTHING, ALL_BUT_OUTPUT) if is_wanted else (ALL_BUT_OUTPUT, EVERYTHING)
+        self._stream.socket.setsockopt(zmq.SUBSCRIBE, subscribed)
+        self._stream.socket.setsockopt(zmq.UNSUBSCRIBE, left)
+        self._hears_output = is_wanted
 
     def close(self) -> None:
         """Listen no more."""
@@ -133,11 +149,11 @@ class KernelListener:
             return
         parent = json.loads(parts[at + 3])
         msg_id = str(parent["msg_id"])
-        if msg_type == "status" and TOLD_MARK in parts[at + 4]:
-            told = json.loads(parts[at + 4]).get(name_told(msg_id))
-            if isinstance(told, dict):
-                self._voice.hear_told(msg_id, told)
-        self._tell(msg_type, msg_id, header, parts[at + 5])
+        if msg_type == "status":
+            told = json.loads(parts[at + 4]).get(name_told(msg_id)) if TOLD_MARK in parts[at + 4] else None
+            self._end(msg_id, header, told if isinstance(told, dict) else {})
+        else:
+            self._tell(msg_type, msg_id, header, parts[at + 5])
 
     def _tell(self, msg_type: str, msg_id: str, header: dict[str, Any], raw: bytes) -> None:
         if msg_type == "execute_input":
@@ -148,12 +164,19 @@ class KernelListener:
             self._voice.hear_error(msg_id, json.loads(raw))
         elif msg_type == "nbpulse_event":
             self._voice.hear_told(msg_id, json.loads(raw))
-        elif msg_type == "status":
-            shown_bytes = self._output_bytes.pop(msg_id, 0)
-            if self._running_id == msg_id:
-                self._running_id = None
-            shown = self._shown.pop(msg_id).text if msg_id in self._shown else ""
-            self._voice.hear_end(msg_id, read_time(header.get("date")), shown_bytes, shown)
+
+    def _end(self, msg_id: str, header: dict[str, Any], told: dict[str, Any]) -> None:
+        if told:
+            self._voice.hear_told(msg_id, told)
+        if self._running_id == msg_id:
+            self._running_id = None
+        shown = self._shown.pop(msg_id).text if msg_id in self._shown else ""
+        is_a_run, heard_bytes = msg_id in self._output_bytes, self._output_bytes.pop(msg_id, 0)
+        told_bytes: Any = told.get("output_bytes")
+        is_told = isinstance(told_bytes, int)
+        self._voice.hear_end(msg_id, read_time(header.get("date")), told_bytes if is_told else heard_bytes, shown)
+        if is_told or is_a_run:  # a silent request says nothing of the kernel
+            self.hear_output(self._voice.wants_output() or not is_told)
 
     def _measure(self, parts: list[bytes]) -> None:
         """Add to the run that shows it; the parent is only parsed where it is not the run that began last."""

@@ -127,12 +127,11 @@ def turn_away(account: str) -> None:
     The class's server says that the hub's user is none of its students (their teacher, or in other courses only):
     nothing is recorded of them, in any process, until it is time to ask again.
     """
-    make_private_dir(get_data_dir())
-    _get_turned_away_file(account).touch(mode=0o600)
+    write_private_json(_get_turned_away_file(account), {})
 
 
 def _get_turned_away_file(account: str) -> Path:
-    return get_data_dir() / f"turned-away-{account}"
+    return get_config_dir() / f"turned-away-{account}.json"
 
 
 def forget_membership() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from nbpulse_capture.consent import forget_collection, pause, resume, write_collection
+from nbpulse_capture.journal import erase_account
 from nbpulse_capture.membership import Membership, MembershipFile, forget_membership, get_outbox_file
 from nbpulse_capture.messages import RefusedError
 from nbpulse_capture.outbox import Outbox
@@ -112,7 +113,7 @@ def end_membership(membership: Membership, outbox: Outbox | None = None) -> None
     if MembershipFile().read() == membership:  # given by the environment: it cannot be forgotten, but recorded no more
         write_collection(membership, {"current": NOTHING, "shown": NOTHING}, time.time())
     if outbox is not None:
-        outbox.erase_account(membership.account)
+        erase_account(outbox, membership.account)
     else:
         _erase_waiting(membership)
 
@@ -121,7 +122,7 @@ def _erase_waiting(membership: Membership) -> None:
     if get_outbox_file().exists():
         outbox = Outbox(get_outbox_file())
         try:
-            outbox.erase_account(membership.account)
+            erase_account(outbox, membership.account)
         finally:
             outbox.close()
 

@@ -19,22 +19,23 @@ from functools import partial
 from typing import Any
 
 from nbpulse_capture.claims import SERVER_VARIABLE, ServerClaims, find_death, remove_dead_servers
-from nbpulse_capture.consent import ConsentFile
+from nbpulse_capture.consent import AllowanceFile
 from nbpulse_capture.contents import fit_contents
 from nbpulse_capture.execution import describe_event
 from nbpulse_capture.faults import FaultLog
 from nbpulse_capture.frontend import FrontEnd
 from nbpulse_capture.kernels import KernelListener
-from nbpulse_capture.membership import Membership, MembershipFile, get_outbox_file
+from nbpulse_capture.membership import MembershipFile, get_outbox_file
 from nbpulse_capture.notebook import NotebookShelf
 from nbpulse_capture.openruns import amend, end_forgotten_runs, keep_open
 from nbpulse_capture.outbox import Outbox
 from nbpulse_capture.places import SessionPlaces
-from nbpulse_capture.policy import OWN_ACTS_ONLY, Policy, apply_policy
+from nbpulse_capture.policy import OWN_ACTS_ONLY, apply_policy
 from nbpulse_capture.rows import Leased
 from nbpulse_capture.sender import Sender
+from nbpulse_capture.voice import Voice
 from nbpulse_capture.watched import Event, WatchedKernel
-from nbpulse_capture.websocket import is_students_code, read_request
+from nbpulse_capture.websocket import read_request
 from nbpulse_capture.writer import Writer
 
 TICK_S = 1.0
@@ -42,52 +43,10 @@ QUEUE_LIMIT = 50_000
 PLACES_GOOD_FOR_S = 0.1  # for start and end of a short run; a rename by the file browser counts at once anyway
 SAVE_TOLD_EVERY_S = 10.0
 LAST_WORDS_S = 2.0
-LINGER_S = 0.015  # start and end of a short run are then told, written and sent together
 # A kernel that outlives its server ends its run itself; it is given this long before the run ends as unknown.
 GRACE_FOR_KERNELS_S = 2.0
 
 Action = Callable[[], None]
-
-
-class Voice:
-    """What a kernel's listener hears, queued for the observer (KernelVoice)."""
-
-    def __init__(
-        self,
-        kernel: WatchedKernel,
-        offer: Callable[..., None],
-        faults: FaultLog,
-        find_policy: Callable[[], Policy],
-    ) -> None:
-        self._find_policy = find_policy
-        self._kernel = kernel
-        self._offer = offer
-        self._faults = faults
-
-    def hear_start(self, msg_id: str, at: Any, content: dict[str, Any]) -> bool:
-        """`execute_input`; a run that begins in a pause is nobody's, whenever it ends"""
-        code, policy = str(content.get("code", "")), self._find_policy()
-        is_students = is_students_code(code) and policy != OWN_ACTS_ONLY
-        if policy == OWN_ACTS_ONLY:  # what the kernel counts meanwhile must not be missed in the sitting
-            self._offer(self._kernel, self._kernel.begin_anew, within_s=None)
-        note = partial(self._kernel.note_start, msg_id, at, content, is_students=is_students)
-        self._offer(self._kernel, partial(note, source=code if policy.wants("source") else ""), within_s=LINGER_S)
-        return policy.wants("output")
-
-    def hear_error(self, msg_id: str, content: dict[str, Any]) -> None:
-        """`error`"""
-        self._offer(self._kernel, partial(self._kernel.note_error, msg_id, content), within_s=None)
-
-    def hear_told(self, msg_id: str, content: dict[str, Any]) -> None:
-        """From the extension inside the kernel"""
-        for fault in content.get("faults") or []:
-            self._faults.note(str(fault), "kernel")
-        within_s = 0.0 if "event" in content else None
-        self._offer(self._kernel, partial(self._kernel.note_told, msg_id, content), within_s=within_s)
-
-    def hear_end(self, msg_id: str, at: Any, output_bytes: int, shown: str) -> None:
-        """`idle`"""
-        self._offer(self._kernel, partial(self._kernel.note_end, msg_id, at, output_bytes, shown))
 
 
 class ServerObserver:
@@ -97,8 +56,7 @@ class ServerObserver:
         self._kernel_manager = kernel_manager
         self._places = SessionPlaces(session_manager, contents_manager)
         self._claims = ServerClaims()
-        self._membership_file = MembershipFile()
-        self._consent = ConsentFile()
+        self._allowance_file = AllowanceFile()
         self._account: str | None = None
         self._noted_sender_fault = ""
         self._kernels: dict[str, WatchedKernel] = {}
@@ -158,7 +116,7 @@ class ServerObserver:
             return
         kernel = WatchedKernel(kernel_id, self, is_new=is_new)
         manager = self._kernel_manager.get_kernel(kernel_id)
-        voice = Voice(kernel, self._offer, self.faults, lambda: self._find_policy(self._membership_file.read()))
+        voice = Voice(kernel, self._offer, self.faults, lambda: self._allowance_file.read().policy)
         listener = KernelListener(manager, voice, partial(self.give_up, kernel_id))
         listener.open()
         self._kernels[kernel_id], self._listeners[kernel_id] = kernel, listener
@@ -173,12 +131,14 @@ class ServerObserver:
         kernel = self._kernels.get(kernel_id)
         if request is None or kernel is None:
             return
-        membership = self._membership_file.read()
-        if self._account != (account := membership.account if membership else None):
+        allowance = self._allowance_file.read()
+        if self._account != (account := allowance.membership.account if allowance.membership else None):
             self._account = account  # somebody else sits here, or the same student in another course
             for one in self._kernels.values():
                 self._offer(one, one.begin_anew, within_s=None)
-        if request.cell is None or self._find_policy(membership) == OWN_ACTS_ONLY:
+        if allowance.policy.wants("output"):  # on its way to the kernel before the request is
+            self._listeners[kernel_id].hear_output(True)
+        if request.cell is None or allowance.policy == OWN_ACTS_ONLY:
             self._offer(kernel, partial(kernel.runs.ignore, request.msg_id), within_s=None)
         else:
             submit = partial(kernel.runs.submit, request.msg_id, request.cell, request.marks)
@@ -230,7 +190,7 @@ class ServerObserver:
         if kernel is not None:
             kernel.is_given_up = True
             self._claims.release(kernel_id)
-        if self._membership_file.read() is not None:
+        if self._allowance_file.read().membership is not None:
             self._writer.hand_over(lambda _: None)  # it writes the faults down
 
     def _note_crash(self, kernel: WatchedKernel) -> None:
@@ -290,7 +250,11 @@ class ServerObserver:
                 if self._sender.fault != self._noted_sender_fault:
                     self._noted_sender_fault = self._sender.fault
                     self.faults.note(self._sender.fault, "sender")
-                if self._membership_file.read() is not None:
+                allowance = self._allowance_file.read()
+                if allowance.policy.wants("output"):  # for who asks the kernel past this server
+                    for listener in self._listeners.values():
+                        listener.hear_output(True)
+                if allowance.membership is not None:
                     self._recover()
                     for kernel in self._kernels.values():
                         self._claim(kernel)
@@ -310,9 +274,9 @@ class ServerObserver:
                 self._note_crash(kernel)
 
     def _claim(self, kernel: WatchedKernel) -> None:
-        if kernel.is_given_up or kernel.kernel_id in self._claims.kernel_ids or self._membership_file.read() is None:
-            return
-        self._claims.claim(kernel.kernel_id)
+        is_decided = kernel.is_given_up or kernel.kernel_id in self._claims.kernel_ids
+        if not is_decided and self._allowance_file.read().membership is not None:
+            self._claims.claim(kernel.kernel_id)
 
     def _recover(self) -> None:
         """Once: what a server that was killed has left open ends as unknown."""
@@ -342,14 +306,10 @@ class ServerObserver:
 
     # -- EventStore ------------------------------------------------------------------------------------------
 
-    def _find_policy(self, membership: Membership | None) -> Policy:
-        """What may be recorded now."""
-        return self._consent.find_policy(membership) if membership is not None else OWN_ACTS_ONLY
-
     def put(self, event: Event, file: str | None, *, held_s: float = 0.0, end: Event | None = None) -> None:
         """To the writer, if somebody has joined and it may be recorded."""
-        membership = self._membership_file.read()
-        policy = self._find_policy(membership)
+        allowance = self._allowance_file.read()
+        membership, policy = allowance.membership, allowance.policy
         allowed = apply_policy(event, policy)
         if membership is None or allowed is None:
             return
@@ -357,7 +317,7 @@ class ServerObserver:
         account, owner, held_until = membership.account, self._claims.owner, time.time() + held_s
 
         def store(outbox: Outbox) -> Leased | None:  # the file is read now, in the writer's thread: it may be renamed
-            if self._membership_file.read() != membership:
+            if self._allowance_file.read().membership != membership:
                 return None  # the student has left or withdrawn meanwhile, and what waited was erased
             placed = fit_contents(self._shelf.place(allowed, file) if file else allowed)
             leased = None

@@ -1,6 +1,7 @@
 """Events on disk, from the moment they happen until the server has said what became of them.
 
-One SQLite file (WAL) per user of a machine, shared by all kernels, because `sequence` is then one gapless
+Kernels that tell of themselves keep what happens in journals of their own first, for moments (journal.py). One SQLite
+file (WAL) per user of a machine, shared by all kernels, because `sequence` is then one gapless
 count per installation, and whichever kernel lives sends what a dead one left behind. Rows are leased to one
 sender at a time; a Jupyter server's are its own from the first moment. A lease ends after 30 s (so long does what a
 killed process held wait for another); a second sending is harmless by the event ids.
@@ -116,7 +117,7 @@ class Outbox:
 
         take_batch() does not give it before `held_until` (or its amend()).
         """
-        payload = _to_json(event)
+        payload = to_json(event)
         with self._lock:
             if self._db.in_transaction:
                 self._just_put.add(str(event["event_id"]))
@@ -215,7 +216,7 @@ class Outbox:
             " reason = json_extract(value, '$[2]'), payload = coalesce(json_extract(value, '$[3]'), payload),"
             " notebook_file = json_extract(value, '$[4]')"
             " FROM json_each(?) WHERE events.sequence = json_extract(value, '$[0]')",
-            (_to_json(changes),),
+            (to_json(changes),),
         )
 
     @contextmanager
@@ -268,12 +269,12 @@ class Outbox:
             self._db.execute("PRAGMA secure_delete = ON")
             self._db.execute(
                 "DELETE FROM events WHERE sequence IN (SELECT value FROM json_each(?))",
-                (_to_json([row.sequence for row in gone]),),
+                (to_json([row.sequence for row in gone]),),
             )
             self._db.execute(
                 "UPDATE events SET payload = json_extract(value, '$[1]') FROM json_each(?)"
                 " WHERE events.sequence = json_extract(value, '$[0]')",
-                (_to_json([[row.sequence, row.event] for row in cut]),),
+                (to_json([[row.sequence, row.event] for row in cut]),),
             )
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
@@ -331,7 +332,7 @@ class Outbox:
         if notes:
             self._db.execute(
                 "REPLACE INTO notes (name, value) SELECT key, value FROM json_each(?)",
-                (_to_json({name: json.dumps(value) for name, value in notes.items()}),),
+                (to_json({name: json.dumps(value) for name, value in notes.items()}),),
             )
 
     def read_notes(self) -> dict[str, Any]:
@@ -360,4 +361,4 @@ class Outbox:
         return int((pages - free) * page_bytes)
 
 
-_to_json = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps() would make a new encoder each time
+to_json = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps() would make a new encoder each time

@@ -31,6 +31,7 @@ from typing import Any
 from nbpulse_capture.backoff import Backoff
 from nbpulse_capture.consent import ConsentFile
 from nbpulse_capture.execution import describe_event, format_time
+from nbpulse_capture.journal import Journal, adopt_journals, erase_account
 from nbpulse_capture.membership import Membership, MembershipFile, turn_away
 from nbpulse_capture.notebook import NotebookShelf
 from nbpulse_capture.notices import end_membership, keep_collection
@@ -39,12 +40,12 @@ from nbpulse_capture.policy import Policy, apply_policy
 from nbpulse_capture.rows import Leased, Row, Verdict
 from nbpulse_capture.wire import Answer, UnreachableError, Wire
 
-LINGER_S, LINGERS_IN_A_RUN = 0.015, 7
+LINGER_S, LINGER_IN_A_RUN_S = 0.015, 0.1
 BATCH_LIMIT = 100
 BATCH_CAP_BYTES = 800_000
 PRESENCE_EVERY_S = 20.0
 SUCCESS_NOTED_EVERY_S = 5.0
-TENDED_EVERY_S = 1.0
+TENDED_EVERY_S, ADOPTED_EVERY_S = 1.0, 30.0
 OFFERED_LIMIT, REQUEST_WITHIN_S = 2_000, 12.0
 SENDS_AT_ONCE, SENDS_PER_S = 8.0, 4.0
 HUB_RETRY_S = 45.0
@@ -55,7 +56,6 @@ ENDED = frozenset({"NB-1340", ERASED})
 """The student has withdrawn, or was erased."""
 
 Event = dict[str, Any]
-Spilled = tuple[Event, str, str | None]
 
 
 class Sender(threading.Thread):
@@ -67,8 +67,8 @@ class Sender(threading.Thread):
         membership_file: MembershipFile,
         *,
         describe_presence: Callable[[], Event | None] = lambda: None,
-        spill: deque[Spilled] | None = None,
-        is_running: Callable[[], bool] = lambda: False,
+        journal: Journal | None = None,
+        quiet: threading.Event | None = None,
         settle_s: float = 0.0,
         linger_s: float = LINGER_S,
     ) -> None:
@@ -76,10 +76,10 @@ class Sender(threading.Thread):
         self._outbox_file = outbox_file
         self._membership_file = membership_file
         self._describe_presence = describe_presence
-        self._spill: deque[Spilled] = deque() if spill is None else spill
+        self._journal = journal
         self._settle_s = settle_s
         self._linger_s = linger_s
-        self._is_running = is_running
+        self._quiet = quiet  # set while nothing runs beside us
         self._wakeup = threading.Event()
         self._offered: deque[Leased] = deque(maxlen=OFFERED_LIMIT)
         self._stop_at: float | None = None
@@ -89,9 +89,8 @@ class Sender(threading.Thread):
         self._shelf = NotebookShelf()
         self._backoff = Backoff()
         self._tokens, self._tokens_at = SENDS_AT_ONCE, time.monotonic()
-        self._presence_at = self._noted_success_at = self._tended_at = float("-inf")
+        self._presence_at = self._noted_success_at = self._tended_at = self._adopted_at = float("-inf")
         self._refused_account: str | None = None
-        self.lost_count = 0
         self.fault = ""
 
     def wake(self) -> None:
@@ -136,29 +135,39 @@ class Sender(threading.Thread):
 
     def _linger(self) -> None:
         """Let a run of a tenth of a second end before we take the interpreter's lock: its events then go together."""
-        for _ in range(LINGERS_IN_A_RUN):
-            if self._stop_at is None and self._linger_s:
-                time.sleep(self._linger_s)
-            if not self._is_running():
-                break
+        if self._stop_at is not None or not self._linger_s:
+            return
+        time.sleep(self._linger_s)
+        # Waiting for its end, rather than looking again and again, takes the lock from a flood of prints once.
+        if self._quiet is not None and not self._quiet.is_set() and self._quiet.wait(LINGER_IN_A_RUN_S):
+            time.sleep(self._linger_s)
 
     def _take_turn(self, *, in_haste: bool) -> bool:
         """True when there may be more to send at once."""
         membership = self._membership_file.read()
         now = time.monotonic()
-        if membership is None or membership.token == self._refused_account:
+        if membership is None:
             self._offered.clear()  # it may have been erased on the disk
-            return False
-        if not self._backoff.is_over(now, in_haste=in_haste):
+            if self._journal is not None:
+                self._journal.discard()
             return False
         if self._outbox is None:
             self._outbox = Outbox(self._outbox_file)
+        if self._journal is not None:
+            self._journal.store(self._outbox, membership.account)
+        if membership.token == self._refused_account:
+            self._offered.clear()
+            return False
+        if not self._backoff.is_over(now, in_haste=in_haste):
+            return False
         if now - self._tended_at > TENDED_EVERY_S:
             self._tended_at = now
             self._outbox.trim()
             self._tell_losses(self._outbox, membership.account)
             self._outbox.checkpoint()
-        self._store_spill(self._outbox, membership.account)
+        if now - self._adopted_at > ADOPTED_EVERY_S:
+            self._adopted_at = now
+            adopt_journals(self._outbox, but_not=self._journal)
         return self.send_batch(self._outbox, membership)
 
     def send_batch(self, outbox: Outbox, membership: Membership) -> bool:
@@ -209,7 +218,7 @@ class Sender(threading.Thread):
         code = answer.content.get("code") if isinstance(answer.content, dict) else None
         if membership.hub_user and code == "NB-1112":
             turn_away(membership.account)
-            outbox.erase_account(membership.account)
+            erase_account(outbox, membership.account)
             return False
         if answer.status == 403 and code in ENDED:
             end_membership(membership, outbox)
@@ -304,19 +313,10 @@ class Sender(threading.Thread):
             outbox.release(rows[kept:])
         return rows[:kept]
 
-    def _store_spill(self, outbox: Outbox, current_account: str) -> None:
-        """What the disk would not have before; not of somebody who has left or withdrawn meanwhile."""
-        while self._spill:
-            event, account, notebook_file = self._spill[0]
-            if account == current_account:
-                outbox.put(event, account, notebook_file)
-            self._spill.popleft()
-
     def _tell_losses(self, outbox: Outbox, account: str) -> None:
         """What a full disk or a full memory has cost is told as an event of its own, once there is room for it."""
-        if lost_count := self.lost_count:
+        if self._journal is not None and (lost_count := self._journal.take_lost_count()):
             outbox.add_to_count("dropped", lost_count)
-            self.lost_count -= lost_count
         if untold_count := outbox.count_untold_losses():
             lost = {"status": "events_lost", "event_count": untold_count}
             with outbox.together():

@@ -1,4 +1,4 @@
-"""What a run shows, seen from inside its kernel: ShownOutput. Only where the course collects output.
+"""What a run shows, seen from inside its kernel: its size (ShownSize), and where the course collects output its text.
 
 Every output of ipykernel's (streams, displays, results) is sent by one session; what it sends is looked at on its way
 and always sent on. Told apart by the request that it answers, since async cells overlap.
@@ -14,7 +14,7 @@ from nbpulse_capture.contents import OutputText
 from nbpulse_capture.faults import FaultLog
 
 RUNS_LIMIT = 32
-OUTPUT_TYPES = frozenset({"stream", "display_data", "execute_result"})
+OUTPUT_TYPES = frozenset({"stream", "display_data", "update_display_data", "execute_result"})
 
 
 class ShownOutput:
@@ -74,3 +74,57 @@ class ShownOutput:
         msg_id = (parent.get("header") or parent).get("msg_id")
         if (shown := self._wanted.get(str(msg_id))) is not None:
             shown.take(str(msg_type), content)
+
+
+class ShownSize:
+    """
+    How many bytes of output each run has sent, for a server that then need not receive them to know (kernels.py).
+
+    Counted is the messages' content as it was serialized, by ipykernel's own threads; binary buffers are not.
+    """
+
+    def __init__(self, faults: FaultLog) -> None:
+        self._faults = faults
+        self._bytes: dict[str, int] = {}
+        self._told: dict[str, dict[str, Any]] = {}
+        self._session: Any = None
+        self._serialize: Callable[..., list[bytes]] | None = None
+
+    def begin(self, session: Any, msg_id: str) -> None:
+        """Count what this run shows from now on."""
+        if self._session is None:
+            self._session, self._serialize = session, session.serialize
+            session.serialize = self._look
+        self._bytes[msg_id] = 0
+        while len(self._bytes) > RUNS_LIMIT:
+            self._forget(next(iter(self._bytes)))
+
+    def tell_in(self, told: dict[str, Any], msg_id: str) -> None:
+        """`output_bytes` is put into `told` when the run's `idle` is sent: its last lines come till then."""
+        if msg_id in self._bytes:
+            self._told[msg_id] = told
+
+    def detach(self) -> None:
+        """Look at nothing any more."""
+        if self._session is not None and self._session.serialize == self._look:
+            self._session.serialize = self._serialize
+            self._session = None
+
+    def _look(self, msg: Any, ident: Any = None) -> list[bytes]:
+        assert self._serialize is not None  # noqa: S101 - begin() set it
+        try:
+            msg_type, parent_id = msg.get("msg_type"), (msg.get("parent_header") or {}).get("msg_id")
+            if msg_type == "status" and parent_id in self._told and msg["content"].get("execution_state") == "idle":
+                self._told[parent_id]["output_bytes"] = self._bytes[parent_id]
+                self._forget(parent_id)
+        except Exception as error:  # noqa: BLE001 - the message must go out, whatever breaks in here
+            self._faults.note(error, "output")
+            return self._serialize(msg, ident)
+        parts = self._serialize(msg, ident)
+        if msg_type in OUTPUT_TYPES and parent_id in self._bytes:
+            self._bytes[parent_id] += len(parts[-1])
+        return parts
+
+    def _forget(self, msg_id: str) -> None:
+        self._bytes.pop(msg_id, None)
+        self._told.pop(msg_id, None)

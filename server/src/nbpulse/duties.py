@@ -36,11 +36,12 @@ def add_commands(app: typer.Typer, connect: _Connect) -> None:
     def erase_user(
         name: Annotated[str | None, typer.Argument(help=get_text("arg_user"))] = None,
         *,
+        left: Annotated[str | None, typer.Option("--left", metavar="COURSE", help=get_text("opt_left"))] = None,
         yes: _Yes = None,
         data: _Data = None,
         as_json: _Json = False,
     ) -> None:
-        asyncio.run(_erase_user(connect(data, is_needed=False), name, yes, as_json=as_json))
+        asyncio.run(_erase_user(connect(data, is_needed=False), name, left, yes, as_json=as_json))
 
     @app.command("erase-course", **_describe("erase_course", "erase-course python-2025"))
     def erase_course(
@@ -114,8 +115,12 @@ async def _open_eraser(settings: Settings) -> AsyncIterator[Eraser]:
             yield eraser
 
 
-async def _erase_user(settings: Settings, name: str | None, yes: str | None, *, as_json: bool) -> None:
+async def _erase_user(
+    settings: Settings, name: str | None, left: str | None, yes: str | None, *, as_json: bool
+) -> None:
     async with _open_eraser(settings) as eraser:
+        if left is not None:
+            await _erase_left(eraser, left, yes, as_json=as_json)
         if name is None:
             return
         person = await eraser.describe_user(name)
@@ -126,6 +131,23 @@ async def _erase_user(settings: Settings, name: str | None, yes: str | None, *, 
         _confirm(person.username, yes)
         rows = await eraser.erase_user(person.user_id)
         await _finish(eraser, {"user": person.username, "rows": rows}, as_json=as_json)
+
+
+async def _erase_left(eraser: Eraser, course: str, yes: str | None, *, as_json: bool) -> None:
+    people = await eraser.list_left(course)
+    if people is None:
+        raise NotFound("NB-3023", thing="course", id=course, command="nbpulse up --json")
+    if not people:
+        say(get_text("erase_left_none", course=course))
+        return
+    for person in people:
+        say(get_text("erase_left_one", name=person.shown, username=person.username, rows=sum(person.rows.values())))
+    _confirm(course, yes)
+    with show_progress(get_text("erasing")) as report:
+        for number, person in enumerate(people):
+            await eraser.erase_user(person.user_id)
+            report(number + 1, len(people))
+    await _finish(eraser, {"users": [person.username for person in people]}, as_json=as_json)
 
 
 async def _erase_course(settings: Settings, course: str, yes: str | None, *, as_json: bool) -> None:

@@ -54,6 +54,10 @@ class Eraser:
         found = await erasing.find_people(self.pool, self.seal, name)
         return found[0] if found else None
 
+    async def list_left(self, short_name: str) -> list[erasing.Held] | None:
+        """Who has left the course and is in no other one; None: there is no such course."""
+        return await erasing.list_left(self.pool, self.seal, short_name)
+
     async def describe_course(self, short_name: str) -> erasing.HeldCourse | None:
         """What a course holds."""
         return await erasing.find_course(self.pool, short_name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from nbpulse.records.people import People
 from nbpulse.stream import LANES, STREAM_KEYS
 from nbpulse.tombstones import Marker
 from stores import connect, count_rows, make_class, make_event, spread
+from working import is_drained, until, work
 
 
 @pytest.fixture
@@ -211,3 +213,58 @@ async def test_a_token_is_known_by_itself_alone(machine: Machine) -> None:
             await people.find_person(token)
         assert await people.find_person(token[:-1] + ("A" if token[-1] != "A" else "B")) is None
         assert await people.find_person(f"nbp_staff_{uuid4().hex}_x") is None
+
+
+async def test_who_has_left_the_roster_is_offered(machine: Machine) -> None:
+    course_id, (gone, away, here) = await make_class(machine.database_url, 3)
+    other_id, _ = await make_class(machine.database_url, 1)
+    code, said = machine.run("erase-user", "--left", course_id.hex)
+    assert (code, "Nobody has left" in said) == (0, True), said
+    async with connect(machine.database_url) as connection:
+        await connection.execute(
+            "UPDATE enrolments SET role = 'former', left_at = now() WHERE user_id = ANY($1::uuid[])", [gone, away]
+        )
+        await connection.execute(
+            "INSERT INTO enrolments (user_id, course_id, role) VALUES ($1, $2, 'student')", away, other_id
+        )
+    code, said = machine.run("erase-user", "--left", course_id.hex)
+    assert (code, "NB-3090" in said, gone.hex in said) == (1, True, True), said
+    code, said = machine.run("erase-user", "--left", course_id.hex, "--yes", course_id.hex)
+    assert code == 0, said
+    async with connect(machine.database_url) as connection:
+        left = await connection.fetch("SELECT id FROM users WHERE id = ANY($1::uuid[])", [gone, away, here])
+    assert {row["id"] for row in left} == {away, here}
+    code, said = machine.run("erase-user", "--left", "nowhere")
+    assert (code, "NB-3023" in said) == (1, True), said
+
+
+async def test_a_student_who_goes_on_while_they_are_erased_leaves_nothing(machine: Machine) -> None:
+    course_id, (gone, mate) = await make_class(machine.database_url, 2)
+    async with machine.open_worker() as first, machine.open_worker() as second:
+        await first.stream.ensure_groups()
+        async with work(first, claim_idle_s=0.5), work(second, claim_idle_s=0.5), erasing(machine) as eraser:
+
+            async def push() -> None:
+                while True:
+                    hand = make_event(gone, course_id, "help_request", data={"message": "?"})
+                    await first.stream.append([*spread([gone, mate], course_id, 20), hand])
+                    await asyncio.sleep(0.02)
+
+            pushing = asyncio.create_task(push())
+            await until(lambda: has_events(machine, 200))
+            assert (await eraser.erase_user(gone))["events"] > 50
+            before = await count_rows(machine.database_url, "events")
+            await until(lambda: has_events(machine, before[0] + 100))
+            pushing.cancel()
+            await asyncio.gather(pushing, return_exceptions=True)
+            eraser.settle_s = 11
+            await until(lambda: is_drained(first.stream))
+            await eraser.finish_all()
+            assert await Auditor(first.stream, Accounts(first.pool)).audit() == 0
+    assert await list_holders(machine, gone) == ["audit_log"]
+    async with connect(machine.database_url) as connection:
+        assert await connection.fetchval("SELECT count(*) FROM dead_letters") == 0
+
+
+async def has_events(machine: Machine, count: int) -> bool:
+    return (await count_rows(machine.database_url, "events"))[0] >= count

@@ -17,7 +17,7 @@ from nbpulse.api.pages import WEB_DIR
 from servers import CHROMIUM_FLAGS
 from stage import NOBODY, Stage, open_stage
 
-PAGES = {"GET /", "GET /courses/{course_id}"}
+PAGES = {route for route in RULES if not re.search(r" /(api|web|health|metrics)\b", route)}
 JSON = {"Content-Type": "application/json"}
 
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+import httpx2
 import pytest
 
 from stage import NOBODY, Stage, make_run
@@ -117,16 +118,54 @@ async def test_downloads_hold_the_same_rows_and_no_formulas(stage: Stage) -> Non
         await connection.execute("UPDATE users SET username = $2 WHERE id = $1", joined[0]["user_id"], f"=1+{uuid4()}")
     wanted = (await ask(stage, "sessions"))["sessions"]
     path = f"/api/v1/courses/{stage.course.id}/sessions"
-    answer = await stage.http.get(path, params={"format": "csv"}, headers=stage.staff)
+    named = {"identified": 1}
+    answer = await stage.http.get(path, params={"format": "csv"} | named, headers=stage.staff)
     assert f'filename="{stage.course.short_name}-sessions-' in answer.headers["content-disposition"]
     assert answer.content.startswith(b"\xef\xbb\xbf")
     rows = list(csv.DictReader(io.StringIO(answer.content.decode("utf-8-sig"))))
     assert [row["id"] for row in rows] == [row["id"] for row in wanted]
     assert Counter(row["username"][:2] for row in rows)["'="] == 1
-    bare = await stage.http.get(path, params={"format": "csv", "bom": 0}, headers=stage.staff)
+    bare = await stage.http.get(path, params={"format": "csv", "bom": 0} | named, headers=stage.staff)
     assert bare.content == answer.content.removeprefix(b"\xef\xbb\xbf")
-    lines = await stage.http.get(path, params={"format": "ndjson"}, headers=stage.staff)
+    lines = await stage.http.get(path, params={"format": "ndjson"} | named, headers=stage.staff)
     assert [json.loads(line) for line in lines.content.splitlines()] == wanted
+
+
+async def test_a_download_names_nobody_unless_it_is_asked_to_and_that_is_noted(stage: Stage) -> None:
+    joined = await teach(stage, 4)
+    ids = {one["user_id"] for one in joined}
+
+    async def download(path: str, **query: Any) -> tuple[httpx2.Response, list[dict[str, Any]]]:
+        url = f"/api/v1/courses/{stage.course.id}/{path}"
+        answer = await stage.http.get(url, params={"format": "ndjson"} | query, headers=stage.staff)
+        assert answer.status_code == 200, answer.text
+        return answer, [json.loads(line) for line in answer.content.splitlines()]
+
+    _, sessions = await download("sessions")
+    _, progress = await download("progress")
+    assert len(sessions) == 4
+    hidden = {row["user_id"] for row in sessions}
+    assert len(hidden) == 4
+    assert not hidden & ids
+    assert {row["user_id"] for row in progress} == hidden, "two downloads can be put together"
+    assert all(row["username"] == f"student-{row['user_id'][:8]}" for row in sessions + progress)
+    assert not {row["id"] for row in sessions} & {row["id"] for row in (await ask(stage, "sessions"))["sessions"]}
+    answer, cells = await download("failing-cells")
+    assert cells == [], "figures of 4 students are theirs"
+    assert int(answer.headers["nbpulse-suppressed-rows"]) >= 1
+    manifest = await stage.http.get(
+        f"/api/v1/courses/{stage.course.id}/failing-cells", params={"format": "manifest"}, headers=stage.staff
+    )
+    assert (manifest.json()["identified"], manifest.json()["suppressed_rows"]) == (False, 1)
+    _, named = await download("sessions", identified=1)
+    assert {row["user_id"] for row in named} == ids
+    async with connect(stage.database_url) as connection:
+        rows = await connection.fetch(
+            "SELECT facts->>'identified' AS identified FROM audit_log WHERE action = 'exported' AND course_id = $1"
+            " AND facts->>'what' = 'sessions' ORDER BY id",
+            stage.course.id,
+        )
+    assert [row["identified"] for row in rows] == [None, "true"]
 
 
 async def test_a_time_without_an_offset_is_the_courses(stage: Stage) -> None:

@@ -18,7 +18,7 @@ from stores import connect
 
 Headers = dict[str, str]
 # What somebody has just changed is read as it stands.
-OF_NOW = ("/live", "/meetings", "/messages", "/interventions", "/collection")
+OF_NOW = ("/people", "/live", "/meetings", "/messages", "/interventions", "/collection")
 
 
 def bear(token: str) -> Headers:

@@ -67,6 +67,19 @@ def test_every_link_leads_somewhere() -> None:
     assert list(find_broken_links(ROOT)) == []
 
 
+def test_every_test_a_document_names_is_there() -> None:
+    named = re.findall(
+        r"`((?:server|capture)/tests/[\w/]+\.py)(?:::(\w+))?`", (ROOT / "docs/asvs.md").read_text("utf-8")
+    )
+    assert len(named) > 40
+    gone = [
+        f"{file}::{test}"
+        for file, test in named
+        if not (ROOT / file).exists() or (test and f"def {test}(" not in (ROOT / file).read_text("utf-8"))
+    ]
+    assert gone == []
+
+
 def test_a_link_that_leads_nowhere_is_found(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text(
         "# One\n[x](b.md) [y](b.md#two) [z](B.md) [gone](c.md) [lost](b.md#three) [self](#one) [far](https://x.invalid/)\n"

@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import re
+import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
@@ -20,11 +21,14 @@ import msgspec
 from fastapi import Depends, Query, Request
 from starlette.responses import Response
 
+from nbpulse.api.context import get_context
+from nbpulse.api.pseudonyms import KEY_LIFE_S, pseudonymise
 from nbpulse.errors import InvalidInput
 from nbpulse.records.analysis import Course, Span, Table
 
 # What a spreadsheet would take for a formula: https://owasp.org/www-community/attacks/CSV_Injection
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+# Full-width ones too: a Japanese Excel reads them as the others.
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _KINDS: Final = {
     "json": "application/json",
     "manifest": "application/json",
@@ -43,6 +47,12 @@ class Form:
 
     name: Literal["json", "ndjson", "csv", "parquet", "manifest"]
     has_bom: bool
+    is_identified: bool
+
+    @property
+    def hides_people(self) -> bool:
+        """Whether ids and names become pseudonyms: in every download that does not ask for them."""
+        return self.name != "json" and not self.is_identified
 
 
 @dataclass(frozen=True)
@@ -60,8 +70,11 @@ def _read_form(
         Query(description="json; a download as ndjson, csv or parquet; or the manifest that describes such a download"),
     ] = "json",
     bom: Annotated[bool, Query(description="0: CSV without the byte order mark that Excel needs")] = True,
+    identified: Annotated[
+        bool, Query(description="1: a download with the ids and names as they are, which the audit log tells")
+    ] = False,
 ) -> Form:
-    return Form(format, bom)
+    return Form(format, bom, identified)
 
 
 AskedForm = Annotated[Form, Depends(_read_form)]
@@ -78,8 +91,14 @@ async def answer_table(
     and a Link header in every form (RFC 8288). Raises InvalidInput (NB-1207): no Parquet here.
     """
     more = {} if following is _ALONE else {"next": following}
+    suppressed = 0
+    if form.hides_people:
+        # Shared by the API's processes, and forgotten: afterwards nobody can tell who was whom.
+        cache, place = get_context(request).cache, f"nbpulse:pseudonyms:{subject.course.short_name}"
+        table, suppressed = pseudonymise(table, await cache.get_or_make(place, KEY_LIFE_S, _make_key))
     # In a thread: the Parquet library is half a second of imports.
-    content = await asyncio.to_thread(_compose, table, subject, form, more)
+    facts = {"identified": not form.hides_people, "suppressed_rows": suppressed}
+    content = await asyncio.to_thread(_compose, table, subject, form, more, facts)
     tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
     headers = {"Cache-Control": "no-store", "ETag": tag}  # a program may keep it, a browser may not
     if more.get("next"):
@@ -87,18 +106,24 @@ async def answer_table(
         headers["Link"] = f'<?{request.url.include_query_params(cursor=following).query}>; rel="next"'
     if tag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
+    if suppressed:
+        headers["NBPULSE-Suppressed-Rows"] = str(suppressed)
     if form.name not in ("json", "manifest"):
         headers["Content-Disposition"] = _name_file(subject, form.name)
     return Response(content, 200, headers, _KINDS[form.name])
 
 
-def _compose(table: Table, subject: Subject, form: Form, more: dict[str, Any]) -> bytes:
+async def _make_key() -> bytes:
+    return secrets.token_bytes(32)
+
+
+def _compose(table: Table, subject: Subject, form: Form, more: dict[str, Any], facts: dict[str, Any]) -> bytes:
     if form.name == "csv":
         return _compose_csv(table).encode("utf-8-sig" if form.has_bom else "utf-8")
     if form.name == "parquet":
         return _compose_parquet(table)
     if form.name == "manifest":
-        return _encode(_describe(table, subject))
+        return _encode(_describe(table, subject) | facts)
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     if form.name == "ndjson":
         return b"".join(_encode(row) + b"\n" for row in rows)

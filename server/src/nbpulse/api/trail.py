@@ -34,6 +34,7 @@ _LOOKS_KEPT: Final = 50_000
 _WAITING_MAX: Final = 10_000
 _BATCH: Final = 200
 _DOWNLOADS: Final = frozenset({"csv", "ndjson", "parquet"})
+_NO: Final = frozenset({"0", "false", "off", "no", "n", "f", ""})
 _COURSE: Final = "GET /api/v1/courses/{course_id}/"
 LOOKS: Final = frozenset(
     _COURSE + place
@@ -108,7 +109,9 @@ class AuditTrail:
         course_id, subject_id = (_parse(request.path_params.get(name)) for name in ("course_id", "user_id"))
         form = request.query_params.get("format")
         if form in _DOWNLOADS:
-            facts = {"what": place.rpartition("/")[2], "form": form}
+            facts: dict[str, str | int | bool] = {"what": place.rpartition("/")[2], "form": form}
+            if request.query_params.get("identified", "0").lower() not in _NO:
+                facts["identified"] = True
             entry = Entry("exported", person.user_id, course_id, subject_id, facts, LOOK_LIFE)
             if self._is_new(entry):
                 await self.log.add([entry])

@@ -41,12 +41,21 @@ WITH RECURSIVE person AS (
 _LOCK: Final = """
 SELECT FROM learner_states WHERE user_id = ANY($1::uuid[]) ORDER BY user_id, course_id FOR UPDATE
 """
-# What the stream still has in hand and was counted already must not be counted again when it is dropped.
-_SPEND_KNOWN: Final = """
+# What was counted must not be counted again when it is dropped: by a worker that died, or slept, between its commit and
+# its acknowledgement, or took over what another had acknowledged. Entries of several streams bear one id where they
+# came in one millisecond: the stream's shard and lane tell which it was.
+_SPEND_STORED: Final = """
 INSERT INTO spent_entries (stream, entry_id, outcome)
-SELECT stream, entry_id, 'dropped' FROM unnest($1::text[], $2::text[]) AS k(stream, entry_id)
-WHERE EXISTS (SELECT FROM event_ids e WHERE e.user_id = ANY($3::uuid[]) AND e.entry_id = k.entry_id)
-    OR EXISTS (SELECT FROM dead_letters d WHERE (d.stream, d.entry_id) = (k.stream, k.entry_id))
+SELECT format('nbpulse:%s:{shard_%s}', CASE WHEN e.event_type LIKE 'help%' THEN 'help' ELSE 'events' END, i.shard),
+    i.entry_id, 'dropped'
+FROM event_ids i JOIN events e USING (user_id, shard, event_id)
+WHERE i.user_id = ANY($1::uuid[]) AND i.entry_id IS NOT NULL
+    AND (i.received_at > now() - interval '1 hour' OR i.entry_id = ANY($2::text[]))
+ON CONFLICT DO NOTHING
+"""
+_SPEND_BURIED: Final = """
+INSERT INTO spent_entries (stream, entry_id, outcome) SELECT stream, entry_id, 'dropped' FROM dead_letters
+WHERE user_id = ANY($1::uuid[]) OR user_id IS NULL AND entry_id = ANY($2::text[])
 ON CONFLICT DO NOTHING
 """
 _NOTEBOOKS: Final = """
@@ -89,6 +98,11 @@ _ONLY_HERE: Final = """
 SELECT e.user_id FROM enrolments e WHERE e.course_id = $1 AND e.role IN ('student', 'former', 'waiting')
     AND NOT EXISTS (SELECT FROM enrolments o WHERE o.user_id = e.user_id AND o.course_id <> $1) ORDER BY e.user_id
 """
+_LEFT: Final = """
+SELECT u.id, u.username, u.display_name FROM enrolments e JOIN users u ON u.id = e.user_id
+WHERE e.course_id = $1 AND e.role = 'former' AND u.merged_into IS NULL
+    AND NOT EXISTS (SELECT FROM enrolments o WHERE o.user_id = e.user_id AND o.role <> 'former') ORDER BY e.left_at
+"""
 _MEMBERS: Final = """
 SELECT user_id FROM learner_states WHERE course_id = $1 UNION SELECT user_id FROM enrolments WHERE course_id = $1
 """
@@ -130,6 +144,14 @@ async def find_people(pool: asyncpg.Pool, seal: EncryptedField, name: str) -> li
         name,
     )
     return [await _describe(pool, seal, row) for row in rows]
+
+
+async def list_left(pool: asyncpg.Pool, seal: EncryptedField, short_name: str) -> list[Held] | None:
+    """Who has left the course and is in no other one; None: there is no such course."""
+    course_id = await pool.fetchval("SELECT id FROM courses WHERE short_name = $1", short_name)
+    if course_id is None:
+        return None
+    return [await _describe(pool, seal, row) for row in await pool.fetch(_LEFT, course_id)]
 
 
 async def _describe(pool: asyncpg.Pool, seal: EncryptedField, row: asyncpg.Record) -> Held:
@@ -276,8 +298,9 @@ async def erase_course(
 async def _spend_known(
     connection: asyncpg.Connection, user_ids: Sequence[UUID], entries: Iterable[tuple[str, str]]
 ) -> None:
-    in_hand = sorted(entries)
-    await connection.execute(_SPEND_KNOWN, [one[0] for one in in_hand], [one[1] for one in in_hand], user_ids)
+    in_hand = [entry_id for _, entry_id in entries]
+    for statement in (_SPEND_STORED, _SPEND_BURIED):
+        await connection.execute(statement, user_ids, in_hand)
 
 
 async def _set_tombstones(connection: asyncpg.Connection, marker: Marker, user_ids: Sequence[UUID]) -> None:

@@ -1,0 +1,122 @@
+"""Nothing a student writes becomes markup or script on the board: not in any text, not in any of its places."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import TimeoutError as PlaywrightTimeout
+
+from payloads import PAYLOADS, PLACES, WATCH
+from servers import CHROMIUM_FLAGS
+from stage import Stage, make_run
+
+pytestmark = pytest.mark.browser
+
+SCREENSHOTS = Path(__file__).resolve().parents[3] / ".cache" / "screenshots"
+FOREIGN = "img, iframe, script, object, embed, video, audio, link, style, math, marquee, xss, picture, base, meta"
+
+
+@pytest.fixture
+async def browser(chromium_path: str) -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium_path, args=CHROMIUM_FLAGS)
+        yield browser
+        await browser.close()
+
+
+async def test_every_payload_runs_where_it_is_trusted(browser: Browser) -> None:
+    assert len(set(PAYLOADS)) == len(PAYLOADS) >= 50
+    page = await browser.new_page()
+    harmless: list[tuple[str, str]] = []
+    for place, payload in PLACES:
+        await page.goto("about:blank")
+        await page.evaluate(WATCH)
+        await page.set_content(f"<body>{place.replace('{}', payload)}")
+        if "<a href" in place:
+            await page.click("a", no_wait_after=True)
+        try:
+            await page.wait_for_function("() => window.attempts.length", timeout=10_000)
+        except PlaywrightTimeout:
+            harmless.append((place, payload))
+    assert not harmless, harmless
+
+
+async def write_everywhere(stage: Stage, payload: str, shared_error: str, *, raises_hand: bool) -> None:
+    """A student whose every text is the payload; one error is that of others too."""
+    student = await stage.join(payload, student_number=payload)
+    error = {"status": "error", "error_name": payload, "error_message": payload, "traceback": payload}
+    shared = error | {"error_name": shared_error, "error_message": shared_error}
+    events = [make_run(0, notebook_path=payload, data=error), make_run(0, notebook_path=f"{payload}/week1.ipynb")]
+    events += [make_run(4, cell_id=payload, exercise_id=payload, data=error)]
+    events += [make_run(3, data=shared) for _ in range(3)]  # three times one error: stuck
+    events += [make_run(3, event_type="help_request", data={"message": payload})] if raises_hand else []
+    began_at = datetime.now(UTC) - timedelta(minutes=2)  # stuck is who has been so for a minute
+    for number, event in enumerate(events):
+        event["occurred_at"] = (began_at + timedelta(seconds=number)).isoformat()
+    assert (await stage.post(student["token"], events)).status_code == 202
+    message = {"id": str(uuid4()), "text": payload}
+    headers = {"Authorization": f"Bearer {student['token']}"}
+    answer = await stage.http.post("/api/v1/me/messages", json=message, headers=headers)
+    assert answer.status_code == 201, answer.text
+
+
+async def read_all(page: Page, selector: str) -> list[str]:
+    texts: list[str] = await page.locator(selector).evaluate_all("(all) => all.map((one) => one.textContent)")
+    return texts
+
+
+async def test_nothing_a_student_writes_runs_on_the_board(stage: Stage, browser: Browser) -> None:
+    for place, payload in enumerate(PAYLOADS):
+        await write_everywhere(stage, payload, PAYLOADS[place // 6 * 6], raises_hand=place % 2 == 0)
+    await stage.work()
+    page = await browser.new_page(viewport={"width": 1280, "height": 800}, locale="en-US")
+    await page.add_init_script(WATCH)
+    told: list[str] = []
+    page.on("dialog", lambda dialog: told.append(f"dialog {dialog.message}"))
+    page.on("pageerror", lambda error: told.append(f"error {error}"))
+    page.on("popup", lambda popup: told.append(f"popup {popup.url}"))
+    page.on("request", lambda asked: told.append(asked.url) if not asked.url.startswith(stage.url) else None)
+    code = await stage.people.create_link(stage.teacher_id)
+    await page.goto(f"{stage.url}/courses/{stage.course.id}#code={code}")
+    await page.wait_for_selector("[data-alert]")
+    await look_at_everything(page)
+    assert await page.locator("body").locator(FOREIGN).count() == 0
+    assert await page.evaluate("window.attempts") == []
+    assert told == []
+
+
+async def look_at_everything(page: Page) -> None:
+    """Every place of the board that shows a student's text; it is there as it was written."""
+    written = set(PAYLOADS)
+    assert set(await read_all(page, "[data-student] .name")) == written  # numbers
+    await page.locator("[data-action=names]").click()
+    await expect(page.locator("[data-action=names]")).to_have_attribute("aria-pressed", "true")
+    assert set(await read_all(page, "[data-student] .name")) == written
+    assert set(await read_all(page, "[data-alert] q")) == set(PAYLOADS[::2])
+    assert await read_all(page, "[data-alert][data-kind=stuck] code")
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    await page.screenshot(path=SCREENSHOTS / "board-stored-xss.png")
+    shared = await read_all(page, "[data-shared] code")
+    assert len(shared) >= 3, shared
+    assert all(label.startswith(tuple(PAYLOADS[::6])) for label in shared), shared
+    await page.locator("[data-act=announce]").first.click()  # the draft names the error
+    await page.locator("dialog [data-act=close]").click()
+    for name in await page.locator("[data-student] [role=rowheader]").all():
+        await name.hover()
+    for button in await page.locator("[data-mail-of]").all():
+        await button.click()
+        await expect(page.locator("dialog .message p").first).to_be_visible()
+        assert set(await read_all(page, "dialog .message p")) <= written
+        await page.locator("dialog [data-act=close]").click()
+    options = page.locator("select.notebook option")
+    names = "\n".join(await read_all(page, "select.notebook option"))
+    assert all(payload.rpartition("/")[2] in names for payload in PAYLOADS)  # a path is shown by its last part
+    for place in (1, -1):
+        value = await options.nth(place).get_attribute("value")
+        await page.locator("select.notebook").select_option(value)
+        await page.wait_for_selector("[data-student]")
