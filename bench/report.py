@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from tables import compose_api_reads, compose_capture_cost, compose_influx_outage, compose_timeseries
+from tables import compose_abuse, compose_api_reads, compose_capture_cost, compose_influx_outage, compose_timeseries
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -38,6 +38,7 @@ ROWS: tuple[Row, ...] = (
 
 
 SECTIONS = {
+    "abuse": compose_abuse,
     "api_reads": compose_api_reads,
     "capture_cost": compose_capture_cost,
     "influx_outage": compose_influx_outage,

@@ -45,7 +45,7 @@ CREATE TABLE IF NOT EXISTS cell_executions (
 """
 
 # One client plays a whole school and faster than any: each limit is counted as always, and met by nobody.
-_LIMITS = ("STUDENT_EVENTS", "COURSE_EVENTS", "TOKEN_REQUESTS", "ADDRESS_REQUESTS")
+_LIMITS = ("STUDENT_EVENTS", "COURSE_EVENTS", "TOKEN_REQUESTS", "ADDRESS_REQUESTS", "PERSON_BOARDS")
 _LIMITS_NOBODY_MEETS = {f"NBPULSE_LIMIT_{name}": "1000000000" for name in _LIMITS}
 
 

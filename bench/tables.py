@@ -144,6 +144,45 @@ def compose_influx_outage(result: Result) -> str:
     return "\n".join([*lines, "", " ".join(said)])
 
 
+_ATTACKS = {
+    "none": "nobody attacks",
+    "endless_body": "a body of {size:,} bytes, to three routes at once",
+    "gzip_bomb": "20 bodies at once that inflate to {size:,} bytes",
+    "batch": "batches of {size:,} events and of 300,000, in turn",
+    "depth": "arrays in arrays, {size:,} deep",
+    "slow_heads": "{size:,} connections that send a head, a line a second",
+    "slow_bodies": "{size:,} connections that send a body, a byte a second",
+    "idle_sockets": "{size:,} connections that say nothing",
+    "idle_websockets": "{size:,} WebSockets that do not say whose they are",
+    "bad_tokens": "{size:,} tokens that do not work",
+}
+
+
+def compose_abuse(result: Result) -> str:
+    """What each attack cost: memory, and the way of the class's events to the boards."""
+    lines = [
+        _describe(result)
+        + f" A class of {result['rate_per_s']:g} events/s on {result['viewers']} boards; the attack is a process of its"
+        f" own on the same cores. Aims: the API's memory grows by less than {result['growth_max_mb']:g} MB, an event is"
+        f" on the boards within {result['frame_max_ms']:,.0f} ms.",
+        "",
+        "| attack | answered | memory | event to frame p50 | p99 | largest |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for name, one in result["attacks"].items():
+        answers = ", ".join(f"{answer} × {count:,}" for answer, count in one["answers"].items() if count)
+        memory = f"+{one['growth_mb']:.1f} MB" + (" **missed**" if one["growth_mb"] >= result["growth_max_mb"] else "")
+        largest = f"{one['max_ms']:,.0f} ms" + (" **missed**" if one["max_ms"] >= result["frame_max_ms"] else "")
+        times = f"{one['p50_ms']:,.0f} ms | {one['p99_ms']:,.0f} ms | {largest}"
+        lines.append(f"| {_ATTACKS[name].format(size=one['size'])} | {answers or '-'} | {memory} | {times} |")
+    said = (
+        f"The API had {result['attacks']['none']['rss_before_mb']:.0f} MB before.",
+        f"{result['lost_viewers']} boards lost,",
+        f"{result['refused']} of the class's events refused.",
+    )
+    return "\n".join([*lines, "", " ".join(said)])
+
+
 def compose_timeseries(result: Result) -> str:
     """Both series stores side by side."""
     lines = [_describe(result) + f" {result['distribution']}", ""]

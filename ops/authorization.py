@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from nbpulse.api.access import RULES, Rule
+from nbpulse.api.access import RULES, Rule, find_scope
+from nbpulse.records.people import COURSE_WRITE
 
 CALLERS: Final = {
     "nobody": "no token",
@@ -15,6 +16,7 @@ CALLERS: Final = {
     "inbox-only": "the same with `inbox:read` alone",
     "assistant": "an assistant of the course, by the board's session",
     "instructor": "an instructor of the course, by a token for scripts",
+    "reader": "an instructor of the course, by a personal token with the scope `course:read` alone",
     "staff-elsewhere": "an instructor of another course",
     "token-elsewhere": "an instructor of the course, by a token made for another course of theirs",
     "operator": "a user whose global role is `operator`, in no course",
@@ -35,17 +37,18 @@ def _expect(
     return answers | {caller: nobody for caller in ("nobody", "expired") if caller not in yes}
 
 
-_STAFF: Final = _expect(_OF_COURSE | {"hub-instructor"}, strangers=_STRANGERS)
+_STAFF: Final = _expect(_OF_COURSE | {"reader", "hub-instructor"}, strangers=_STRANGERS)
 EXPECTED: Final[dict[Rule, dict[str, str]]] = {
     Rule.ANYONE: _expect(set(CALLERS)),
     Rule.LOCAL: _expect(set(CALLERS)),
     Rule.SIGNED_IN: _expect(set(CALLERS) - {"nobody", "expired"}),
+    Rule.OWNER: _expect(set(CALLERS) - {"nobody", "expired", "reader", "hub-student", "hub-instructor"}),
     Rule.DELIVERER: _expect(_STUDENTS | {"events-only"}),
     Rule.STUDENT: _expect(_STUDENTS | {"inbox-only"}),
     Rule.STAFF: _STAFF,
-    Rule.INSTRUCTOR: _expect({"instructor", "hub-instructor"}, strangers=_STRANGERS),
+    Rule.INSTRUCTOR: _expect({"instructor", "reader", "hub-instructor"}, strangers=_STRANGERS),
     # By the WebSocket's close codes; a hub's token opens none, its user's session does.
-    Rule.FIRST_MESSAGE: _expect(_OF_COURSE, no="4403", nobody="4401")
+    Rule.FIRST_MESSAGE: _expect(_OF_COURSE | {"reader"}, no="4403", nobody="4401")
     | {"hub-student": "4401", "hub-instructor": "4401"},
 }
 EXCEPTIONS: Final[dict[str, dict[str, str]]] = {
@@ -68,7 +71,8 @@ table speaks; `me` is always the caller's own. Rows are kept apart too: [who see
 
 def find_expected(route: str) -> dict[str, str]:
     """Caller -> what they get at the route. Raises KeyError where nobody has said what the route's rule means."""
-    return EXPECTED[RULES[route]] | EXCEPTIONS.get(route, {})
+    reading = dict.fromkeys(("reader", "hub-instructor"), "403") if find_scope(route) == COURSE_WRITE else {}
+    return EXPECTED[RULES[route]] | EXCEPTIONS.get(route, {}) | reading
 
 
 def generate_authorization(how: str) -> str:

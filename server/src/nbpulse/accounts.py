@@ -79,7 +79,12 @@ def add_commands(app: typer.Typer, connect: Connect) -> None:
     def disable(name: Name, data: DataDir = None) -> None:
         async def work() -> int:
             async with _open(connect(data)) as (accounts, _):
-                return await accounts.close(await _find(accounts, name))
+                user_id = await _find(accounts, name)
+                count = await accounts.close(user_id)
+            from nbpulse.administration import announce_access
+
+            await announce_access(connect(data), user_id)
+            return count
 
         say(get_text("user_disabled", name=name, count=asyncio.run(work())))
 

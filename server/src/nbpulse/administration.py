@@ -15,14 +15,17 @@ from uuid import UUID
 
 import msgspec
 
+from nbpulse.cache import Cache
+from nbpulse.connections import open_redis
 from nbpulse.crypto import EncryptedField
 from nbpulse.directory import read_running
-from nbpulse.errors import NotFound, StartupError
+from nbpulse.errors import NotFound, StartupError, Unavailable
 from nbpulse.offline import open_database
 from nbpulse.preparation import DEMO_SHORT_NAME, ensure_course
 from nbpulse.records import derived, merging, points
 from nbpulse.records.courses import Courses
 from nbpulse.records.dead_letters import DeadLetter, DeadLetters
+from nbpulse.records.own_tokens import list_tokens
 from nbpulse.records.owner import find_user_id, open_owner
 from nbpulse.records.people import People
 from nbpulse.settings import Settings
@@ -77,7 +80,7 @@ def show_tokens(settings: Settings, *, as_json: bool) -> None:
 
     async def read() -> list[Any]:
         async with _open_people(settings) as (pool, seal):
-            return list(await People(pool, seal).list_tokens())
+            return list(await list_tokens(People(pool, seal)))
 
     rows = asyncio.run(read())
     if as_json:
@@ -85,11 +88,13 @@ def show_tokens(settings: Settings, *, as_json: bool) -> None:
         return
     show_table(
         get_text("tokens_none"),
-        ["ID", "kind", "user", "course", "created", "last used", "expires"],
+        ["ID", "kind", "label", "scopes", "user", "course", "created", "last used", "expires"],
         [
             [
                 str(row.id),
                 row.kind,
+                row.label or "",
+                " ".join(row.scopes),
                 row.username,
                 row.course_title or "",
                 format_time(row.created_at),
@@ -104,12 +109,22 @@ def show_tokens(settings: Settings, *, as_json: bool) -> None:
 def revoke_token(settings: Settings, token_id: str) -> None:
     """Raises NotFound (NB-3023) when no working token has that id."""
 
-    async def revoke() -> bool:
+    async def revoke() -> None:
         async with _open_people(settings) as (pool, seal):
-            return await People(pool, seal).revoke_token(_parse_id(token_id, "token", "nbpulse token list"))
+            user_id = await People(pool, seal).revoke_token(_parse_id(token_id, "token", "nbpulse token list"))
+        if user_id is None:
+            raise NotFound("NB-3023", thing="token", id=token_id, command="nbpulse token list")
+        await announce_access(settings, user_id)
 
-    if not asyncio.run(revoke()):
-        raise NotFound("NB-3023", thing="token", id=token_id, command="nbpulse token list")
+    asyncio.run(revoke())
+
+
+async def announce_access(settings: Settings, user_id: UUID) -> None:
+    """Tell the API processes whose rights are others now; where nothing answers, they find out within 60 s."""
+    if settings.redis_url:
+        async with open_redis(settings.redis_url) as redis:
+            with contextlib.suppress(Unavailable):
+                await Cache(redis).announce_access(user_id)
 
 
 # --- dead letters -----------------------------------------------------------------------------------------------------

@@ -58,6 +58,11 @@ class Allowance:
             self._sweep(now)
         return 0.0
 
+    def charge(self, key: Hashable, cost: int) -> None:
+        """Use up `cost` whether it is there or not: what is missing is waited for later."""
+        now = self._clock()
+        self._whole_at[key] = max(self._whole_at.get(key, now), now) + cost * self._step_s
+
     def measure_wait(self, key: Hashable) -> float:
         """Seconds until one would be let pass, 0.0 now; nothing is used."""
         now = self._clock()

@@ -21,7 +21,7 @@ from nbpulse.api.cookies import SESSION, Cookies
 from nbpulse.api.hub_access import COURSE_HEADER, KIND, HubGate, choose_course
 from nbpulse.api.limits import RequestLimits, find_address
 from nbpulse.errors import AccessDenied, NotFound, NotYet, Unavailable
-from nbpulse.records.people import People, Person
+from nbpulse.records.people import COURSE_READ, COURSE_WRITE, People, Person
 
 YES_LIFE_S: Final = 30.0
 _REFRESH_AFTER_S: Final = 20.0
@@ -29,6 +29,7 @@ _LOOKUP_LIMIT_S: Final = 2.0
 # A student whose token was good a quarter of an hour ago may deliver while the database is away: see `find_learner`.
 _GRACE_S: Final = 900.0
 _PEOPLE_KEPT: Final = 20_000
+_IN_PERSON: Final = frozenset({"session", "staff", "student"})
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -39,6 +40,8 @@ class Rule(Enum):
     LOCAL = auto()
     """Callers on this machine, not through a proxy."""
     SIGNED_IN = auto()
+    OWNER = auto()
+    """Who came in person: a session, a student's Jupyter, or a token of the operator's making; no script's token."""
     DELIVERER = auto()
     """A token with the scope events:write."""
     STUDENT = auto()
@@ -77,6 +80,9 @@ RULES: Final[dict[str, Rule]] = {
     "PUT /api/v1/me/password": Rule.SIGNED_IN,
     "GET /api/v1/me/export": Rule.SIGNED_IN,
     "GET /api/v1/me/audit": Rule.SIGNED_IN,
+    "GET /api/v1/me/tokens": Rule.OWNER,
+    "POST /api/v1/me/tokens": Rule.OWNER,
+    "DELETE /api/v1/me/tokens/{token_id}": Rule.OWNER,
     "GET /api/v1/me/inbox": Rule.STUDENT,
     "POST /api/v1/me/messages": Rule.DELIVERER,
     "PUT /api/v1/me/messages/{message_id}/state": Rule.DELIVERER,
@@ -122,6 +128,17 @@ RULES: Final[dict[str, Rule]] = {
 }
 
 
+# What asks for a ticket reads a board.
+_READ_BY_POST: Final = frozenset({"POST /api/v1/courses/{course_id}/tickets"})
+
+
+def find_scope(route: str) -> str | None:
+    """The scope that a token must have at a course's route for staff; None elsewhere."""
+    if RULES[route] not in (Rule.STAFF, Rule.INSTRUCTOR):
+        return None
+    return COURSE_READ if route.startswith("GET ") or route in _READ_BY_POST else COURSE_WRITE
+
+
 def check_rules(routes: Iterable[str]) -> None:
     """Raises RuntimeError when a route has no rule, or a rule no route: then nothing may start."""
     found = set(routes)
@@ -143,13 +160,15 @@ class Gate:
         self._known: OrderedDict[str, tuple[Person, float]] = OrderedDict()
         self._lookups: dict[str, asyncio.Task[Person | None]] = {}
 
-    async def admit(self, request: Request, rule: Rule) -> Person | None:
+    async def admit(self, request: Request, route: str) -> Person | None:
         """
-        Let the request through by `rule`, as whom (None: nobody in particular).
+        Let the request through by the route's rule, as whom (None: nobody in particular).
 
         Raises AccessDenied (NB-1101 nobody, NB-1103 not you, NB-1107 from another site, NB-111x by a JupyterHub's
-        word), NotFound (NB-1202: a course that is none of theirs), TooMuch (NB-1172, NB-1174), Unavailable.
+        word, NB-1182 not by this token), NotFound (NB-1202: a course that is none of theirs), TooMuch (NB-1172,
+        NB-1174), NotYet (NB-1140), Unavailable.
         """
+        rule = RULES[route]
         if rule is Rule.ANYONE:
             self._check_origin(request, is_required=False)
             return None
@@ -164,12 +183,14 @@ class Gate:
         if rule is Rule.DELIVERER or rule is Rule.STUDENT:
             scope = "events:write" if rule is Rule.DELIVERER else "inbox:read"
             person = _as_student(person, scope, request.headers.get(COURSE_HEADER))
-        elif rule is Rule.STAFF:
-            check_staff(person, request.path_params.get("course_id"))
-        elif rule is Rule.INSTRUCTOR:
+        elif rule is Rule.OWNER and person.kind not in _IN_PERSON:
+            raise AccessDenied("NB-1103")
+        elif (reach := find_scope(route)) is not None:
             course = check_staff(person, request.path_params.get("course_id"))
-            if person.roles[course] != "instructor":
+            if rule is Rule.INSTRUCTOR and person.roles[course] != "instructor":
                 raise AccessDenied("NB-1103")
+            if not person.may(reach):
+                raise AccessDenied("NB-1182", scope=reach)
         return person
 
     async def find_learner(self, authorization: str | None, address: str, course: str | None = None) -> Person:

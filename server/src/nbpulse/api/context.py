@@ -12,7 +12,7 @@ import structlog
 from starlette.requests import HTTPConnection, Request
 
 from nbpulse.allowances import DEFAULT, Limits
-from nbpulse.api.access import RULES, Gate
+from nbpulse.api.access import Gate
 from nbpulse.api.answers import Answers
 from nbpulse.api.boards import OpenBoards
 from nbpulse.api.cookies import Cookies
@@ -35,6 +35,7 @@ from nbpulse.records.inboxes import Inboxes
 from nbpulse.records.interventions import Interventions
 from nbpulse.records.meetings import Meetings
 from nbpulse.records.messages import Messages
+from nbpulse.records.own_tokens import OwnTokens
 from nbpulse.records.people import People, Person
 from nbpulse.records.views import ClassReader
 from nbpulse.stream import EventStream
@@ -102,6 +103,7 @@ class Context:
     messages: Messages
     inboxes: Inboxes
     consents: Consents
+    own_tokens: OwnTokens
     promise: str
     limits: RequestLimits
     boards: OpenBoards
@@ -156,6 +158,7 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         messages=Messages(parts.people, parts.people.seal),
         inboxes=Inboxes(parts.people, parts.people.seal),
         consents=Consents(parts.people),
+        own_tokens=OwnTokens(parts.people),
         promise=parts.promise,
         limits=limits,
         boards=boards,
@@ -181,7 +184,7 @@ def get_person(connection: HTTPConnection) -> Person:
 async def admit(request: Request) -> None:
     """Let the request through by its route's rule; from now on its task asks as that person. Raises as `Gate.admit`."""
     context, place = get_context(request), f"{request.method} {request.scope['route'].path}"
-    request.state.person = person = await context.gate.admit(request, RULES[place])
+    request.state.person = person = await context.gate.admit(request, place)
     ask_as(person.user_id if person else None)
     if person:
         await context.trail.note_request(request, place, person)

@@ -28,7 +28,7 @@ from nbpulse.api.limits import RequestLimits, find_address
 from nbpulse.api.problems import make_problem
 from nbpulse.api.trail import AuditTrail
 from nbpulse.cache import Cache, Heard
-from nbpulse.errors import InvalidEvent, NbpulseError, NotFound, Unavailable
+from nbpulse.errors import InvalidEvent, InvalidInput, NbpulseError, NotFound, Unavailable
 from nbpulse.events import ReceivedEvent
 from nbpulse.records.people import Person
 from nbpulse.stream import get_stream_key
@@ -124,6 +124,8 @@ class Ingest:
             version = str(learner.collection.version).encode()
         except NbpulseError as error:
             _COUNTERS["refused"].inc()
+            if learner is not None and isinstance(error, InvalidInput) and not isinstance(error, InvalidEvent):
+                self._limits.charge_bad_body(learner)
             self._trail.note_refusal(error, HTTPConnection(scope), learner)
             await make_problem(error, language)(scope, receive, send)
             return

@@ -7,6 +7,7 @@ API process counts for itself: of several, each lets so much pass.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import Final
 from uuid import UUID
 
 from starlette.types import Scope
@@ -15,6 +16,8 @@ from nbpulse.allowances import Allowance, Limits, group_address
 from nbpulse.errors import TooMuch
 from nbpulse.metrics import Limit, limited_requests
 from nbpulse.records.people import Person
+
+BAD_BODY_EVENTS: Final = 60
 
 
 def find_address(scope: Scope) -> str:
@@ -41,9 +44,9 @@ class _Rate:
         if wait_s := self._allowance.measure_wait(key):
             self._refuse(key, wait_s)
 
-    def note(self, key: Hashable) -> None:
-        """Use one up, if there is one."""
-        self._allowance.take(key)
+    def charge(self, key: Hashable, cost: int = 1) -> None:
+        """Use up `cost` whether it is there or not."""
+        self._allowance.charge(key, cost)
 
     def _refuse(self, who: Hashable, wait_s: float) -> None:
         self._counter.inc()
@@ -78,10 +81,14 @@ class RequestLimits:
         self._student_events.meet(learner.user_id, events)
         self._course_events.meet(learner.course_id, events)
 
+    def charge_bad_body(self, learner: Person) -> None:
+        """A delivery that was none: reading it cost more than an event does."""
+        self._student_events.charge(learner.user_id, BAD_BODY_EVENTS)
+
     def check_refusals(self, address: str) -> None:
         """Whether a token that is not known yet is looked up at all for that address (NB-1174)."""
         self._address_refusals.check(address)
 
     def note_refusal(self, address: str) -> None:
         """A token that does not work came from there."""
-        self._address_refusals.note(address)
+        self._address_refusals.charge(address)

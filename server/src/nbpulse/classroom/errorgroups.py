@@ -50,7 +50,8 @@ def label_error(data: dict[str, object]) -> str:
     return f"{name} {names[-1] if name == 'AttributeError' else names[0]}"
 
 
-_FAILING_LINE = re.compile(r"-+>\s*\d*\s*(.*)")
+# Begun at the first dash of a row alone: a row without an arrow is looked at once, not once for each dash.
+_FAILING_LINE = re.compile(r"(?<!-)-++>\s*\d*\s*(.*)")
 
 
 def fingerprint_error(notebook_id: str, cell_id: str, data: dict[str, object]) -> str:

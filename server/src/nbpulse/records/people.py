@@ -44,6 +44,7 @@ from nbpulse.tombstones import Marker
 
 STUDENT_SCOPES: Final = ("events:write", "inbox:read")
 COURSE_READ: Final = "course:read"
+COURSE_WRITE: Final = "course:write"
 STAFF_ROLES: Final = frozenset({"assistant", "instructor"})
 _QUERY_LIMIT_S: Final = 5.0
 _USE_NOTED: Final = timedelta(minutes=5)
@@ -74,10 +75,13 @@ class Person(msgspec.Struct, frozen=True):
     teams: dict[UUID, Teams] = {}
     """Of the courses in which they see a part of the students: whose."""
 
+    def may(self, scope: str) -> bool:
+        """Whether the token reaches so far: a session, or a token of the operator's making, as far as its owner."""
+        return scope in self.scopes or (self.kind in ("staff", "session") and scope in (COURSE_READ, COURSE_WRITE))
+
     def is_staff(self, course_id: UUID) -> bool:
         """True for an instructor or assistant of the course, by a token meant for staff."""
-        is_meant = self.kind in ("staff", "session") or COURSE_READ in self.scopes
-        return is_meant and self.roles.get(course_id) in STAFF_ROLES
+        return self.may(COURSE_READ) and self.roles.get(course_id) in STAFF_ROLES
 
 
 class Joined(msgspec.Struct, frozen=True):
@@ -101,19 +105,6 @@ class CourseRole(msgspec.Struct, frozen=True):
     title: str
     role: str
     is_demo: bool
-
-
-class TokenRow(msgspec.Struct, frozen=True):
-    """A token as a list shows it: never its secret."""
-
-    id: UUID
-    kind: str
-    username: str
-    course_title: str | None
-    created_at: datetime
-    last_used_at: datetime | None
-    expires_at: datetime | None
-    revoked_at: datetime | None
 
 
 _FIND_TOKEN = """
@@ -185,24 +176,21 @@ class People:
             row = await connection.fetchrow(_FIND_TOKEN, token_id)
             return await _use_token(connection, row) if row else None
 
-    async def revoke_token(self, token_id: UUID) -> bool:
-        """Revoke one token; False when there was none to revoke."""
+    async def revoke_token(self, token_id: UUID) -> UUID | None:
+        """Revoke one token: whose it was; None when there was none to revoke."""
         async with self.connect("revoke_token") as connection:
-            done = await connection.execute(
-                "UPDATE tokens SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL", token_id
+            row = await connection.fetchrow(
+                "UPDATE tokens SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL"
+                " RETURNING user_id, kind, course_id",
+                token_id,
             )
-        return bool(done == "UPDATE 1")
-
-    async def list_tokens(self) -> list[TokenRow]:
-        """Every token that still works, newest first."""
-        async with self.connect("list_tokens") as connection:
-            rows = await connection.fetch(
-                "SELECT t.id, t.kind, u.username, c.title AS course_title, t.created_at, t.last_used_at, t.expires_at,"
-                " t.revoked_at FROM tokens t JOIN users u ON u.id = t.user_id LEFT JOIN courses c ON c.id = t.course_id"
-                " WHERE t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now())"
-                " ORDER BY t.created_at DESC"
-            )
-        return [TokenRow(**dict(row)) for row in rows]
+            if row is None:
+                return None
+            facts: dict[str, str | int | bool] = {"token_id": str(token_id), "kind": row["kind"]}
+            subject = {"course_id": row["course_id"], "subject_id": row["user_id"]}
+            await note_audit(connection, "token_revoked", **subject, facts=facts)
+        user_id: UUID = row["user_id"]
+        return user_id
 
     async def create_staff_token(self, user_id: UUID, course_id: UUID | None = None) -> str:
         """A Bearer token for scripts, with the roles of `user_id` (in one course only, when one is named)."""
