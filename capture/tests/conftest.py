@@ -49,6 +49,7 @@ class FakeApi:
         self.consents: list[dict[str, Any]] = []
         self.consent_refusal: dict[str, Any] | None = None
         self.collection_asked = 0
+        self.audit: list[dict[str, Any]] | None = None  # None: a server of before there was a log
         api = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -94,6 +95,9 @@ class FakeApi:
             return
         if request.path.startswith(("/api/v1/me/collection", "/api/v1/join/notice")):
             self.tell_collection(request)
+            return
+        if request.path.startswith("/api/v1/me/audit") and self.audit is not None:
+            reply(request, 200, {"entries": self.audit, "next": None})
             return
         known = self.tells_who and request.headers.get("Authorization") == "Bearer tok-1"
         content = {"user_id": "u-1"} if known else {"code": "NB-1101", "title": "no such token"}

@@ -181,3 +181,28 @@ def test_every_text_of_the_front_end_is_there_in_both_languages() -> None:
 )
 def test_a_path_is_what_the_contents_service_calls_it(path: object, name: str) -> None:
     assert describe_place(path)["notebook_path"] == name
+
+
+def test_who_looked_is_told_in_the_student_s_language_and_without_what_they_did_themselves(
+    desk: Desk, api: FakeApi
+) -> None:
+    with pytest.raises(RefusedError) as nobody:
+        desk.list_looks("ja")
+    assert nobody.value.code == "NB-7001"
+    desk.join(ASKED | {"url": api.url})
+    with pytest.raises(RefusedError) as old:
+        desk.list_looks("ja")
+    assert old.value.code == "NB-7087"
+    words = {"en": "looked at the class's work", "ja": "クラス全体の学習状況を見ました"}
+    look = {"id": 2, "at": "2026-11-26T01:02:03Z", "action": "class_viewed", "text": words, "course_title": "x"}
+    api.audit = [look | {"by": "田中", "is_mine": False}, look | {"by": None, "is_mine": False}]
+    api.audit.append(look | {"by": "花子", "is_mine": True})
+    assert desk.list_looks("ja") == [
+        {"at": look["at"], "by": "田中", "text": words["ja"]},
+        {"at": look["at"], "by": "", "text": words["ja"]},
+    ]
+    assert desk.list_looks("en")[0]["text"] == words["en"]
+    api.close()
+    with pytest.raises(RefusedError) as away:
+        desk.list_looks("en")
+    assert away.value.code == "NB-7003"

@@ -1,7 +1,14 @@
 // What is recorded, and the student's own say in it: read the notice, pause, resume, withdraw.
 
 import { Refusal } from "./desk.js";
-import { choose, fill, make, texts } from "./words.js";
+import { choose, fill, language, make, texts } from "./words.js";
+
+/** Each look as a line: when, who, what. */
+function nameLooks(looks) {
+  if (looks.length === 0) return [texts.looks_none];
+  const when = new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "short" });
+  return looks.map(({ at, by, text }) => `${when.format(new Date(at))} ${by || texts.operator}: ${text}`);
+}
 
 /** One dialog; another before a withdrawal, which is for good. */
 export async function showRecording({ apputils, desk, status, widgets }) {
@@ -17,6 +24,7 @@ export async function showRecording({ apputils, desk, status, widgets }) {
   const choices = [Dialog.warnButton({ label: texts.withdraw_consent, actions: ["withdraw"] })];
   if (due) choices.push(offer(texts.accept, "consent"));
   choices.push(now.paused ? offer(texts.record_again, "resume") : offer(texts.pause, "pause"));
+  choices.push(offer(texts.looks, "looks"));
   const waiting = now.waiting > 0 ? [fill(texts.details_waiting, { n: now.waiting })] : [];
   const words = [choose(text) || texts.notice, ...waiting];
   const title = fill(texts.details, now);
@@ -29,6 +37,11 @@ export async function showRecording({ apputils, desk, status, widgets }) {
     if (!(await open(fill(texts.withdraw_ask, now), [], sure)).button.accept) return;
   }
   try {
+    if (action === "looks") {
+      const { looks } = await desk.ask("GET", "looks");
+      await open(texts.looks, nameLooks(looks), close);
+      return;
+    }
     const told = await desk.ask("POST", action, action === "consent" ? { version } : {});
     if (told && told.text) await open(texts.withdraw_consent, [told.text], close);
   } catch (error) {

@@ -16,6 +16,7 @@ from nbpulse_capture import consent
 from nbpulse_capture.cli import clean_url, join_course
 from nbpulse_capture.execution import clean_text
 from nbpulse_capture.invitation import parse_invitation
+from nbpulse_capture.looks import fetch_looks
 from nbpulse_capture.membership import Membership, MembershipFile, get_outbox_file
 from nbpulse_capture.messages import RefusedError, load_texts
 from nbpulse_capture.notices import accept_notice, fetch_notice, tells_more
@@ -187,6 +188,14 @@ class Desk:
         told = withdraw(need_membership())
         self._tell()
         return told
+
+    def list_looks(self, language: str) -> list[dict[str, str]]:
+        """
+        Who else did something with the student's work, newest first: when, by whom ("": nobody by name), and what.
+
+        Raises RefusedError (NB-7001, or what the class's server says). Blocks: for a thread.
+        """
+        return fetch_looks(need_membership(), language)
 
     def _tell(self) -> None:
         with self._changed:

@@ -161,6 +161,18 @@ class FaultsHandler(DeskHandler):
         self.set_status(204)
 
 
+class LooksHandler(DeskHandler):
+    """`GET looks`: who looked at the student's work."""
+
+    @web.authenticated
+    async def get(self) -> None:
+        """The newest first."""
+        try:
+            self.finish({"looks": await asyncio.to_thread(self.desk.list_looks, self.language)})
+        except RefusedError as refusal:
+            self.refuse(refusal)
+
+
 class RecordingHandler(DeskHandler):
     """`POST pause` (`minutes` or until `resume`), `resume`, `consent` (`version`), `withdraw`."""
 
@@ -209,6 +221,7 @@ def add_routes(web_app: web.Application, desk: Desk) -> None:
         "messages": MessagesHandler,
         "messages/([^/]+)/state": MessageStateHandler,
         "faults": FaultsHandler,
+        "looks": LooksHandler,
     }
     own: list[tuple[str, type[DeskHandler], dict[str, Any]]]
     own = [(url_path_join(base, "nbpulse-capture", name), kind, {"desk": desk}) for name, kind in routes.items()]

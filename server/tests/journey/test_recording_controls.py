@@ -41,6 +41,16 @@ async def choose(desk: Desk, words: str) -> None:
     await desk.page.click(f"{DIALOG} button:has-text('{words}')")
 
 
+async def shows_look(desk: Desk) -> bool:
+    """Whether the student is told that the teacher looked; asked anew each time."""
+    await choose(desk, "Who looked at my work")
+    await desk.page.wait_for_selector(f"{DIALOG} .nbpulse-text")
+    if "Teacher: looked at the class's work" in await desk.page.inner_text(DIALOG):
+        return True
+    await desk.page.keyboard.press("Escape")
+    return False
+
+
 @pytest.mark.browser
 @pytest.mark.timeout(300)
 async def test_a_student_reads_pauses_resumes_accepts_and_withdraws_in_the_toolbar(
@@ -65,6 +75,11 @@ async def test_a_student_reads_pauses_resumes_accepts_and_withdraws_in_the_toolb
         await desk.says(".Toastify", "Connected to My class as 佐藤 花子")
         await desk.says(STATE, "Connected")
         assert (await ask(system, "GET", "/collection"))["students"]["current"] == 1
+
+        assert (await ask(system, "GET", "/live"))["students"]
+        await until(lambda: shows_look(desk), 20)
+        assert await desk.examine(DIALOG) == []
+        await page.keyboard.press("Escape")
 
         await choose(desk, "Pause recording")
         await desk.says(STATE, "Recording paused")
