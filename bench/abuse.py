@@ -88,7 +88,7 @@ async def run(system: Nbpulse, sizes: dict[str, int]) -> dict[str, Any]:
         await load.settle()
         await asyncio.sleep(3)
         async with Audience(system, VIEWERS) as audience:
-            load.note = audience.note
+            load.note, load.may_reopen = audience.note, True
             abuse = Abuse(system, load, audience)
             found: dict[str, Any] = {"none": await abuse.measure(None, 0)}
             for name, size in sizes.items():

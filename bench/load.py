@@ -124,6 +124,7 @@ class Connection(asyncio.Protocol):
         self._buffer = b""
         self.post: Post | None = None
         self.due_at = 0.0
+        self.is_closed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's own class
@@ -150,6 +151,7 @@ class Connection(asyncio.Protocol):
         self._done(self, int(head[9:12]), buffer[end + 4 :])
 
     def connection_lost(self, _exc: Exception | None) -> None:
+        self.is_closed = True
         if self.post is not None:
             self._done(self, 0, b"")
 
@@ -192,6 +194,8 @@ class Load:
         self._idle: deque[Connection] = deque()
         self._late: deque[tuple[Post, float]] = deque()
         self._is_closed_loop = False
+        self._reopening: set[asyncio.Task[None]] = set()
+        self.may_reopen = False
         self.in_flight = 0
         self.tally = Tally()
         self.may_send: Callable[[], bool] = lambda: True
@@ -267,6 +271,17 @@ class Load:
 
     def _send(self, connection: Connection, post: Post, due_at: float) -> None:
         self.in_flight += post.events
+        if connection.is_closed and self.may_reopen:
+            self._reopening.add(task := asyncio.create_task(self._send_anew(post, due_at)))
+            task.add_done_callback(self._reopening.discard)
+        else:
+            connection.send(post, self._head, due_at)
+
+    async def _send_anew(self, post: Post, due_at: float) -> None:
+        """As every client does where the server has closed a connection that it kept for nothing."""
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(lambda: Connection(self._finish), "127.0.0.1", self._port)
+        self._connections.append(connection)
         connection.send(post, self._head, due_at)
 
     def _finish(self, connection: Connection, status: int, body: bytes) -> None:
@@ -274,6 +289,9 @@ class Load:
         assert post is not None
         connection.post = None
         self.in_flight -= post.events
+        if status == 0 and self.may_reopen:
+            self._send(connection, post, connection.due_at)  # its id makes it the same event
+            return
         self.tally.take(status, body, post, time.perf_counter() - connection.due_at)
         if status == 0:
             raise ConnectionError("the server closed a connection")

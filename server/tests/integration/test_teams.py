@@ -9,13 +9,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx2
 import pytest
+from websockets.asyncio.client import connect as connect_socket
 
 from boards import Board, follow, read
 from nbpulse.migrations.runner import with_login
 from nbpulse.pipeline import measure
 from nbpulse.timeseries.postgres import PostgresTimeSeries
-from stage import Stage, make_run
+from stage import Stage, make_run, serve_api
 from stores import WORKER_PASSWORD, connect
 
 _NOW = datetime.now(UTC)
@@ -191,6 +193,17 @@ async def test_who_is_hidden_from_nobody_sees_the_whole_course(teams: Teams, ope
     assert person.teams == {}
 
 
+async def test_who_has_no_team_sees_a_course_without_teams_whole_and_of_others_those_of_no_team(teams: Teams) -> None:
+    _, token = await add_assistant(teams.stage, [])
+    headers = {"Authorization": f"Bearer {token}", "Cache-Control": "no-store"}
+    assert teams.find_names(await teams.ask(f"sessions{WEEK}", headers)) == {"Nobody"}
+    await teams.set("UPDATE enrolments SET team = NULL WHERE course_id = $1", teams.stage.course.id)
+    person = await teams.stage.people.find_person(token)
+    assert person is not None
+    assert person.teams == {}
+    assert teams.find_names(await teams.ask(f"sessions{WEEK}", headers)) == set(teams.students)
+
+
 async def test_teams_of_one_course_open_nothing_of_another(teams: Teams) -> None:
     """A student of team red here is of team blue there, and so is a second course's assistant of their team there."""
     stage = teams.stage
@@ -249,3 +262,30 @@ async def test_the_database_itself_hides_the_other_teams_rows(teams: Teams, tabl
 def count_runs(answer: dict[str, Any]) -> int:
     rows = answer.get("percentiles") or answer.get("buckets") or answer["activity"]
     return sum(int(row["execution_count"]) for row in rows)
+
+
+async def test_a_change_by_the_instructor_is_felt_at_once_also_in_another_process(teams: Teams) -> None:
+    """Teams, then the role: the assistant's board at another API shows other students, then closes."""
+    stage, course = teams.stage, f"/api/v1/courses/{teams.stage.course.id}"
+    change = f"{course}/people/{teams.assistant_id}"
+    async with serve_api(stage.database_url, stage.redis_url) as (url, _), httpx2.AsyncClient(base_url=url) as other:
+
+        async def ask(path: str) -> httpx2.Response:
+            return await other.get(f"{course}/{path}", headers=teams.headers)
+
+        snapshot = (await ask("live")).json()
+        async with connect_socket(f"{url.replace('http', 'ws')}{course}/ws") as socket:
+            hello = {"t": "hello", "token": teams.token, "epoch": snapshot["epoch"], "after_seq": snapshot["seq"]}
+            await socket.send(json.dumps(hello))
+            await read(socket)
+            changed = await stage.http.patch(change, headers=stage.staff, json={"teams": ["blue"]})
+            assert changed.json()["teams"] == ["blue"]
+            while (await read(socket))["t"] != "resync":
+                pass
+            for path in ("live", f"sessions{WEEK}"):
+                assert teams.find_names((await ask(path)).json()) == {"Blue", "Nobody"}, path
+            changed = await stage.http.patch(change, headers=stage.staff, json={"role": "former"})
+            assert changed.json()["role"] == "former"
+            await asyncio.wait_for(socket.wait_closed(), 10)
+            assert socket.close_code == 4403
+            assert (await ask("live")).status_code == 403
