@@ -25,7 +25,7 @@ from student_jupyter import TOKEN, pack_frame, unpack_frame
 
 ROUNDS = 5
 SETTLE_S = 1.0
-FLOOD_TURNS = 25
+FLOOD_TURNS = 100  # one flood takes 250 to 650 ms, with capture or without
 FLOOD = "for n in range(10_000): print(n, flush=n % 10 == 0)"
 # Wakes every 20 ms and notes how late it is; written when the server ends, so that the noting costs it nothing.
 LAG_PROBE = """

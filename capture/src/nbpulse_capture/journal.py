@@ -16,6 +16,7 @@ import secrets
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +47,7 @@ class Journal:
         self._entries: deque[Entry] = deque()
         self.lost_count = 0  # dropped and not yet told of
         self._file: int | None = None
+        self._write = _find_write()
         self.path = get_data_dir() / f"journal-{os.getpid()}-{secrets.token_hex(4)}"
 
     def put(self, event: dict[str, Any], account: str, notebook_file: str | None) -> None:
@@ -58,7 +60,7 @@ class Journal:
                 if self._file is None:
                     self._file = _open_locked(self.path)
                 line = f"\n{to_json(entry)}".encode()
-                if os.write(self._file, line) < len(line):  # the next line begins anew all the same
+                if self._write(self._file, line) < len(line):  # the next line begins anew all the same
                     raise OSError("the disk is full")
             except OSError as error:
                 self._faults.note(error, "outbox")
@@ -181,3 +183,28 @@ def _lock(file: int, *, raises: bool = False) -> bool:
             os.close(file)
             raise
     return True
+
+
+def _find_write() -> Callable[[int, bytes], int]:
+    """
+    os.write(), but the interpreter's lock is kept meanwhile, where that is possible.
+
+    A run begins and ends while ipykernel's IOPub thread has something to send: once that has the lock, a kernel's main
+    thread gets it back 0.7 ms later at the 99th percentile, for a write that takes 0.02.
+    """
+    try:
+        import ctypes
+
+        write = ctypes.PyDLL(None, use_errno=True).write
+    except (ImportError, OSError, TypeError, AttributeError):  # as on Windows
+        return os.write
+    write.argtypes, write.restype = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t), ctypes.c_ssize_t
+
+    def write_at_once(file: int, line: bytes) -> int:
+        count: int = write(file, line, len(line))
+        if count < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        return count
+
+    return write_at_once
