@@ -154,6 +154,18 @@ async def test_a_kernel_extension_that_breaks_under_a_server_only_loses_what_it_
         assert "ZeroDivisionError" in json.dumps([message["content"] for message in shown.shown])
 
 
+async def test_a_fault_in_counting_output_loses_no_output_and_the_server_counts_it_itself(
+    jupyter_of: Open, recorded: Recorded
+) -> None:
+    async with jupyter_of() as jupyter, open_notebook(jupyter.http, "week1.ipynb") as notebook:
+        await notebook.run("c1", "import nbpulse_capture.kernel as k; k.get_recorder()._size._told = None")
+        for cell_id in ("c2", "c3"):  # of the first the server had not subscribed to the output yet
+            ran = await notebook.run(cell_id, "print('shown all the same')")
+            assert [message["content"]["text"] for message in ran.shown] == ["shown all the same\n"]
+            data = await check_run(recorded, notebook, ran, "ok")
+        assert data["output_bytes"] > len("shown all the same")
+
+
 async def test_secrets_in_an_error_never_reach_the_outbox(jupyter_of: Open, recorded: Recorded, student: Path) -> None:
     async with jupyter_of() as jupyter, open_notebook(jupyter.http, "week1.ipynb") as notebook:
         await notebook.run("c1", "import os; os.environ['LAB_API_KEY'] = 'kirschbaum'")

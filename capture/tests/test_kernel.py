@@ -351,6 +351,7 @@ def test_asking_for_help_and_taking_it_back(start_kernel: Start, api: FakeApi) -
         "import nbpulse_capture.kernel as k; k.describe_start = None; k.describe_execution = None",
         "import nbpulse_capture.kernel as k; k.get_recorder()._get_parent = lambda: 1 / 0",
         "import nbpulse_capture.outbox as o; o.Outbox.put = None",
+        "import nbpulse_capture.journal as j; j.Journal.put = None; j.Journal.store = None",
         "import nbpulse_capture.membership as m; m.MembershipFile.read = lambda self: 1 / 0",
         "import nbpulse_capture.sender as s; s.Sender._take_turn = lambda self, **k: 1 / 0",
     ],

@@ -121,8 +121,9 @@ class ShownSize:
             self._faults.note(error, "output")
             return self._serialize(msg, ident)
         parts = self._serialize(msg, ident)
-        if msg_type in OUTPUT_TYPES and parent_id in self._bytes:
-            self._bytes[parent_id] += len(parts[-1])
+        # Another thread may forget it meanwhile.
+        if msg_type in OUTPUT_TYPES and (size_bytes := self._bytes.get(parent_id)) is not None:
+            self._bytes[parent_id] = size_bytes + len(parts[-1])
         return parts
 
     def _forget(self, msg_id: str) -> None:
