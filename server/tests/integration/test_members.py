@@ -20,6 +20,7 @@ from nbpulse.errors import NotFound
 from nbpulse.records.merging import merge_users
 from stage import KEY, Stage, make_run
 from stores import connect
+from working import until
 
 ROSTER = "student_number,name,kana,team,seat\n1,山田 太郎,ヤマダ タロウ,red,1-1\n2,佐藤 花子,,blue,\n"
 
@@ -82,7 +83,11 @@ async def test_who_has_to_be_let_in_waits_and_loses_nothing(stage: Stage) -> Non
     assert approved.json() == {"approved": [joined["user_id"]]}
     assert (await stage.post(joined["token"], run)).status_code == 202
     assert await stage.work() == 1
-    assert [one["id"] for one in (await stage.snapshot())["students"]] == [joined["user_id"]]
+
+    async def is_on_the_board() -> bool:
+        return [one["id"] for one in (await stage.snapshot())["students"]] == [joined["user_id"]]
+
+    await until(is_on_the_board)
 
 
 async def test_a_closed_code_lets_nobody_new_in_and_who_was_here_comes_back(stage: Stage) -> None:
@@ -312,7 +317,12 @@ async def test_a_large_roster_is_taken_in_at_once(stage: Stage) -> None:
     rows = "".join(f"{stage.course.short_name}{number},name {number}\n" for number in range(2_000))
     done = await take(stage, "student_number,name\n" + rows)
     assert len(done["added"]) == 2_000
-    assert len((await stage.snapshot())["students"]) == 2_000
+
+    async def are_on_the_board() -> bool:
+        answer = await stage.http.get(f"/api/v1/courses/{stage.course.id}/live", headers=stage.staff)
+        return answer.status_code == 200 and len(answer.json()["students"]) == 2_000
+
+    await until(are_on_the_board)
 
 
 async def test_merging_keeps_what_the_roster_says(stage: Stage) -> None:

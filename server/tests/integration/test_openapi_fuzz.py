@@ -137,6 +137,8 @@ class World:
         ids: dict[UUID, str] = {}
         if not teaches_there:
             ids |= dict.fromkeys(self.ids["elsewhere"] | self.ids["student-elsewhere"], "elsewhere")
+        if teaches_here:
+            ids.pop(callers.ids["token-elsewhere"], None)  # of both courses' staff
         if not teaches_here:
             # What both students' rows bear is the course's: itself, its notebook.
             shared = self.ids["student"] & self.ids["classmate"]

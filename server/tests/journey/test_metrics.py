@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 from websockets.asyncio.client import connect
 
-from nbpulse.metrics import InfluxQuery, PostgresQuery, RedisQuery
+from nbpulse.metrics import CloseReason, InfluxQuery, Limit, PostgresQuery, RedisQuery
 from servers import ROOT
 from stage import make_run
 from torture.checker import await_debts_paid, await_drained
@@ -36,7 +36,8 @@ NAMES = {"postgresql": get_args(PostgresQuery), "influxdb": get_args(InfluxQuery
 LABELS = {
     "result": {"accepted", "duplicate", "rejected", "refused"},
     "outcome": {"stored", "duplicate", "dead_letter"},
-    "reason": {"refused", "series_limit"},
+    "reason": {"refused", "series_limit", *get_args(CloseReason)},
+    "limit": set(get_args(Limit)),
     "database": set(NAMES),
 }
 
