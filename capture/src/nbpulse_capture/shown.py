@@ -113,7 +113,7 @@ class ShownSize:
     def _look(self, msg: Any, ident: Any = None) -> list[bytes]:
         assert self._serialize is not None  # noqa: S101 - begin() set it
         try:
-            msg_type, parent_id = msg.get("msg_type"), (msg.get("parent_header") or {}).get("msg_id")
+            msg_type, parent_id = msg.get("msg_type"), str((msg.get("parent_header") or {}).get("msg_id"))
             if msg_type == "status" and parent_id in self._told and msg["content"].get("execution_state") == "idle":
                 self._told[parent_id]["output_bytes"] = self._bytes[parent_id]
                 self._forget(parent_id)
