@@ -76,11 +76,16 @@ class Lesson:
             connection.close()
 
     async def _deliver(self, connection: Connection, run: dict[str, Any]) -> Answer:
-        """As nbpulse-capture does: a kept connection that has been closed meanwhile is not the end."""
-        try:
-            return await connection.post("/api/v1/events", run, token=self._student.token, deadline_s=20)
-        except UnansweredError:
-            return await connection.post("/api/v1/events", run, token=self._student.token, deadline_s=20)
+        """As nbpulse-capture does: sent again where the connection was closed meanwhile, or the server says so."""
+        for _ in range(10):
+            try:
+                answer = await connection.post("/api/v1/events", run, token=self._student.token, deadline_s=20)
+            except UnansweredError:
+                continue
+            if answer.status != 503:
+                return answer
+            await asyncio.sleep(0.5)
+        raise AssertionError("no answer, ten times")
 
     async def _run_cells(self, connection: Connection) -> None:
         while True:
