@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 from nbpulse_capture import __version__
 from nbpulse_capture.consent import ConsentFile, Standing, forget_collection, resume
 from nbpulse_capture.execution import format_time
-from nbpulse_capture.journal import erase_account
 from nbpulse_capture.membership import (
     Membership,
     MembershipFile,
@@ -24,7 +23,7 @@ from nbpulse_capture.membership import (
     write_membership,
 )
 from nbpulse_capture.messages import RefusedError, get_language, get_text, say
-from nbpulse_capture.notices import fetch_notice, note_joined
+from nbpulse_capture.notices import erase_waiting, fetch_notice, note_joined
 from nbpulse_capture.outbox import Outbox
 from nbpulse_capture.recording import add_commands, can_ask, describe_pause, is_yes, word_notice
 from nbpulse_capture.sender import ERASED, describe_problem
@@ -273,13 +272,7 @@ def leave_class(_arguments: argparse.Namespace) -> int:
     forget_membership()
     forget_collection(membership)
     resume()
-    waiting_count = 0
-    if get_outbox_file().exists():
-        outbox = Outbox(get_outbox_file())
-        try:
-            waiting_count = erase_account(outbox, membership.account)
-        finally:
-            outbox.close()
+    waiting_count = erase_waiting(membership)
     say(get_text("left", course=membership.course_title or membership.course_id, waiting=waiting_count))
     return 0
 

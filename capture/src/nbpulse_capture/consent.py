@@ -112,20 +112,20 @@ class AllowanceFile:
         now_s = time.time()
         if 0 <= now_s - self._read_at_s < AGAIN_AFTER_S:
             return self._seen[2]
-        self._read_at_s = now_s
         try:
             changed_at_ns = os.stat(self._directory).st_mtime_ns  # noqa: PTH116 - Path costs ten times as much
         except OSError:
             changed_at_ns = None
         seen_at_ns, good_until_s, allowance = self._seen
-        if changed_at_ns == seen_at_ns and now_s < good_until_s <= now_s + LOOKED_AT_EVERY_S:
-            return allowance
-        return self._look(changed_at_ns, now_s)
+        if changed_at_ns != seen_at_ns or not now_s < good_until_s <= now_s + LOOKED_AT_EVERY_S:
+            allowance = self._look(changed_at_ns, now_s)
+        self._read_at_s = now_s  # only now: who asks meanwhile, in another thread, looks for themselves
+        return allowance
 
     def _look(self, changed_at_ns: int | None, now_s: float) -> Allowance:
-        membership, is_paused = self._membership_file.read(), self._consent.is_paused()
-        policy = OWN_ACTS_ONLY if membership is None or is_paused else self._consent.read(membership).policy
-        allowance = Allowance(membership, policy, is_paused)
+        membership = self._membership_file.read()
+        policy = self._consent.find_policy(membership) if membership is not None else OWN_ACTS_ONLY
+        allowance = Allowance(membership, policy, self._consent.is_paused())
         is_coarse = changed_at_ns is not None and abs(now_s - changed_at_ns / 1e9) < COARSE_TIME_S
         pause_ends_s = self._consent.get_pause_end_s() or now_s + LOOKED_AT_EVERY_S
         good_until_s = now_s if is_coarse else min(pause_ends_s, now_s + LOOKED_AT_EVERY_S)

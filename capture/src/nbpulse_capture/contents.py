@@ -13,6 +13,7 @@ from typing import Any
 
 from nbpulse_capture.execution import scrub_text
 
+OUTPUT_TYPES = frozenset({"stream", "display_data", "update_display_data", "execute_result"})
 TEXT_CAP_BYTES = 20_000
 EVENT_CAP_BYTES = 31_000  # the server's limit is 32,768
 TEXT_CAP_CHARS = 20_000

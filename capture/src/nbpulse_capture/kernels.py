@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import zmq
 
-from nbpulse_capture.contents import OutputText
+from nbpulse_capture.contents import OUTPUT_TYPES, OutputText
 from nbpulse_capture.execution import TOLD_PREFIX, name_told
 
 DELIMITER = b"<IDS|MSG>"
@@ -27,7 +27,6 @@ AT_ONCE = 500
 RECONNECT_MS = 5
 EVERYTHING, ALL_BUT_OUTPUT = b"", b"kernel."  # beginnings of topics; of output only a run's result bears the second
 TOLD_MARK = f'"{TOLD_PREFIX}'.encode()
-OUTPUT_TYPES = ("stream", "display_data", "update_display_data", "execute_result")
 
 
 class KernelVoice(Protocol):

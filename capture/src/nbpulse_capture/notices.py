@@ -92,7 +92,7 @@ def withdraw(membership: Membership, version: int) -> dict[str, str]:
     membership stays until withdraw() is called again.
     """
     pause(None)
-    _erase_waiting(membership)
+    erase_waiting(membership)
     try:
         answer = _answer(membership, version, "withdraw")
     except RefusedError as refusal:
@@ -115,16 +115,18 @@ def end_membership(membership: Membership, outbox: Outbox | None = None) -> None
     if outbox is not None:
         erase_account(outbox, membership.account)
     else:
-        _erase_waiting(membership)
+        erase_waiting(membership)
 
 
-def _erase_waiting(membership: Membership) -> None:
-    if get_outbox_file().exists():
-        outbox = Outbox(get_outbox_file())
-        try:
-            erase_account(outbox, membership.account)
-        finally:
-            outbox.close()
+def erase_waiting(membership: Membership) -> int:
+    """Erase what waits of this place in a class; how many events that were."""
+    if not get_outbox_file().exists():
+        return 0
+    outbox = Outbox(get_outbox_file())
+    try:
+        return erase_account(outbox, membership.account)
+    finally:
+        outbox.close()
 
 
 def _answer(membership: Membership, version: int, action: str) -> Answer:

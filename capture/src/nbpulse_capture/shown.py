@@ -10,11 +10,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from nbpulse_capture.contents import OutputText
+from nbpulse_capture.contents import OUTPUT_TYPES, OutputText
 from nbpulse_capture.faults import FaultLog
 
 RUNS_LIMIT = 32
-OUTPUT_TYPES = frozenset({"stream", "display_data", "update_display_data", "execute_result"})
 
 
 class ShownOutput:
