@@ -16,7 +16,7 @@ import structlog
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from nbpulse.api.bodies import NO_NUL, decode_body, read_body, read_small_body
+from nbpulse.api.bodies import NO_NUL, decode_body, read_request_body
 from nbpulse.api.context import describe_body, get_context, get_person, parse_id
 from nbpulse.api.joining import answer
 from nbpulse.errors import InvalidInput, Unavailable
@@ -88,7 +88,7 @@ async def act_on_alert(
     `helped` or `snooze` back for 10 s.
     """
     context, course, person = get_context(request), parse_id(course_id), get_person(request)
-    wanted = decode_body(await read_small_body(request), ActionRequest)
+    wanted = decode_body(await read_request_body(request), ActionRequest)
     if (action == "note") != (wanted.text is not None):
         raise InvalidInput("NB-1007", detail="text: a note has one, nothing else does")
     standing, done = await context.interventions.act(
@@ -135,12 +135,7 @@ async def send_message(request: Request, course_id: str) -> Response:
     `unknown` names who is no student of the course; the others get it.
     """
     context, course = get_context(request), parse_id(course_id)
-    body = await read_body(
-        request.receive,
-        content_type=request.headers.get("content-type", ""),
-        content_encoding=request.headers.get("content-encoding", ""),
-        limit=_DISPATCH_BYTES_MAX,
-    )
+    body = await read_request_body(request, limit=_DISPATCH_BYTES_MAX)
     dispatch = _make_dispatch(decode_body(body, MessageRequest))
     sent = await context.messages.send(course, get_person(request).user_id, dispatch)
     if sent.is_new:

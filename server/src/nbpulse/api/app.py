@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
 
 import structlog
@@ -99,14 +99,14 @@ def create_app(
     @asynccontextmanager
     async def live(app: FastAPI) -> AsyncIterator[None]:
         try:
-            async with open_resources() as parts, parts.hub.running(), AsyncExitStack() as stack:
+            async with open_resources() as parts, parts.hub.running():
                 application.context = app.state.context = make_context(parts, options or ApiOptions())
-                await stack.enter_async_context(application.context.trail.running())
-                # What is alive now stays: leave it out of collection, and collect the rest in larger steps.
-                gc.collect()
-                gc.freeze()
-                gc.set_threshold(20_000, 20, 50)
-                yield
+                async with application.context.trail.running():
+                    # What is alive now stays: leave it out of collection, and collect the rest in larger steps.
+                    gc.collect()
+                    gc.freeze()
+                    gc.set_threshold(20_000, 20, 50)
+                    yield
         except NbpulseError as error:
             application.failure = error
             raise

@@ -14,6 +14,7 @@ from nbpulse.events import BODY_BYTES_MAX
 
 # PostgreSQL holds no NUL.
 NO_NUL: Final = r"^[^\x00]*$"
+_JSON: Final = "application/json"
 SMALL_BODY_BYTES_MAX: Final = 16_384
 _GZIP_WINDOW: Final = 31
 
@@ -26,7 +27,7 @@ async def read_body(
     content_type: str,
     content_encoding: str,
     limit: int = BODY_BYTES_MAX,
-    expected_type: str = "application/json",
+    expected_type: str = _JSON,
 ) -> bytes:
     """
     The body as sent, inflated where it is gzip, at most `limit` bytes either way.
@@ -89,11 +90,14 @@ def decode_body(body: bytes, kind: type[T]) -> T:
         raise InvalidInput("NB-1001") from error
 
 
-async def read_small_body(request: Request) -> bytes:
-    """`read_body` of at most 16 KB, for everything but deliveries. Raises as that."""
+async def read_request_body(
+    request: Request, *, limit: int = SMALL_BODY_BYTES_MAX, expected_type: str = _JSON
+) -> bytes:
+    """`read_body` of at most 16 KB unless more is said, for everything but deliveries. Raises as that."""
     return await read_body(
         request.receive,
         content_type=request.headers.get("content-type", ""),
         content_encoding=request.headers.get("content-encoding", ""),
-        limit=SMALL_BODY_BYTES_MAX,
+        limit=limit,
+        expected_type=expected_type,
     )

@@ -13,7 +13,7 @@ import structlog
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from nbpulse.api.bodies import decode_body, read_small_body
+from nbpulse.api.bodies import decode_body, read_request_body
 from nbpulse.api.context import describe_body, get_context, get_person, parse_id
 from nbpulse.api.joining import answer
 from nbpulse.api.limits import find_address
@@ -63,7 +63,7 @@ async def answer_notice(request: Request) -> Response:
     """Accept a version that was shown, or withdraw: then no token of this student's works in the course any more."""
     context, person = get_context(request), get_person(request)
     course_id = _course_of(person)
-    wanted = decode_body(await read_small_body(request), ConsentRequest)
+    wanted = decode_body(await read_request_body(request), ConsentRequest)
     own = await context.consents.answer(person.user_id, course_id, wanted.version, wanted.action)
     context.gate.forget_students(course_id, person.user_id)
     told = _describe_own(own)
@@ -84,7 +84,7 @@ async def show_collection(request: Request, course_id: str) -> Response:
 async def change_collection(request: Request, course_id: str) -> Response:
     """Make a new version where something differs. What is collected more waits for each student to be shown it."""
     context, course = get_context(request), parse_id(course_id)
-    wanted = decode_body(await read_small_body(request), CollectionRequest)
+    wanted = decode_body(await read_request_body(request), CollectionRequest)
     notice, is_new = await context.consents.change(
         course,
         get_person(request).user_id,

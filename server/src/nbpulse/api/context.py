@@ -113,10 +113,14 @@ class Context:
     trail: AuditTrail
     is_stopping: bool = False
 
-    async def announce_access(self, user_id: UUID) -> None:
-        """What the person may do is another now: tell every process. Without the cache they find out within 60 s."""
+    def hear_access(self, user_id: UUID) -> None:
+        """What the person may do is another now, here or by another process's word."""
         self.gate.forget_person(user_id)
         self.boards.tell(user_id)
+
+    async def announce_access(self, user_id: UUID) -> None:
+        """The same, told to every process. Without the cache they find out within 60 s."""
+        self.hear_access(user_id)
         try:
             await self.cache.announce_access(user_id)
         except Unavailable as error:
@@ -133,14 +137,7 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
     limits = RequestLimits(options.limits)
     gate = Gate(parts.people, limits, options.public_url, hub_gate)
     trail = AuditTrail(AuditLog(parts.people))
-    boards = OpenBoards(options.limits.person_boards)
-
-    def hear_access(user_id: UUID) -> None:
-        gate.forget_person(user_id)
-        boards.tell(user_id)
-
-    parts.hub.hear_access = hear_access
-    return Context(
+    context = Context(
         options=options,
         stream=parts.stream,
         cache=parts.cache,
@@ -161,12 +158,14 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         own_tokens=OwnTokens(parts.people),
         promise=parts.promise,
         limits=limits,
-        boards=boards,
+        boards=OpenBoards(options.limits.person_boards),
         gate=gate,
         ingest=Ingest(gate, limits, parts.stream, parts.cache, trail),
         answers=Answers(),
         trail=trail,
     )
+    parts.hub.hear_access = context.hear_access
+    return context
 
 
 def get_context(connection: HTTPConnection) -> Context:

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from nbpulse.api.actions import clean_text, tell_inboxes
-from nbpulse.api.bodies import decode_body, read_small_body
+from nbpulse.api.bodies import decode_body, read_request_body
 from nbpulse.api.context import admit, describe_body, get_context, get_person, parse_id
 from nbpulse.api.joining import answer
 from nbpulse.classroom import Care, HelpRequest, fold_actions
@@ -86,7 +86,7 @@ async def read_inbox(
 async def write_message(request: Request) -> Response:
     """Write to the course's staff (200: written before)."""
     person = get_person(request)
-    wanted = decode_body(await read_small_body(request), WriteRequest)
+    wanted = decode_body(await read_request_body(request), WriteRequest)
     course_id = _course_of(person)
     text = clean_text(wanted.text, "text")
     inboxes = get_context(request).inboxes
@@ -100,7 +100,7 @@ async def write_message(request: Request) -> Response:
 async def set_state(request: Request, message_id: str) -> Response:
     """Say what became of a message: seen, or what was done with an offer. `accepted` and `never` are final."""
     person = get_person(request)
-    wanted = decode_body(await read_small_body(request), StateRequest)
+    wanted = decode_body(await read_request_body(request), StateRequest)
     course_id = _course_of(person)
     inboxes = get_context(request).inboxes
     if await inboxes.set_state(person.user_id, course_id, parse_id(message_id), wanted.state):

@@ -9,7 +9,7 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from nbpulse.api.bodies import decode_body, read_small_body
+from nbpulse.api.bodies import decode_body, read_request_body
 from nbpulse.api.context import describe_body, get_context, parse_id
 from nbpulse.api.joining import answer, clean_line
 from nbpulse.api.signing_in import begin_session, find_present
@@ -48,7 +48,7 @@ class AcceptRequest(msgspec.Struct):
 @router.post("/courses/{course_id}/invitations", status_code=201, openapi_extra=describe_body(InvitationRequest))
 async def create_invitation(request: Request, course_id: str) -> Response:
     """An invitation to the staff. `code` is told this once: the link is the board's address with `#invite=CODE`."""
-    wanted = decode_body(await read_small_body(request), InvitationRequest)
+    wanted = decode_body(await read_request_body(request), InvitationRequest)
     teams = [one for team in wanted.teams if (one := clean_line(team, "teams"))]
     made, code = await invitations.invite(
         get_context(request).people, parse_id(course_id), wanted.role, teams, timedelta(days=wanted.days)
@@ -66,7 +66,7 @@ async def revoke_invitation(request: Request, course_id: str, invitation_id: str
 @router.post("/invitations/describe", openapi_extra=describe_body(CodeRequest))
 async def describe_invitation(request: Request) -> Response:
     """To which course an invitation leads, and as what. It stays good."""
-    code = decode_body(await read_small_body(request), CodeRequest).code
+    code = decode_body(await read_request_body(request), CodeRequest).code
     title, role = await invitations.describe_invitation(get_context(request).people, code)
     return answer({"course_title": title, "role": role})
 
@@ -78,12 +78,12 @@ async def accept_invitation(request: Request) -> Response:
     rights hold: a first password may be set). The invitation is used up.
     """
     context = get_context(request)
-    wanted = decode_body(await read_small_body(request), AcceptRequest)
+    wanted = decode_body(await read_request_body(request), AcceptRequest)
     present, newcomer = await find_present(request), None
     if present is not None and not context.gate.is_own_origin(request):
         raise AccessDenied("NB-1107")
     if present is None:
-        username, name = (clean_line(text, field) for text, field in _list_names(wanted))
+        username, name = clean_line(wanted.username, "username"), clean_line(wanted.display_name, "display_name")
         if not username or not name:
             raise InvalidInput("NB-1007", detail="username, display_name: who is not signed in gives both")
         newcomer = Newcomer(clean_username(username), name)
@@ -94,7 +94,3 @@ async def accept_invitation(request: Request) -> Response:
         return await begin_session(request, accepted.session)
     await context.announce_access(accepted.user_id)
     return answer({"user_id": accepted.user_id, "course_id": accepted.course_id})
-
-
-def _list_names(wanted: AcceptRequest) -> tuple[tuple[str | None, str], ...]:
-    return (wanted.username, "username"), (wanted.display_name, "display_name")

@@ -11,7 +11,7 @@ import structlog
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from nbpulse.api.bodies import decode_body, read_small_body
+from nbpulse.api.bodies import decode_body, read_request_body
 from nbpulse.api.context import describe_body, get_context, get_person
 from nbpulse.api.limits import find_address
 from nbpulse.errors import InvalidInput, Unavailable
@@ -36,7 +36,7 @@ class JoinRequest(msgspec.Struct):
 @router.post("/join", status_code=201, openapi_extra=describe_body(JoinRequest))
 async def join(request: Request) -> Response:
     """Enrol a student by the class's join code; the token is shown once."""
-    wanted = decode_body(await read_small_body(request), JoinRequest)
+    wanted = decode_body(await read_request_body(request), JoinRequest)
     context = get_context(request)
     number = clean_number(clean_line(wanted.student_number, "student_number") or "") or None
     resume_code = clean_line(wanted.resume_code, "resume_code")

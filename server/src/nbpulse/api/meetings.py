@@ -9,7 +9,7 @@ import structlog
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from nbpulse.api.bodies import NO_NUL, decode_body, read_small_body
+from nbpulse.api.bodies import NO_NUL, decode_body, read_request_body
 from nbpulse.api.context import Context, describe_body, get_context, get_person, parse_id
 from nbpulse.api.joining import answer
 from nbpulse.errors import Unavailable
@@ -34,7 +34,7 @@ async def list_meetings(request: Request, course_id: str, limit: Annotated[int, 
 async def start_meeting(request: Request, course_id: str) -> Response:
     """Begin a meeting (201); where one is open already, that one (200)."""
     context = get_context(request)
-    wanted = decode_body(await read_small_body(request), MeetingRequest)
+    wanted = decode_body(await read_request_body(request), MeetingRequest)
     meeting, is_new = await context.meetings.start(parse_id(course_id), get_person(request).user_id, wanted.title)
     await _tell_boards(context, course_id)
     return answer(meeting, 201 if is_new else 200)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 import msgspec
@@ -16,10 +16,10 @@ from fastapi import APIRouter, Query, Request
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
-from nbpulse.api.bodies import decode_body, read_body, read_small_body
+from nbpulse.api.bodies import decode_body, read_request_body
 from nbpulse.api.context import describe_body, get_context, get_person, parse_id
 from nbpulse.api.joining import answer, clean_line
-from nbpulse.api.problems import choose_language
+from nbpulse.api.problems import choose_language, read_language
 from nbpulse.errors import InvalidInput, Unavailable
 from nbpulse.records.invitations import list_invitations
 from nbpulse.records.members import CODE_LIFE, Change, EntryChange, GivenRole, Members
@@ -28,6 +28,7 @@ from nbpulse.roster import FILE_BYTES_MAX, Problem, Roster, read_roster
 
 router = APIRouter(prefix="/api/v1/courses/{course_id}")
 _log = structlog.get_logger(__name__)
+_APPROVAL_BYTES_MAX: Final = 262_144  # the ids of a large class
 
 Label = Annotated[str, msgspec.Meta(max_length=40)]
 
@@ -80,7 +81,7 @@ async def change_member(request: Request, course_id: str, user_id: str) -> Respo
     keeps an instructor (409, NB-1145).
     """
     course, member = parse_id(course_id), parse_id(user_id)
-    wanted = decode_body(await read_small_body(request), MemberChange)
+    wanted = decode_body(await read_request_body(request), MemberChange)
     change = Change(
         role=wanted.role,
         team=_clean(wanted.team, "team"),
@@ -96,7 +97,7 @@ async def change_member(request: Request, course_id: str, user_id: str) -> Respo
 async def approve(request: Request, course_id: str) -> Response:
     """Let those of them in who wait: who they are. What they have done meanwhile comes from their own computers."""
     course = parse_id(course_id)
-    body = await _read(request, "application/json", 262_144)
+    body = await read_request_body(request, limit=_APPROVAL_BYTES_MAX)
     approved = await Members(get_context(request).people).approve(course, decode_body(body, Approval).user_ids)
     await _tell(request, course, approved)
     return answer({"approved": approved})
@@ -106,7 +107,7 @@ async def approve(request: Request, course_id: str) -> Response:
 async def change_entry(request: Request, course_id: str) -> Response:
     """Close or open the join code, have newcomers wait, show assistants all teams; what is left out stays."""
     course = parse_id(course_id)
-    change = decode_body(await read_small_body(request), EntryChange)
+    change = decode_body(await read_request_body(request), EntryChange)
     entry = await Members(get_context(request).people).change_entry(course, change)
     await _tell(request, course)
     return answer(entry)
@@ -115,7 +116,7 @@ async def change_entry(request: Request, course_id: str) -> Response:
 @router.post("/join-code", openapi_extra=describe_body(CodeRequest))
 async def renew_code(request: Request, course_id: str) -> Response:
     """A new join code, open at once; nobody can join by the old one from then on."""
-    wanted = decode_body(await read_small_body(request), CodeRequest)
+    wanted = decode_body(await read_request_body(request), CodeRequest)
     course = parse_id(course_id)
     return answer(await Members(get_context(request).people).renew_code(course, timedelta(days=wanted.days)))
 
@@ -136,14 +137,16 @@ async def take_roster(
     taken. Nothing is done unless `dry_run=false`.
     """
     course = parse_id(course_id)
-    roster = read_roster(await _read(request, "text/csv", FILE_BYTES_MAX))
+    roster = read_roster(await read_request_body(request, limit=FILE_BYTES_MAX, expected_type="text/csv"))
     done = await import_roster(
         get_context(request).people, course, roster.rows, marks_left=mark_left, is_dry_run=dry_run
     )
     if not dry_run:
         _log.info("roster.imported", course_id=course_id, **done.counts, problems=len(roster.problems))
         await _tell(request, course)
-    return answer({"is_dry_run": dry_run, **describe_import(roster, done, choose_language(_get_language(request)))})
+    return answer(
+        {"is_dry_run": dry_run, **describe_import(roster, done, choose_language(read_language(request.scope)))}
+    )
 
 
 def describe_import(roster: Roster, done: Import, language: str) -> dict[str, Any]:
@@ -164,20 +167,6 @@ def _describe_problem(problem: Problem, language: str) -> dict[str, Any]:
         "title": wording.title(language),
         "todo": wording.todo(language),
     }
-
-
-async def _read(request: Request, expected_type: str, limit: int) -> bytes:
-    return await read_body(
-        request.receive,
-        content_type=request.headers.get("content-type", ""),
-        content_encoding=request.headers.get("content-encoding", ""),
-        limit=limit,
-        expected_type=expected_type,
-    )
-
-
-def _get_language(request: Request) -> str | None:
-    return request.headers.get("accept-language")
 
 
 def _clean(text: str | UnsetType | None, field: str) -> str | UnsetType | None:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from nbpulse.api.access import check_staff
-from nbpulse.api.bodies import decode_body, read_small_body
+from nbpulse.api.bodies import decode_body, read_request_body
 from nbpulse.api.context import describe_body, get_context, get_person, parse_id
 from nbpulse.api.joining import answer
 from nbpulse.errors import AccessDenied
@@ -42,7 +42,7 @@ async def list_tokens(request: Request) -> Response:
 @router.post("", status_code=201, openapi_extra=describe_body(TokenRequest))
 async def create_token(request: Request) -> Response:
     """A token with one's own rights, or fewer, in one course or in all; `token` is shown this once."""
-    wanted = decode_body(await read_small_body(request), TokenRequest)
+    wanted = decode_body(await read_request_body(request), TokenRequest)
     person, scopes = get_person(request), tuple(sorted(set(wanted.scopes)))
     for scope in scopes:
         if not person.may(scope):

@@ -62,9 +62,8 @@ async def finish(request: Request, provider: str) -> Response:
         if "error" in query or "code" not in query:
             raise AccessDenied("NB-1128", reason=query.get("error", "code")[:60])
         found = _find_provider(context, provider)
-        if (
-            query.get("iss", found.issuer) != found.issuer
-        ):  # RFC 9207: the code is another's, and must not reach this one
+        # RFC 9207: the code is another's, and must not reach this one.
+        if query.get("iss", found.issuer) != found.issuer:
             raise AccessDenied("NB-1129", reason="iss")
         user_id = await _enter(context, await found.prove(flow, query["code"][:_CODE_MAX]))
         token = await context.accounts.open_session(user_id, provider, life=PROVIDED_LIFE)

@@ -12,7 +12,7 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from nbpulse.api.bodies import decode_body, read_small_body
+from nbpulse.api.bodies import decode_body, read_request_body
 from nbpulse.api.context import describe_body, get_context, get_person
 from nbpulse.api.cookies import SESSION
 from nbpulse.api.joining import answer
@@ -51,7 +51,7 @@ class NewPasswordRequest(msgspec.Struct):
 @router.post("/sign-in", openapi_extra=describe_body(LinkRequest))
 async def sign_in_by_link(request: Request) -> Response:
     """Exchange a link's one-use code for a session cookie."""
-    code = decode_body(await read_small_body(request), LinkRequest).code
+    code = decode_body(await read_request_body(request), LinkRequest).code
     context = get_context(request)
     async with context.guesses.guarding(find_address(request.scope)):
         _, token = await context.people.use_link(code)
@@ -61,7 +61,7 @@ async def sign_in_by_link(request: Request) -> Response:
 @router.post("/sign-in/password", openapi_extra=describe_body(PasswordRequest))
 async def sign_in_by_password(request: Request) -> Response:
     """Exchange a name and password for a session cookie."""
-    wanted = decode_body(await read_small_body(request), PasswordRequest)
+    wanted = decode_body(await read_request_body(request), PasswordRequest)
     context = get_context(request)
     async with context.guesses.guarding(find_address(request.scope), f"password {clean_username(wanted.name)}"):
         user_id = await context.accounts.check_password(wanted.name, wanted.password)
@@ -102,7 +102,7 @@ async def show_account(request: Request) -> Response:
 async def set_password(request: Request) -> Response:
     """Set or change one's password; every other session of theirs ends, and this one goes on under a new cookie."""
     context, person = get_context(request), _get_signed_in(request)
-    wanted = decode_body(await read_small_body(request), NewPasswordRequest)
+    wanted = decode_body(await read_request_body(request), NewPasswordRequest)
     async with context.guesses.guarding(find_address(request.scope), f"own {person.user_id}"):
         token = await context.accounts.set_password(person, wanted.present, wanted.new)
     await context.announce_access(person.user_id)

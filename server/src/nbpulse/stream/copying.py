@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from redis.asyncio import Redis
 
 from nbpulse.crypto import EncryptedField, SealBroken
-from nbpulse.errors import StartupError, Unavailable
+from nbpulse.errors import StartupError
 from nbpulse.stream import GROUP, LANES, STREAM_KEYS
 from nbpulse.stream.link import Link, pair_answer
 
@@ -118,11 +118,7 @@ class StreamCopy:
 
     async def _ask(self, commands: Sequence[Sequence[bytes | str | int]], *, may_refuse: bool = False) -> list[Any]:
         """The answers; `may_refuse` where a stream or its group need not be there."""
-        answers = await self._link.call(commands, _DEADLINE_S, query_type="copy_entries")
-        for answer in answers:
-            if isinstance(answer, Exception) and not may_refuse:
-                raise Unavailable("NB-2001") from answer
-        return answers
+        return await self._link.ask(commands, _DEADLINE_S, query_type="copy_entries", may_refuse=may_refuse)
 
 
 def _order(place: tuple[bytes, bytes]) -> tuple[bytes, int, int]:

@@ -11,7 +11,6 @@ from typing import Any, Final, NamedTuple
 
 from redis.asyncio import Redis
 
-from nbpulse.errors import Unavailable
 from nbpulse.stream import GROUP, STREAM_KEYS
 from nbpulse.stream.copying import StreamCopy
 from nbpulse.stream.link import Link, pair_answer
@@ -113,11 +112,8 @@ class StreamErasure:
         return {key: group[b"last-delivered-id"] for key, group in groups if group[b"name"] == GROUP}
 
     async def _ask(self, commands: Sequence[Sequence[bytes | str | int]], *, may_refuse: bool = False) -> list[Any]:
-        answers = await self._link.call(commands, _DEADLINE_S, query_type="erase_entries")
-        for answer in answers:
-            if isinstance(answer, Exception) and not may_refuse:
-                raise Unavailable("NB-2001") from answer
-        return answers
+        """The answers; `may_refuse` where a stream or its group need not be there."""
+        return await self._link.ask(commands, _DEADLINE_S, query_type="erase_entries", may_refuse=may_refuse)
 
 
 def _order(entry_id: bytes) -> tuple[int, int]:

@@ -61,6 +61,16 @@ class Link:
                 await self._drop()
                 raise
 
+    async def ask(
+        self, commands: Sequence[Command], deadline_s: float, *, query_type: RedisQuery, may_refuse: bool
+    ) -> list[Any]:
+        """The same where a refusal is as no answer (NB-2001), unless it `may_refuse`."""
+        answers = await self.call(commands, deadline_s, query_type=query_type)
+        for answer in answers:
+            if isinstance(answer, Exception) and not may_refuse:
+                raise Unavailable("NB-2001") from answer
+        return answers
+
     async def call_one(
         self, *command: bytes | str | int, query_type: RedisQuery | None, deadline_s: float = ANSWER_DEADLINE_S
     ) -> Any:
