@@ -10,9 +10,8 @@ from uuid import uuid4
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, expect
 
-from servers import CHROMIUM_FLAGS
 from stage import Stage
 
 pytestmark = pytest.mark.browser
@@ -22,14 +21,6 @@ ROSTER = (
     "学籍番号,氏名,フリガナ,班,座席\n1001,山田 太郎,ヤマダ タロウ,1班,A-1\n"
     "1002,佐藤 花子,サトウ ハナコ,2班,A-2\n,名無し,,,\n"
 )
-
-
-@pytest.fixture
-async def browser(chromium_path: str) -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium_path, args=CHROMIUM_FLAGS)
-        yield browser
-        await browser.close()
 
 
 @asynccontextmanager

@@ -10,13 +10,12 @@ from uuid import uuid4
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, expect
 
 from nbpulse.oidc import open_provider
 from nbpulse.passwords import Hasher
 from nbpulse.records.accounts import Accounts
 from openid_provider import open_openid_server, run_openid_provider
-from servers import CHROMIUM_FLAGS
 from stage import Stage, open_stage
 from stores import connect
 
@@ -26,14 +25,6 @@ SCREENSHOTS = Path(__file__).resolve().parents[3] / ".cache" / "screenshots"
 PASSWORD = "correct horse battery staple"
 SIGN_IN, FIRST, MENU = "[data-page=sign-in]", "[data-page=first-password]", "[data-page=account]"
 SAVE = "[data-action=set-password]"
-
-
-@pytest.fixture
-async def browser(chromium_path: str) -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium_path, args=CHROMIUM_FLAGS)
-        yield browser
-        await browser.close()
 
 
 @asynccontextmanager

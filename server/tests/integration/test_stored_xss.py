@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, expect
 from playwright.async_api import TimeoutError as PlaywrightTimeout
 
 from payloads import PAYLOADS, PLACES, WATCH
-from servers import CHROMIUM_FLAGS
 from stage import Stage, make_run
 
 pytestmark = pytest.mark.browser
 
 SCREENSHOTS = Path(__file__).resolve().parents[3] / ".cache" / "screenshots"
 FOREIGN = "img, iframe, script, object, embed, video, audio, link, style, math, marquee, xss, picture, base, meta"
-
-
-@pytest.fixture
-async def browser(chromium_path: str) -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium_path, args=CHROMIUM_FLAGS)
-        yield browser
-        await browser.close()
 
 
 async def test_every_payload_runs_where_it_is_trusted(browser: Browser) -> None:
