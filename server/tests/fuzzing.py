@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -71,9 +71,9 @@ class Tally:
 
 
 class Fuzzer:
-    """Asks as one caller until so many cases are done."""
+    """Asks as one caller until so many cases are done, of the operations with these labels, else of all."""
 
-    def __init__(self, url: str, asker: Asker) -> None:
+    def __init__(self, url: str, asker: Asker, labels: Collection[str] = ()) -> None:
         self._url, self._asker = url, asker
         self._bearer = asker.headers.get("Authorization", "")
         self._session = requests.Session()
@@ -82,6 +82,7 @@ class Fuzzer:
         self.tally = Tally()
         schema = schemathesis.openapi.from_url(f"{url}/api/v1/openapi.json")
         operations = [result.ok() for result in schema.get_all_operations()]
+        operations = [one for one in operations if not labels or one.label in labels]
         self._labels = [one.label for one in operations for _ in range(WEIGHTS.get(one.label, 10))]
         self._strategies = {one.label: one.as_strategy() for one in operations}
 

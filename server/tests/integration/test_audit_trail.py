@@ -198,7 +198,7 @@ async def read_own(stage: Stage, token: str, **query: object) -> dict[str, Any]:
 
 
 async def test_students_see_who_looked_at_them_by_name_and_nothing_of_others(stage: Stage) -> None:
-    early = uuid4()
+    early, last = uuid4(), await find_last(stage)
     await trail.AuditLog(stage.parts.people).add([trail.Entry("class_viewed", early, stage.course.id)])
     alice, bob = await stage.join("Alice"), await stage.join("Bob")
     other = await stage.courses.ensure_course("Another", f"o{uuid4().hex[:8]}")
@@ -218,7 +218,8 @@ async def test_students_see_who_looked_at_them_by_name_and_nothing_of_others(sta
     for secret in (str(stage.teacher_id), bob["user_id"], str(early), str(other.id)):
         assert secret not in shown
     of_staff = await read_own(stage, stage.teacher_token)
-    assert {one["is_mine"] for one in of_staff["entries"]} == {True}
+    # An earlier test's teacher may be the same person.
+    assert {one["is_mine"] for one in of_staff["entries"] if one["id"] > last} == {True}
 
 
 async def test_the_own_log_comes_in_pages(stage: Stage) -> None:

@@ -260,6 +260,7 @@ async def test_staff_sign_in_at_the_board_through_the_hub_and_students_see_no_cl
         ).raise_for_status()
         await carol.click("[data-action=account]")
         await carol.click("[data-action=sign-out]")
+        await carol.wait_for_selector("[data-provider=jupyterhub]")
         await carol.goto(f"{school.system.url}/courses/{school.system.facts['course_id']}")
         await carol.click("[data-provider=jupyterhub]")  # the hub knows her still, and asks nothing
         await carol.wait_for_selector("[data-page=refused]")
