@@ -19,9 +19,12 @@ run: $(stamps)/venv ## run nbpulse with a demo class and two real kernels; Ctrl-
 	$(bin)/nbpulse demo --real 2
 
 # Most tests wait for something, so there are more workers than cores. A file's tests share servers and stay together;
-# pyproject.toml names the longest files first.
+# pyproject.toml names the longest files first. Many tests are about seconds, and a busy machine can hold one up for as
+# long: what failed is tried once more with nothing beside it, and must then pass (docs/decisions/0022).
 test: $(stamps)/venv servers chromium ## run all tests but the slow ones, WORKERS=3 at a time
-	$(bin)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(bin)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder || { \
+		[ $$? -eq 1 ] && echo "Failed beside others; once more, with nothing beside them:" && \
+		$(bin)/python -m pytest --last-failed --last-failed-no-failures none --maxfail 1; }
 
 check: $(stamps)/venv ## lint, format, types, import floors, generated documents, known weaknesses of dependencies
 	$(bin)/ruff check .

@@ -209,7 +209,7 @@ class Cache:
         Of many who miss at once one makes it and the others wait for up to 2 s. Without the server, everybody makes it
         for themselves: it is a cache.
         """
-        lock = f"{key}:lock"
+        lock, made = f"{key}:lock", None
         try:
             deadline = time.monotonic() + _MAKING_S
             while time.monotonic() < deadline:
@@ -234,8 +234,7 @@ class Cache:
         except Unavailable as error:
             if error.code != "NB-2001":
                 raise
-            made = await make()
-        return made
+        return await make() if made is None else made
 
     async def sweep_connections(self) -> int:
         """Remove the connections of API processes that died; how many."""
