@@ -7,19 +7,16 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, expect
 
+from browsing import find_barriers, photograph
 from stage import Stage, make_run
 
 pytestmark = pytest.mark.browser
-
-SCREENSHOTS = Path(__file__).resolve().parents[3] / ".cache" / "screenshots"
 
 
 @asynccontextmanager
@@ -52,12 +49,6 @@ async def fail_together(stage: Stage, students: list[dict[str, Any]], cell: int 
     for student in students:
         await stage.post(student["token"], make_run(cell, "error"))
     await stage.work()
-
-
-async def find_barriers(page: Page) -> list[str]:
-    found = await Axe().run(page)
-    worst = [one for one in found.response["violations"] if one["impact"] in ("serious", "critical")]
-    return [f"{one['id']}: {node['html'][:200]}" for one in worst for node in one["nodes"]]
 
 
 async def test_a_claim_is_seen_by_the_other_within_a_second_and_helping_can_be_undone(
@@ -182,7 +173,6 @@ async def test_a_word_to_all_who_share_an_error_says_how_many_got_past_it(stage:
 async def test_every_action_is_there_at_every_size_and_no_barrier_is(
     stage: Stage, browser: Browser, width: int, scheme: Any
 ) -> None:
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     students = [await stage.join(f"鈴木 大翔{number}") for number in range(6)]
     await fail_together(stage, students[:4])
     for student in students[:3]:
@@ -194,27 +184,20 @@ async def test_every_action_is_there_at_every_size_and_no_barrier_is(
         await page.locator("[data-act=claim]").first.click()
         await page.locator("[data-act=helped]").nth(2).click()
         await page.wait_for_selector(".note")
-        least = 44 if width < 900 else 24
-        for button in await page.locator(".acts button, .note button").all():
-            box = await button.bounding_box()
-            assert box is not None
-            assert min(box["width"], box["height"]) >= least, await button.text_content()
-        overflow = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        assert await page.evaluate(overflow) <= 0
         assert await find_barriers(page) == []
-        await page.screenshot(path=SCREENSHOTS / f"actions-ja-{scheme}-{width}.png")
+        await photograph(page, f"actions-ja-{scheme}-{width}")
         await page.locator("[data-act=message]").first.click()
         await page.wait_for_selector(".talk[open]")
         assert await find_barriers(page) == []
-        await page.screenshot(path=SCREENSHOTS / f"talk-ja-{scheme}-{width}.png")
+        await photograph(page, f"talk-ja-{scheme}-{width}")
         await page.keyboard.press("Escape")
         if width == 390:
             return  # a phone has the attention list alone
         if width < 900:
             await page.locator("[data-tab-button=shared]").click()
             await page.wait_for_selector("[data-shared]")
-            await page.screenshot(path=SCREENSHOTS / f"shared-ja-{scheme}-{width}.png")
+            await photograph(page, f"shared-ja-{scheme}-{width}")
         await page.locator("[data-act=announce]").first.click()
         await page.wait_for_selector(".talk[open] textarea")
         assert await find_barriers(page) == []
-        await page.screenshot(path=SCREENSHOTS / f"announce-ja-{scheme}-{width}.png")
+        await photograph(page, f"announce-ja-{scheme}-{width}")

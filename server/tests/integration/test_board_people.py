@@ -9,14 +9,13 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, expect
 
+from browsing import LOOKS, find_barriers, open_as_teacher, open_page, photograph
 from stage import Stage
 
 pytestmark = pytest.mark.browser
 
-SCREENSHOTS = Path(__file__).resolve().parents[3] / ".cache" / "screenshots"
 ROSTER = (
     "学籍番号,氏名,フリガナ,班,座席\n1001,山田 太郎,ヤマダ タロウ,1班,A-1\n"
     "1002,佐藤 花子,サトウ ハナコ,2班,A-2\n,名無し,,,\n"
@@ -24,37 +23,11 @@ ROSTER = (
 
 
 @asynccontextmanager
-async def open_page(browser: Browser, **options: Any) -> AsyncIterator[Page]:
-    """A browser of its own, in which no script fails and no policy is violated."""
-    context = await browser.new_context(**({"viewport": {"width": 1280, "height": 800}, "locale": "en-US"} | options))
-    page = await context.new_page()
-    failures: list[str] = []
-    page.on("pageerror", lambda error: failures.append(str(error)))
-    page.on("console", lambda said: said.type == "error" and "no message" in said.text and failures.append(said.text))
-    try:
-        yield page
-        assert failures == []
-    finally:
-        await context.close()
-
-
-@asynccontextmanager
 async def look(stage: Stage, browser: Browser, **options: Any) -> AsyncIterator[Page]:
     """The page, as its instructor, signed in by a link."""
-    async with open_page(browser, **options) as page:
-        await page.goto(
-            f"{stage.url}/courses/{stage.course.id}#code={await stage.people.create_link(stage.teacher_id)}"
-        )
-        await page.wait_for_selector(".board")
-        await page.click(".people-link")
+    async with open_as_teacher(stage, browser, "/people", **options) as page:
         await page.wait_for_selector("[data-part=entry]")
         yield page
-
-
-async def find_barriers(page: Page) -> list[str]:
-    found = await Axe().run(page)
-    worst = [one for one in found.response["violations"] if one["impact"] in ("serious", "critical")]
-    return [f"{one['id']}: {node['html'][:200]}" for one in worst for node in one["nodes"]]
 
 
 async def change_entry(stage: Stage, **change: Any) -> None:
@@ -136,7 +109,8 @@ async def test_somebody_invited_becomes_staff_by_the_link(stage: Stage, browser:
         await page.wait_for_selector("[data-page=first-password]")
         await page.click("[data-action=later]")
         await page.wait_for_selector(".board")
-        await page.click(".people-link")
+        await page.click("[data-menu=pages] summary")
+        await page.click("[data-menu=pages] [data-nav=people]")
         await expect(page.locator("[data-part=staff]")).to_contain_text("田中 花子")
         await expect(page.locator("[data-action=invite], [data-part=roster], [data-action=remove]")).to_have_count(0)
     async with open_page(browser) as page:
@@ -144,20 +118,15 @@ async def test_somebody_invited_becomes_staff_by_the_link(stage: Stage, browser:
         await expect(page.locator("main")).to_contain_text("NB-1147")
 
 
-@pytest.mark.parametrize("width", [1280, 820, 390])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_the_page_looks_right_everywhere(stage: Stage, browser: Browser, width: int, scheme: Any) -> None:
+@pytest.mark.parametrize("options", LOOKS)
+async def test_the_page_looks_right_everywhere(stage: Stage, browser: Browser, options: dict[str, Any]) -> None:
     await take_roster(stage)
     await change_entry(stage, needs_approval=True)
     await stage.join("高橋 葵", student_number="1003")
-    for locale in ("ja-JP", "en-US"):
-        options = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme, "locale": locale}
-        async with look(stage, browser, **options) as page:
-            await expect(page.locator("[data-part=students]")).to_contain_text("山田 太郎")
-            assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-            assert await find_barriers(page) == []
-            SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-            await page.screenshot(path=SCREENSHOTS / f"people-{width}-{scheme}-{locale[:2]}.png", full_page=True)
+    async with look(stage, browser, **options) as page:
+        await expect(page.locator("[data-part=students]")).to_contain_text("山田 太郎")
+        assert await find_barriers(page) == []
+        await photograph(page, "people", options)
 
 
 async def take_roster(stage: Stage) -> None:

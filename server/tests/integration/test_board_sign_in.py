@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, expect
 
+from browsing import LOOKS, find_barriers, open_page, photograph
 from nbpulse.oidc import open_provider
 from nbpulse.passwords import Hasher
 from nbpulse.records.accounts import Accounts
@@ -21,37 +18,9 @@ from stores import connect
 
 pytestmark = pytest.mark.browser
 
-SCREENSHOTS = Path(__file__).resolve().parents[3] / ".cache" / "screenshots"
 PASSWORD = "correct horse battery staple"
 SIGN_IN, FIRST, MENU = "[data-page=sign-in]", "[data-page=first-password]", "[data-page=account]"
 SAVE = "[data-action=set-password]"
-
-
-@asynccontextmanager
-async def open_page(browser: Browser, **options: Any) -> AsyncIterator[Page]:
-    """A browser of its own, in which no script fails and no policy is violated."""
-    context = await browser.new_context(**({"viewport": {"width": 1280, "height": 800}, "locale": "en-US"} | options))
-    page = await context.new_page()
-    failures: list[str] = []
-    page.on("pageerror", lambda error: failures.append(str(error)))
-    page.on("console", lambda said: "Content Security" in said.text and failures.append(said.text))
-    try:
-        yield page
-        assert failures == []
-    finally:
-        await context.close()
-
-
-async def find_barriers(page: Page) -> list[str]:
-    found = await Axe().run(page)
-    worst = [one for one in found.response["violations"] if one["impact"] in ("serious", "critical")]
-    return [f"{one['id']}: {node['html'][:200]}" for one in worst for node in one["nodes"]]
-
-
-async def find_no_barriers(page: Page, name: str) -> None:
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    await page.screenshot(path=SCREENSHOTS / f"{name}.png")
-    assert await find_barriers(page) == []
 
 
 async def add_person(stage: Stage, display_name: str, course: str | None) -> tuple[str, str]:
@@ -180,7 +149,8 @@ async def test_signing_in_at_another_site_leads_back_to_the_class_that_was_wante
             await page.click("text=Deny")
             await expect(page.locator(".problem")).to_contain_text("NB-112")
             assert page.url == f"{stage.url}/"
-            await find_no_barriers(page, "sign-in-providers-en-light-1280")
+            await photograph(page, "sign-in-providers")
+            assert await find_barriers(page) == []
             await go(f"/courses/{stage.course.id}")
             await page.fill("input[name=sub]", subject)
             await page.keyboard.press("Enter")
@@ -192,28 +162,18 @@ async def test_signing_in_at_another_site_leads_back_to_the_class_that_was_wante
             assert "nbpulse_sign_in" not in cookies
 
 
-@pytest.mark.parametrize("language", ["ja", "en"])
-@pytest.mark.parametrize("width", [1280, 820, 390])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("options", LOOKS)
 async def test_every_page_of_signing_in_fits_and_has_no_barrier(
-    stage: Stage, browser: Browser, language: str, width: int, scheme: Any
+    stage: Stage, browser: Browser, options: dict[str, Any]
 ) -> None:
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     _, link = await add_person(stage, "田中 花子", None)
-    options = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme}
 
     async def look(page: Page, name: str) -> None:
         assert await find_barriers(page) == []
-        overflow = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        assert await page.evaluate(overflow) <= 0
-        least = 44 if width < 900 else 24
-        for button in await page.locator(".sheet button, dialog button").all():
-            box = await button.bounding_box()
-            assert box is None or min(box["width"], box["height"]) >= least, await button.text_content()
-        await page.screenshot(path=SCREENSHOTS / f"{name}-{language}-{scheme}-{width}.png")
+        await photograph(page, name, options)
 
     async with open_page(browser, **options) as page:
-        await page.goto(f"{stage.url}/?lang={language}")
+        await page.goto(stage.url)
         await page.wait_for_selector(SIGN_IN)
         await look(page, "sign-in")
         await page.click("summary")
@@ -222,7 +182,7 @@ async def test_every_page_of_signing_in_fits_and_has_no_barrier(
         await page.click("[data-action=sign-in]")
         await page.wait_for_selector(".problem")
         await look(page, "sign-in-refused")
-        await page.goto(link.replace("/#", f"/?lang={language}#"))
+        await page.goto(link)
         await page.wait_for_selector(SAVE)
         await look(page, "first-password")
         await page.click("[data-action=later]")

@@ -300,7 +300,7 @@ class TestImproperInventoryManagement:
     UNDESCRIBED: ClassVar = {
         "GET /": "a page",
         "GET /courses/{course_id}": "a page",
-        "GET /courses/{course_id}/people": "a page",
+        "GET /courses/{course_id}/{page:path}": "a page",
         "GET /web/{path:path}": "files of the pages",
         "GET /api/v1/openapi.json": "the description itself",
         "WS /api/v1/courses/{course_id}/ws": "OpenAPI knows no WebSockets",

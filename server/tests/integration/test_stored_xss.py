@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from playwright.async_api import Browser, Page, expect
 from playwright.async_api import TimeoutError as PlaywrightTimeout
 
+from browsing import photograph
 from payloads import PAYLOADS, PLACES, WATCH
 from stage import Stage, make_run
 
 pytestmark = pytest.mark.browser
 
-SCREENSHOTS = Path(__file__).resolve().parents[3] / ".cache" / "screenshots"
 FOREIGN = "img, iframe, script, object, embed, video, audio, link, style, math, marquee, xss, picture, base, meta"
 
 
@@ -89,8 +88,7 @@ async def look_at_everything(page: Page) -> None:
     assert set(await read_all(page, "[data-student] .name")) == written
     assert set(await read_all(page, "[data-alert] q")) == set(PAYLOADS[::2])
     assert await read_all(page, "[data-alert][data-kind=stuck] code")
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    await page.screenshot(path=SCREENSHOTS / "board-stored-xss.png")
+    await photograph(page, "board-stored-xss")
     shared = await read_all(page, "[data-shared] code")
     assert len(shared) >= 3, shared
     assert all(label.startswith(tuple(PAYLOADS[::6])) for label in shared), shared

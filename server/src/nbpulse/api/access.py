@@ -57,7 +57,7 @@ class Rule(Enum):
 RULES: Final[dict[str, Rule]] = {
     "GET /": Rule.ANYONE,
     "GET /courses/{course_id}": Rule.ANYONE,
-    "GET /courses/{course_id}/people": Rule.ANYONE,
+    "GET /courses/{course_id}/{page:path}": Rule.ANYONE,
     "GET /web/{path:path}": Rule.ANYONE,
     "GET /health": Rule.ANYONE,
     "GET /health/live": Rule.ANYONE,

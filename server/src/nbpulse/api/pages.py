@@ -21,9 +21,9 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/")
 @router.get("/courses/{course_id}")
-@router.get("/courses/{course_id}/people")
+@router.get("/courses/{course_id}/{page:path}")
 async def show_board(request: Request) -> Response:
-    """The board's page; which course it shows, it reads from its own address."""
+    """The board; which course and which of its pages it shows, it reads from its own address (main.js)."""
     return _send_file(request, "index.html")
 
 

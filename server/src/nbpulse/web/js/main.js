@@ -7,16 +7,24 @@ import { clockOffsetMs, me, now, setTheme, theme } from "./store.js";
 import { Account } from "./views/account.js";
 import { Board } from "./views/board.js";
 import { Invited } from "./views/invited.js";
-import { Connecting, Courses, Failed, Refused } from "./views/pages.js";
-import { People } from "./views/people.js";
+import { Connecting, Courses, Failed, NoSuchPage, Refused } from "./views/pages.js";
 import { FirstPassword, SignIn, takeReturnPath } from "./views/sign_in.js";
 
 /** @type {{value: {name: string, [detail: string]: any}}} */
 const page = signal({ name: "connecting" });
 
+/**
+ * A course's pages by the first word after the course in their address, loaded when they are opened. Each is given
+ * `courseId`, `title` and `role` of the course, and `item`: the rest of its address.
+ * @type {Record<string, () => Promise<any>>}
+ */
+const COURSE_PAGES = {
+  people: async () => (await import("./views/people.js")).People,
+};
+
 function App() {
-  const { name, ...detail } = page.value;
-  const view = { connecting: Connecting, board: Board, courses: Courses, failed: Failed, sign_in: SignIn, password: FirstPassword, people: People, refused: Refused, invited: Invited }[name];
+  const { name, view: loaded, ...detail } = page.value;
+  const view = { connecting: Connecting, board: Board, course_page: loaded, courses: Courses, failed: Failed, sign_in: SignIn, password: FirstPassword, refused: Refused, invited: Invited, no_page: NoSuchPage }[name];
   return html`<${view} ...${detail} /><${Account} />`;
 }
 
@@ -64,10 +72,10 @@ async function readRefusal() {
   return new ApiError(403, { code, title, hint: todo });
 }
 
-/** The course in the address, and which of its pages. @returns {{courseId: string, isPeople: boolean}|null} */
-function courseInPath() {
-  const found = /^\/courses\/([^/]+)(\/people)?\/?$/.exec(location.pathname);
-  return found && { courseId: decodeURIComponent(found[1]), isPeople: Boolean(found[2]) };
+/** The course in the address, which of its pages, and of what. @returns {{courseId: string, name: string, item: string}|null} */
+function placeInPath() {
+  const found = /^\/courses\/([^/]+)(?:\/([^/]+)(?:\/(.+?))?)?\/?$/.exec(location.pathname);
+  return found && { courseId: decodeURIComponent(found[1]), name: found[2] ?? "", item: decodeURIComponent(found[3] ?? "") };
 }
 
 /** Shows an invitation to whoever opened its link, signed in or not. */
@@ -100,16 +108,19 @@ async function route() {
     if (invitation) return await showInvitation();
     const wanted = refused ? null : takeReturnPath();
     if (wanted && location.pathname === "/") history.replaceState(null, "", wanted + location.search);
-    const place = courseInPath();
-    if (place && !place.isPeople) {
+    const place = placeInPath();
+    if (place && !place.name) {
       page.value = { name: "board", courseId: place.courseId };
       return;
     }
     const { courses, ...who } = await fetchMe();
     me.value = who;
     if (place) {
-      const title = courses.find((/** @type {any} */ one) => one.id === place.courseId)?.title ?? "";
-      page.value = { name: "people", courseId: place.courseId, title };
+      const { courseId, name, item } = place;
+      const { title = "", role = "" } = courses.find((/** @type {any} */ one) => one.id === courseId) ?? {};
+      const load = Object.hasOwn(COURSE_PAGES, name) && COURSE_PAGES[name];
+      if (load) page.value = { name: "course_page", view: await load(), courseId, title, role, item };
+      else page.value = { name: "no_page", courseId };
       return;
     }
     if (isPasswordWanted && !refused) {

@@ -6,6 +6,7 @@ import { chooseLanguage, formatClock, language, LANGUAGES, t } from "../i18n.js"
 import { classroom, course, isHelpOpen, isNamed, layout, link, searchText, setTheme, theme, toggleNames } from "../store.js";
 import { AccountButton } from "./account.js";
 import { Glyph } from "./glyph.js";
+import { CourseNav } from "./nav.js";
 
 /** @param {{showNotebook: (id: string) => void}} props */
 export function Header({ showNotebook }) {
@@ -17,7 +18,7 @@ export function Header({ showNotebook }) {
     <${Meeting} />
     <${LinkState} />
     <span class="spread"></span>
-    <a class="people-link" href=${`/courses/${encodeURIComponent(course.value.id)}/people`}>${t("people.short")}</a>
+    <details class="menu" data-menu="pages"><summary>${t("nav.title")}</summary><${CourseNav} courseId=${course.value.id} current="" /></details>
     ${layout.value !== "phone" && html`<${Search} />`}
     <button class="toggle" data-action="names" aria-pressed=${isNamed.value} title=${t("names.key")} onClick=${toggleNames}>
       ${isNamed.value ? t("names.hide") : t("names.show")}

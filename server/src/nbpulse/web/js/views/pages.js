@@ -4,12 +4,22 @@ import { html, useState } from "../preact.js";
 import { t } from "../i18n.js";
 import { course, link } from "../store.js";
 import { Preferences } from "./header.js";
+import { CourseNav } from "./nav.js";
 import { SignIn } from "./sign_in.js";
 
 /** @param {{name: string, title: string, children?: any}} props */
 export function Page({ name, title, children }) {
   return html`<div class="page" data-page=${name}>
     <header class="top"><b class="brand">nbpulse</b><span class="spread"></span><${Preferences} /></header>
+    <main class="sheet"><h1>${title}</h1>${children}</main>
+  </div>`;
+}
+
+/** A page of one course: with the way to its others. @param {{name: string, title: string, courseId: string, course: string, children?: any}} props */
+export function CoursePage({ name, title, courseId, course: courseTitle, children }) {
+  return html`<div class="page" data-page=${name}>
+    <header class="top"><b class="brand">nbpulse</b><bdi class="muted">${courseTitle}</bdi><span class="spread"></span><${Preferences} /></header>
+    <${CourseNav} courseId=${courseId} current=${name} />
     <main class="sheet"><h1>${title}</h1>${children}</main>
   </div>`;
 }
@@ -58,6 +68,13 @@ export function Refused({ error }) {
     ${error.title && html`<${Problem} error=${error} />`}
     <p>${t("refused.whom_to_ask")}</p>
     <p><a href="/">${t("refused.my_courses")}</a></p>
+  <//>`;
+}
+
+/** An address that names none of a course's pages. @param {{courseId: string}} props */
+export function NoSuchPage({ courseId }) {
+  return html`<${CoursePage} name="no-page" title=${t("refused.not_found")} courseId=${courseId} course="">
+    <p>${t("refused.no_page")}</p>
   <//>`;
 }
 

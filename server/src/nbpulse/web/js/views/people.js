@@ -3,7 +3,7 @@
 import { ApiError, approveMembers, changeEntry, changeMember, fetchPeople, inviteStaff, renewCode, revokeInvitation } from "../api.js";
 import { html, useEffect, useState } from "../preact.js";
 import { formatDay, t } from "../i18n.js";
-import { Command, Page, Problem, Refused } from "./pages.js";
+import { Command, CoursePage, Problem, Refused } from "./pages.js";
 import { Roster } from "./roster.js";
 
 /** @typedef {{user_id: string, name: string, kana: ?string, number: ?string, role: string, team: ?string, teams: string[], seat: ?string, joined_at: ?string, left_at: ?string, granted_by: ?string, same_as: ?string}} Member */
@@ -31,12 +31,12 @@ export function People({ courseId, title }) {
     }
   };
   useEffect(() => void run(async () => {}), [courseId]);
-  if (!people) return problem ? html`<${Refused} error=${problem} />` : html`<${Page} name="people" title=${t("people.title")} />`;
+  const page = { name: "people", title: t("people.title"), courseId, course: title };
+  if (!people) return problem ? html`<${Refused} error=${problem} />` : html`<${CoursePage} ...${page} />`;
   const { entry, invitations, may_change: mayChange } = people;
   const of = (/** @type {string[]} */ ...roles) => people.members.filter((/** @type {Member} */ one) => roles.includes(one.role));
   const parts = { courseId, run, mayChange };
-  return html`<${Page} name="people" title=${t("people.title")}>
-    <p><a href=${`/courses/${encodeURIComponent(courseId)}`}>${t("people.board", { course: title })}</a></p>
+  return html`<${CoursePage} ...${page}>
     ${problem && html`<${Problem} error=${problem} />`}
     <${Newcomers} ...${parts} members=${of("waiting")} />
     <${Entry} ...${parts} entry=${entry} />
