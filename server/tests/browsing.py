@@ -56,7 +56,7 @@ async def open_as_teacher(stage: Stage, browser: Browser, path: str = "", **opti
 
 
 async def find_barriers(page: Page) -> list[str]:
-    """What axe finds serious or critical, what is too small for a finger, and that the page is wider than the window."""
+    """What axe finds serious or critical, what is too small for a finger, and a page wider than its window."""
     found = await Axe().run(page)
     worst = [one for one in found.response["violations"] if one["impact"] in ("serious", "critical")]
     barriers = [f"{one['id']}: {node['html'][:200]}" for one in worst for node in one["nodes"]]
