@@ -95,6 +95,8 @@ PostgresQuery = Literal[
     "end_meeting",
     "list_meetings",
     "keep_meetings",
+    "report",
+    "share_report",
     # what staff do, and inboxes
     "act_on_alert",
     "list_interventions",

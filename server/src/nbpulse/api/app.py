@@ -38,6 +38,7 @@ from nbpulse.api import (
     providing,
     queries,
     rehearsals,
+    reports,
     signing_in,
     sockets,
 )
@@ -132,6 +133,8 @@ def create_app(
         classrooms.shared,
         queries.router,
         meetings.router,
+        reports.shared,
+        reports.router,
         collections.router,
         members.router,
         invitations.router,

@@ -37,6 +37,8 @@ from nbpulse.records.meetings import Meetings
 from nbpulse.records.messages import Messages
 from nbpulse.records.own_tokens import OwnTokens
 from nbpulse.records.people import People, Person
+from nbpulse.records.report_shares import ReportShares
+from nbpulse.records.reports import Reports
 from nbpulse.records.views import ClassReader
 from nbpulse.stream import EventStream
 from nbpulse.timeseries import ClassScope, TimeSeriesStore
@@ -100,6 +102,8 @@ class Context:
     history: CourseHistory
     meetings: Meetings
     interventions: Interventions
+    reports: Reports
+    report_shares: ReportShares
     messages: Messages
     inboxes: Inboxes
     consents: Consents
@@ -137,6 +141,8 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
     limits = RequestLimits(options.limits)
     gate = Gate(parts.people, limits, options.public_url, hub_gate)
     trail = AuditTrail(AuditLog(parts.people))
+    interventions = Interventions(parts.people, parts.people.seal)
+    messages = Messages(parts.people, parts.people.seal)
     context = Context(
         options=options,
         stream=parts.stream,
@@ -151,8 +157,10 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         series=parts.series,
         history=CourseHistory(parts.people),
         meetings=Meetings(parts.people),
-        interventions=Interventions(parts.people, parts.people.seal),
-        messages=Messages(parts.people, parts.people.seal),
+        interventions=interventions,
+        messages=messages,
+        reports=Reports(parts.people, interventions, messages),
+        report_shares=ReportShares(parts.people),
         inboxes=Inboxes(parts.people, parts.people.seal),
         consents=Consents(parts.people),
         own_tokens=OwnTokens(parts.people),
