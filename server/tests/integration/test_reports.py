@@ -12,72 +12,17 @@ from uuid import UUID, uuid4
 import httpx2
 import pytest
 
+from meetings import begin, help_student, raise_hand, report_path, share, teach
 from nbpulse.records import reports
-from stage import NOBODY, Stage, make_run
+from stage import NOBODY, Stage
 from stores import connect
-
-AGO_S = 600
-"""The meeting began so long ago."""
-
-
-async def begin(stage: Stage, ago_s: float = AGO_S, ended_ago_s: float | None = None) -> UUID:
-    """A meeting that began so long ago; it goes on, or has ended."""
-    now = datetime.now(UTC)
-    async with connect(stage.database_url) as owner:
-        meeting_id: UUID = await owner.fetchval(
-            "INSERT INTO class_meetings (course_id, started_at, ended_at) VALUES ($1, $2, $3) RETURNING id",
-            *(stage.course.id, now - timedelta(seconds=ago_s)),
-            None if ended_ago_s is None else now - timedelta(seconds=ended_ago_s),
-        )
-    return meeting_id
-
-
-async def run(stage: Stage, student: dict[str, Any], *runs: tuple[float, int, str]) -> None:
-    """A student's runs: so many seconds ago, on which cell, how it ended."""
-    now = datetime.now(UTC)
-    events = [
-        make_run(cell, status, occurred_at=(now - timedelta(seconds=ago)).isoformat(), sequence=number)
-        for number, (ago, cell, status) in enumerate(runs)
-    ]
-    assert (await stage.post(student["token"], events)).status_code == 202
-    await stage.work()
-
-
-async def raise_hand(stage: Stage, student: dict[str, Any], ago_s: float) -> None:
-    at = (datetime.now(UTC) - timedelta(seconds=ago_s)).isoformat()
-    event = make_run(1, event_type="help_request", occurred_at=at, data={"message": "わかりません"})
-    assert (await stage.post(student["token"], event)).status_code == 202
-    await stage.work()
-
-
-async def help_student(stage: Stage, student: dict[str, Any], action: str = "helped") -> None:
-    answer = await stage.http.post(
-        f"/api/v1/courses/{stage.course.id}/alerts/{uuid4()}/{action}",
-        headers=stage.staff,
-        json={"id": str(uuid4()), "user_id": student["user_id"], "rule": "help", "cell": "cell-1"},
-    )
-    assert answer.status_code == 200, answer.text
-
-
-def path(stage: Stage, meeting_id: UUID, rest: str = "") -> str:
-    return f"/api/v1/courses/{stage.course.id}/meetings/{meeting_id}/report{rest}"
 
 
 async def ask(stage: Stage, meeting_id: UUID, headers: dict[str, str] | None = None) -> dict[str, Any]:
-    answer = await stage.http.get(path(stage, meeting_id), headers=headers or stage.staff)
+    answer = await stage.http.get(report_path(stage, meeting_id), headers=headers or stage.staff)
     assert answer.status_code == 200, answer.text
     report: dict[str, Any] = answer.json()
     return report
-
-
-async def teach(stage: Stage, students: int = 6) -> list[dict[str, Any]]:
-    """A class in its meeting: all pass cell 0, fail on cell 1 and pass it 100 s later; the last two stay stuck."""
-    joined = [await stage.join(f"学生 {number}", student_number=f"{number:03}") for number in range(students)]
-    for one in joined[:-2]:
-        await run(stage, one, (500, 0, "ok"), (450, 1, "error"), (400, 1, "ok"))
-    for one in joined[-2:]:
-        await run(stage, one, (500, 0, "ok"), (450, 1, "error"), (440, 1, "error"), (430, 1, "error"))
-    return joined
 
 
 async def test_the_figures_are_those_of_what_happened(stage: Stage) -> None:
@@ -131,9 +76,9 @@ async def test_what_is_no_meeting_of_the_course_is_said(stage: Stage) -> None:
         foreign = await owner.fetchval("INSERT INTO class_meetings (course_id) VALUES ($1) RETURNING id", other.id)
     for meeting_id in (NOBODY, foreign):
         for rest in ("", ".csv"):
-            refused = await stage.http.get(path(stage, meeting_id, rest), headers=stage.staff)
+            refused = await stage.http.get(report_path(stage, meeting_id, rest), headers=stage.staff)
             assert (refused.status_code, refused.json()["code"]) == (404, "NB-1230")
-        refused = await stage.http.post(path(stage, meeting_id, "/shares"), headers=stage.staff, json={})
+        refused = await stage.http.post(report_path(stage, meeting_id, "/shares"), headers=stage.staff, json={})
         assert (refused.status_code, refused.json()["code"]) == (404, "NB-1230")
 
 
@@ -141,7 +86,7 @@ async def test_a_meeting_of_too_many_events_is_refused(stage: Stage, monkeypatch
     meeting_id = await begin(stage)
     await teach(stage)
     monkeypatch.setattr(reports, "EVENTS_MAX", 19)
-    refused = await stage.http.get(path(stage, meeting_id), headers=stage.staff)
+    refused = await stage.http.get(report_path(stage, meeting_id), headers=stage.staff)
     assert (refused.status_code, refused.json()["code"]) == (422, "NB-1231")
     assert "19" in refused.json()["title"]
 
@@ -165,7 +110,7 @@ async def test_an_assistant_of_a_team_is_told_of_its_students_alone(stage: Stage
     assert {one["user_id"] for one in report["troubles"]} == {joined[5]["user_id"]}
     assert {one["name"] for one in report["people"]} == {"学生 5"}
     shares = await stage.http.post(
-        path(stage, meeting_id, "/shares"), headers={"Authorization": f"Bearer {token}"}, json={}
+        report_path(stage, meeting_id, "/shares"), headers={"Authorization": f"Bearer {token}"}, json={}
     )
     assert shares.status_code == 403
 
@@ -179,7 +124,7 @@ async def test_the_table_holds_the_cells_without_people_or_formulas(stage: Stage
             " (SELECT id FROM notebooks WHERE course_id = $1)",
             stage.course.id,
         )
-    answer = await stage.http.get(path(stage, meeting_id, ".csv"), headers=stage.staff)
+    answer = await stage.http.get(report_path(stage, meeting_id, ".csv"), headers=stage.staff)
     assert answer.status_code == 200
     assert "attachment" in answer.headers["content-disposition"]
     rows = list(csv.DictReader(io.StringIO(answer.content.decode("utf-8-sig"))))
@@ -192,13 +137,6 @@ async def test_the_table_holds_the_cells_without_people_or_formulas(stage: Stage
 
 
 # --- by a link --------------------------------------------------------------------------------------------------------
-
-
-async def share(stage: Stage, meeting_id: UUID, **wanted: Any) -> dict[str, Any]:
-    answer = await stage.http.post(path(stage, meeting_id, "/shares"), headers=stage.staff, json=wanted)
-    assert answer.status_code == 201, answer.text
-    made: dict[str, Any] = answer.json()
-    return made
 
 
 async def open_share(stage: Stage, code: str) -> httpx2.Response:
@@ -218,7 +156,7 @@ async def test_a_link_shows_the_report_without_people(stage: Stage) -> None:
     assert told.keys() == {
         *("course", "meeting", "figures", "previous", "progress", "notebooks", "cells", "expires_at"),
     }
-    for secret in (*(one["user_id"] for one in joined), "学生", "000", "わかりません", str(meeting_id), "user_id"):
+    for secret in (*(one["user_id"] for one in joined), "学生", "nr-", "わかりません", str(meeting_id), "user_id"):
         assert secret not in answer.text, secret
     # 2 of 7 stayed stuck and 1 had a hand up: too few to be told.
     assert (told["figures"]["came"], told["figures"]["stuck"], told["figures"]["unreached"]) == (7, None, None)
@@ -238,12 +176,12 @@ async def test_of_a_class_of_few_a_link_shows_nothing(stage: Stage) -> None:
 async def test_a_link_ends_when_taken_back_too_old_or_its_maker_leads_no_more(stage: Stage) -> None:
     meeting_id = await begin(stage)
     taken, aged, kept = [await share(stage, meeting_id) for _ in range(3)]
-    listed = await stage.http.get(path(stage, meeting_id, "/shares"), headers=stage.staff)
+    listed = await stage.http.get(report_path(stage, meeting_id, "/shares"), headers=stage.staff)
     assert [one["id"] for one in listed.json()["shares"]] == [taken["id"], aged["id"], kept["id"]]
     assert "code" not in listed.text
-    gone = await stage.http.delete(path(stage, meeting_id, f"/shares/{taken['id']}"), headers=stage.staff)
+    gone = await stage.http.delete(report_path(stage, meeting_id, f"/shares/{taken['id']}"), headers=stage.staff)
     assert gone.status_code == 204
-    again = await stage.http.delete(path(stage, meeting_id, f"/shares/{taken['id']}"), headers=stage.staff)
+    again = await stage.http.delete(report_path(stage, meeting_id, f"/shares/{taken['id']}"), headers=stage.staff)
     assert (again.status_code, again.json()["code"]) == (404, "NB-1201")
     async with connect(stage.database_url) as owner:
         await owner.execute("UPDATE report_shares SET expires_at = now() WHERE id = $1", UUID(aged["id"]))
@@ -251,7 +189,7 @@ async def test_a_link_ends_when_taken_back_too_old_or_its_maker_leads_no_more(st
         refused = await open_share(stage, code)
         assert (refused.status_code, refused.json()["code"]) == (403, "NB-1232"), code
     assert (await open_share(stage, kept["code"])).status_code == 200
-    listed = await stage.http.get(path(stage, meeting_id, "/shares"), headers=stage.staff)
+    listed = await stage.http.get(report_path(stage, meeting_id, "/shares"), headers=stage.staff)
     assert [(one["id"], one["opened_count"]) for one in listed.json()["shares"]] == [(kept["id"], 1)]
     async with connect(stage.database_url) as owner:
         await owner.execute(
@@ -280,7 +218,7 @@ async def test_sharing_is_in_the_audit_log(stage: Stage) -> None:
     made = await share(stage, meeting_id, days=7)
     for _ in range(2):
         await open_share(stage, made["code"])
-    await stage.http.delete(path(stage, meeting_id, f"/shares/{made['id']}"), headers=stage.staff)
+    await stage.http.delete(report_path(stage, meeting_id, f"/shares/{made['id']}"), headers=stage.staff)
     async with connect(stage.database_url) as owner:
         rows = await owner.fetch(
             "SELECT action, actor_id, facts FROM audit_log WHERE course_id = $1 AND action LIKE 'report%' ORDER BY id",
@@ -298,5 +236,7 @@ async def test_sharing_is_in_the_audit_log(stage: Stage) -> None:
 async def test_how_long_a_link_lives_is_bounded(stage: Stage) -> None:
     meeting_id = await begin(stage)
     for days in (0, 366, "x"):
-        refused = await stage.http.post(path(stage, meeting_id, "/shares"), headers=stage.staff, json={"days": days})
+        refused = await stage.http.post(
+            report_path(stage, meeting_id, "/shares"), headers=stage.staff, json={"days": days}
+        )
         assert (refused.status_code, refused.json()["code"]) == (422, "NB-1007")

@@ -190,7 +190,9 @@ class Reports:
         turned += [(row["user_id"], to_ms(row["created_at"])) for row in letters]
         raised = [_read_hand(row, end) for row in hands if row["user_id"] in mine]
         troubles = fold.close(to_ms(end), raised, turned)
-        return _Reading(fold, students, troubles, make_figures(fold, [row["user_id"] for row in students], troubles), log)
+        return _Reading(
+            fold, students, troubles, make_figures(fold, [row["user_id"] for row in students], troubles), log
+        )
 
     async def _describe(
         self, course_id: UUID, meeting: Meeting, fold: MeetingFold

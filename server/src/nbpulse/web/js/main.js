@@ -20,6 +20,7 @@ const page = signal({ name: "connecting" });
  */
 const COURSE_PAGES = {
   people: async () => (await import("./views/people.js")).People,
+  report: async () => (await import("./views/report.js")).Reports,
 };
 
 function App() {
@@ -99,6 +100,11 @@ async function showInvitation() {
 
 async function route() {
   page.value = { name: "connecting" };
+  if (location.pathname === "/shared/report") {
+    // Nobody signs in for it, and the secret stays in the fragment, so that the page can be kept and loaded again.
+    page.value = { name: "course_page", view: (await import("./views/shared_report.js")).SharedReport, code: location.hash.slice(1) };
+    return;
+  }
   let refused = await readRefusal();
   try {
     await exchangeCode().catch((error) => {

@@ -4,7 +4,7 @@ import { html } from "../preact.js";
 import { t } from "../i18n.js";
 
 /** In the order of a class: now, before, after, and what is set once. "" is the live page. */
-const PAGES = ["", "people"];
+const PAGES = ["", "report", "people"];
 
 /** @param {{courseId: string, current: string}} props `current`: the page that is shown, "" for the live one */
 export function CourseNav({ courseId, current }) {
