@@ -113,7 +113,7 @@ class School:
             | {"id": uuid4(), "course_id": course_id, "alert_id": uuid4(), "staff_id": user_id, "action": "claim"}
             | {"revision": number},
             "event_ids": mine | event | {"ordinal": number, "received_at": when},
-            "event_contents": mine | event,
+            "event_contents": mine | event | {"course_id": course_id},
             "timeseries.cell_executions": point | {"event_type": "cell_execution", "has_error": False},
             "timeseries.cell_executions_1m": {"minute_ns": number, "user_id": user_id, "course_id": course_id}
             | {"notebook_path": "x", "duration_bins": "{}"}
