@@ -151,6 +151,7 @@ class World:
                 ids |= dict.fromkeys(self.ids["course"] - {callers.stage.course.id}, "course")
             if name == "analyst":
                 ids = {one: whose for one, whose in ids.items() if one not in self.ids["notebooks"]}
+        ids.pop(callers.ids.get(name, UUID(int=0)), None)  # their own
         course = callers.other if teaches_there else callers.stage.course
         # Who is told a class's code may join it; the others must not learn one.
         code = "XXXXXX" if course.join_code in words and "student" not in name else course.join_code
