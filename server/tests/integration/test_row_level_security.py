@@ -158,7 +158,7 @@ class School:
                 "led": teaches and same_course,
                 "member": same_course,
                 "people": teaches and same_course,
-            "read": teaches and same_course,
+                "read": teaches and same_course,
                 "-": False,
             }[scope]
             for scope in scopes.split()
