@@ -8,8 +8,8 @@ from alembic import op
 
 from nbpulse.migrations.indexes import make_index
 
-revision = "0026"
-down_revision = "0022"
+revision = "0029"
+down_revision = "0028"
 
 TEAMED = "(course_id = ANY(my_whole_courses()) OR is_my_student(course_id, user_id))"
 
