@@ -47,7 +47,7 @@ TRUTH = read_truth()
 
 def read_staff_truth() -> dict[str, str]:
     """Table -> which rows `app_staff` reads."""
-    lines = re.findall(r"^- (people|read): ([a-z_ ]+)$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+    lines = re.findall(r"^- (people|staff|read): ([a-z_ ]+)$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
     return {table: scope for scope, tables in lines for table in tables.split()}
 
 
