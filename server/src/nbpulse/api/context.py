@@ -40,6 +40,7 @@ from nbpulse.records.people import People, Person
 from nbpulse.records.report_shares import ReportShares
 from nbpulse.records.reports import Reports
 from nbpulse.records.views import ClassReader
+from nbpulse.records.work import WorkReader
 from nbpulse.stream import EventStream
 from nbpulse.timeseries import ClassScope, TimeSeriesStore
 
@@ -100,6 +101,7 @@ class Context:
     hub: LiveHub
     series: TimeSeriesStore
     history: CourseHistory
+    work: WorkReader
     meetings: Meetings
     interventions: Interventions
     reports: Reports
@@ -156,6 +158,7 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         hub=parts.hub,
         series=parts.series,
         history=CourseHistory(parts.people),
+        work=WorkReader(parts.people),
         meetings=Meetings(parts.people),
         interventions=interventions,
         messages=messages,

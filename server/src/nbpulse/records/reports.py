@@ -171,7 +171,7 @@ class Reports:
     async def _read(self, course_id: UUID, meeting: Meeting) -> _Reading:
         """What happened in the meeting, folded."""
         span = start, end = find_span(meeting)
-        log = await self._interventions.list_log(course_id, end, _LOG_MAX, start)
+        log = await self._interventions.list_log(course_id, end, _LOG_MAX, since=start)
         async with self._people.connect("report") as connection:
             students = await connection.fetch(_STUDENTS, course_id, start)
             hands = await connection.fetch(_HANDS, course_id, *span)
