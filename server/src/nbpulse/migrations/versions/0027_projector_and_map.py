@@ -8,7 +8,7 @@ once the second is told.
 from alembic import op
 
 revision = "0027"
-down_revision = "0022"
+down_revision = "0028"
 
 TAUGHT = "course_id = ANY(my_taught_courses())"
 LED = "course_id = ANY(my_led_courses())"
