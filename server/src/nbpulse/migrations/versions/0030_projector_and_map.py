@@ -7,8 +7,8 @@ once the second is told.
 
 from alembic import op
 
-revision = "0027"
-down_revision = "0028"
+revision = "0030"
+down_revision = "0029"
 
 TAUGHT = "course_id = ANY(my_taught_courses())"
 LED = "course_id = ANY(my_led_courses())"
