@@ -1,8 +1,8 @@
 """What a projector may show of staff's messages, and where a course's teams and seats are.
 
 `messages.is_for_class`: written to the whole class, not to some who were named or who have one error. `course_maps`: a
-picture of the room (made by us: WebP) and places on it; `version` rises with each change, so that of two who edit at
-once the second is told.
+picture of the room (its bytes and their media type) and places on it; `version` rises with each change, so that of two
+who edit at once the second is told.
 """
 
 from alembic import op
@@ -20,11 +20,12 @@ CREATE TABLE course_maps (
     version INTEGER NOT NULL DEFAULT 1,
     places JSONB NOT NULL DEFAULT '[]',
     picture BYTEA,
+    picture_type VARCHAR(20) CHECK (picture_type IN ('image/jpeg', 'image/png', 'image/webp')),
     picture_width INTEGER,
     picture_height INTEGER,
     updated_at TIMESTAMP WITH TIME ZONE NOT NULL DEFAULT NOW(),
     updated_by UUID REFERENCES users(id) ON DELETE SET NULL,
-    CHECK (num_nulls(picture, picture_width, picture_height) IN (0, 3))
+    CHECK (num_nulls(picture, picture_type, picture_width, picture_height) IN (0, 4))
 )
 """
 RIGHTS = (
