@@ -19,6 +19,7 @@ const page = signal({ name: "connecting" });
  * @type {Record<string, () => Promise<any>>}
  */
 const COURSE_PAGES = {
+  data: async () => (await import("./views/data.js")).Data,
   people: async () => (await import("./views/people.js")).People,
 };
 
