@@ -44,7 +44,7 @@ export function Data({ courseId, title, role }) {
     ${!isWindow && html`<p class="problem" role="alert">${t("data.no_window")}</p>`}
     <section class="card"><ul class="people">${QUESTIONS.filter((one) => isStaff || !one.isStaffs).map((one) => html`<li key=${one.name} data-question=${one.name}>
       <span class="person"><b>${t(`data.${one.name.replace("-", "_")}`)}</b> <span class="muted">${t(`data.${one.name.replace("-", "_")}_explain`)}</span></span>
-      ${isWindow && html`<span class="ends">${FORMS.map((form) => html`<a key=${form} href=${place(one, form)} download>${t(`data.form_${form}`)}<span class="unseen"> ${t(`data.${one.name.replace("-", "_")}`)}</span></a>`)}</span>`}
+      ${isWindow && html`<span class="ends">${FORMS.map((form) => html`<a key=${form} href=${place(one, form)} download>${form === "manifest" ? t("data.columns") : form.toUpperCase()}<span class="unseen"> ${t(`data.${one.name.replace("-", "_")}`)}</span></a>`)}</span>`}
     </li>`)}</ul></section>
     <p class="muted">${t("data.more")}</p>
   <//>`;
