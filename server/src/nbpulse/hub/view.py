@@ -19,6 +19,7 @@ from nbpulse.identity import get_asker
 
 TICK_S: Final = 0.25
 RING_S: Final = 60.0
+PART_S: Final = 1.0
 
 _encode = msgspec.json.Encoder().encode
 
@@ -57,6 +58,8 @@ class LoadedClass(Protocol):
     def learners(self) -> Sequence[Learner]: ...
     @property
     def states(self) -> Sequence[LearnerState]: ...
+    @property
+    def runs(self) -> Sequence[tuple[str, int, int, int]]: ...
 
 
 class ClassSource(Protocol):
@@ -127,6 +130,7 @@ class View:
         self._skipped: set[str] = set()
         self._unseen: set[str] = set()
         self._snapshot: tuple[float, bytes] = (0.0, b"")
+        self._parts: dict[tuple[str | None, int | None], tuple[float, bytes]] = {}
         self._cells_seen: set[str] = set()
         self.classroom = Classroom(
             str(course_id),
@@ -139,6 +143,7 @@ class View:
         self.classroom.set_mail(loaded.pulse.mail)
         for state in loaded.states:
             self._apply(state)
+        self.classroom.set_runs(loaded.runs)
         self._columns = {column.id for column in loaded.pulse.columns}
 
     def use(self) -> None:
@@ -267,6 +272,20 @@ class View:
         # The time is the answer's own: browsers set their clock by it.
         times = _encode({"server_time": datetime.now(UTC), "at": round(time.time() * 1000)})
         return times[:-1] + b"," + self._snapshot[1][1:]
+
+    def encode_part(self, team: str | None, minutes: int | None) -> bytes:
+        """One team's charts and shared errors (None: of all) of the last so many minutes (None: all) as JSON; drawn at
+        most once a second, however many ask."""
+        now = time.monotonic()
+        self.used_at = now
+        made_at, body = self._parts.get((team, minutes), (0.0, b""))
+        if now - made_at > PART_S:
+            now_ms = round(time.time() * 1000)
+            since_ms = 0 if minutes is None else now_ms - minutes * 60_000
+            body = _encode({"at": now_ms, **self.classroom.describe_team(team, since_ms, now_ms)})
+            fresh = {key: part for key, part in self._parts.items() if now - part[0] <= PART_S}
+            self._parts = {**fresh, (team, minutes): (now, body)}
+        return body
 
     def _take_meeting(self, meeting: dict[str, Any] | None) -> None:
         self._meeting = meeting
