@@ -23,13 +23,14 @@ class Board:
         self.students = {student["i"]: dict(student) for student in snapshot["students"]}
         self.alerts = {alert["id"]: alert for alert in snapshot["alerts"]}
         self.figures = {name: snapshot[name] for name in ("counts", "median", "connected", "exercises", *CHARTS)}
-        self.notebooks = snapshot["notebooks"]
+        self.notebooks, self.staff = snapshot["notebooks"], snapshot["staff"]
 
     def apply(self, frame: dict[str, Any]) -> None:
         assert frame["seq"] == self.seq + 1, "a gap"
         self.seq = frame["seq"]
         self.cells = [cell["id"] for cell in frame["cells"]] if "cells" in frame else self.cells
         self.notebooks = frame.get("notebooks", self.notebooks)
+        self.staff = frame.get("staff", self.staff)
         self.figures |= {name: frame[name] for name in self.figures if name in frame}
         for name, delta in CHARTS.items():
             entries = {entry[0]: entry for entry in (*self.figures[name], *frame.get(delta, ()))}

@@ -65,6 +65,7 @@ class RandomClass:
             "curve": [],
             "exercises": [],
             "ago": None,
+            "staff": [],
             "median": None,
         }
         for _ in range(self.random.randrange(8)):
@@ -180,6 +181,7 @@ class RandomClass:
 
     def end_exercise(self) -> None:
         self.truth["exercises"] = [["Q1", self.made, 0]]
+        self.truth["staff"] = [{"id": "s", "name": "田中", "here": self.random.random() < 0.5, "with": None}]
         self.truth["ago"] = {"at": self.clock, "counts": {"help": self.made}}
 
     def clear_alert(self) -> None:
@@ -191,7 +193,7 @@ class RandomClass:
         after = self.take_snapshot()
         after["seq"] = self.truth["seq"] = before["seq"] + 1
         frame: Frame = {"t": "d", "seq": after["seq"], "at": after["at"], "h": after["h"]}
-        for name in ("counts", "median", "connected", "cells", "notebooks", "errors", "exercises", "ago"):
+        for name in ("counts", "median", "connected", "cells", "notebooks", "errors", "exercises", "ago", "staff"):
             if before[name] != after[name]:
                 frame[name] = after[name]
         for name, delta in CHARTS.items():

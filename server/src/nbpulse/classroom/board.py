@@ -177,6 +177,17 @@ class Classroom:
         for row in changed.values():
             row.care = fold_actions(row.actions.values())
 
+    def list_claims(self) -> dict[str, int]:
+        """Of staff who are on an alert that is shown: user id -> index of that student, the newest claim's."""
+        claims = [
+            (claim.at, row.i, claim.by)
+            for row in self._by_index
+            if row.alerts
+            for alert in row.alerts.values()
+            if (claim := alert.claim) is not None
+        ]
+        return {by: i for _, i, by in sorted(claims)}
+
     def set_mail(self, waiting: Mapping[str, int]) -> None:
         """How many messages of each student (by user id) nobody has answered."""
         for row in self._by_index:

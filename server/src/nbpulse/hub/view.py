@@ -21,6 +21,9 @@ from nbpulse.identity import get_asker
 TICK_S: Final = 0.25
 RING_S: Final = 60.0
 PART_S: Final = 1.0
+STAFF_HERE_MS: Final = 50_000
+"""Open boards say every 20 s that they are."""
+STAFF_KEPT_MS: Final = 1_800_000
 
 _encode = msgspec.json.Encoder().encode
 
@@ -76,12 +79,13 @@ class ClassSource(Protocol):
 
 
 class LiveMessage(msgspec.Struct):
-    """What comes over `nbpulse:live:<course_id>`: states, presence, roster, actions, whose inbox has news, or mail."""
+    """What comes over `nbpulse:live:<course_id>`: states, presence, roster, actions, news of inboxes, mail, staff."""
 
     t: str
     received_ms: int = 0
     states: list[LearnerState] = []
     user_id: str = ""
+    name: str = ""
     state: str = ""
     at: int = 0
     actions: list[Action] = []
@@ -124,6 +128,8 @@ class View:
         self._skipped: set[str] = set()
         self._unseen: set[str] = set()
         self._snapshot: tuple[float, bytes] = (0.0, b"")
+        self._staff: dict[str, tuple[str, int]] = {}
+        self._staff_told: list[dict[str, Any]] = []
         self._parts: dict[tuple[str | None, int | None], tuple[float, bytes]] = {}
         self._cells_seen: set[str] = set()
         self.classroom = Classroom(
@@ -169,6 +175,8 @@ class View:
             self.wants_roster = True
         elif message.t == "mail":
             self.wants_reconcile = True
+        elif message.t == "staff":
+            self._staff[message.user_id] = (message.name, message.at)
         self.classroom.apply_actions(message.actions)
         for state in message.states:
             if not self.classroom.has_learner(state.user_id):
@@ -234,6 +242,9 @@ class View:
         if projection is not None and projection.is_due() and projection.show(self.classroom.snapshot(), now_ms):
             metrics.live_frames.inc()
             self.wake_viewers()
+        staff = self._describe_staff(now_ms)
+        if staff != self._staff_told:
+            self._staff_told = self._extra["staff"] = staff
         body = {**self.classroom.take_changes(), **self._extra}
         now = time.monotonic()
         while self._ring and now - self._ring[0].made_at > RING_S:
@@ -275,6 +286,7 @@ class View:
                 "notebook": notebook and {name: notebook[name] for name in ("id", "path", "title")},
                 "notebooks": self._notebooks,
                 "meeting": self._meeting,
+                "staff": self._staff_told,
                 **self.classroom.snapshot(),
                 "h": self._describe_health(),
             }
@@ -296,6 +308,15 @@ class View:
             fresh = {key: part for key, part in self._parts.items() if now - part[0] <= PART_S}
             self._parts = {**fresh, (team, minutes): (now, body)}
         return body
+
+    def _describe_staff(self, now_ms: int) -> list[dict[str, Any]]:
+        """Who of the staff has a board open, with whom of these students they are busy, and who was here lately."""
+        busy = self.classroom.list_claims()
+        self._staff = {one: seen for one, seen in self._staff.items() if now_ms - seen[1] <= STAFF_KEPT_MS}
+        return [
+            {"id": user_id, "name": name, "here": now_ms - at_ms <= STAFF_HERE_MS, "with": busy.get(user_id)}
+            for user_id, (name, at_ms) in sorted(self._staff.items(), key=lambda one: (one[1][0], one[0]))
+        ]
 
     def _take_meeting(self, meeting: dict[str, Any] | None) -> None:
         self._meeting = meeting

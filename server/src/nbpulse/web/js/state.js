@@ -27,6 +27,7 @@
  * @typedef {{funnel: Funnel[], trend: Trend[], curve: Curve[], exercises: Exercise[]}} Charts
  * @typedef {{lag_ms: ?number, received: number, stored: number}} Health
  * @typedef {{id: string, title: ?string, started_at: number, ended_at: ?number}} Meeting times in ms
+ * @typedef {{id: string, name: string, here: boolean, with: ?number}} Staff `with`: index of the student they go to
  * @typedef {Object} State
  * @property {string} epoch @property {number} seq @property {number} at
  * @property {Course} course @property {?Notebook} notebook @property {Notebook[]} notebooks
@@ -35,6 +36,7 @@
  * @property {SharedError[]} errors those that several students have now, the most widespread first
  * @property {Charts} charts @property {?{at: number, counts: Record<Status, number>}} ago the counters some minutes ago
  * @property {?Health} health
+ * @property {Staff[]} staff who has or had a board open
  * @property {?Meeting} meeting the newest class meeting; over when it has an end
  */
 
@@ -67,6 +69,7 @@ export function applySnapshot(snapshot) {
     ago: snapshot.ago ?? null,
     health: snapshot.h ?? null,
     meeting: snapshot.meeting ?? null,
+    staff: snapshot.staff ?? [],
   };
 }
 
@@ -106,6 +109,7 @@ export function applyFrame(state, frame) {
     ago: "ago" in frame ? frame.ago : state.ago,
     health: frame.h ? { ...state.health, ...frame.h } : state.health,
     meeting: "meeting" in frame ? frame.meeting : state.meeting,
+    staff: frame.staff ?? state.staff,
   };
 }
 

@@ -19,6 +19,7 @@ import { Header, Help } from "./header.js";
 import { openProjector } from "./nav.js";
 import { Refused, Waiting, Connecting } from "./pages.js";
 import { Shared } from "./shared.js";
+import { Staff } from "./staff.js";
 import { Talk } from "./talk.js";
 
 const POLITE_EVERY_MS = 10_000;
@@ -77,6 +78,7 @@ function Foot() {
   return html`<footer class="foot">
     <span>${t("course.join_code")} <b data-join-code>${course.value.join_code}</b></span>
     ${course.value.is_demo && html`<span>${t("demo.explain")}</span>`}
+    <${Staff} />
     <span class="spread"></span>
     ${health && html`<span data-received=${health.received} data-stored=${health.stored}>${t("health.received_stored", { received: health.received, stored: health.stored })}</span>`}
   </footer>`;
