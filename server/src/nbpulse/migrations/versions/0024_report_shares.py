@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0024"
-down_revision = "0030"
+down_revision = "0031"
 
 ME = "nullif(current_setting('app.current_user_id', true), '')::uuid"
 MINE = f"created_by = {ME}"

@@ -14,7 +14,7 @@
  *   notebooks: {id: string, path: string, title: ?string}[], cells: CellFigures[], never_came?: string[], troubles?: Trouble[],
  *   people?: {user_id: string, name: string, number: string, team: ?string}[], interventions?: any[], messages?: any[]}} Report
  */
-import { formatSpan, t } from "./i18n.js";
+import { formatMinutes, t } from "./i18n.js";
 import { cellNumberAt } from "./state.js";
 
 /** Of fewer than this part of those who came, a time says more of them than of the cell. */
@@ -45,7 +45,7 @@ export function composeSentences(report) {
   const { figures } = report;
   const [long, hard] = [findLongest(report), findHardest(report)];
   return [
-    long && t("report.waited", { cell: nameCell(report, long), median: formatSpan(long.median_ms ?? 0), p90: formatSpan(long.p90_ms ?? 0) }),
+    long && t("report.waited", { cell: nameCell(report, long), median: formatMinutes(long.median_ms ?? 0), p90: formatMinutes(long.p90_ms ?? 0) }),
     hard
       ? t(hard.error ? "report.hardest" : "report.hardest_mixed", { cell: nameCell(report, hard), n: hard.failed ?? 0, reached: hard.reached ?? 0, error: hard.error?.label ?? "", sharers: hard.error?.students ?? 0 })
       : figures.runs > 0 && figures.errors === 0 && t("report.no_errors"),
@@ -65,8 +65,8 @@ function describeUnreached({ troubled, unreached, unpassed, runs }) {
 /** @param {Figures} figures */
 function describeWaits({ waits, wait_median_ms: median, wait_worst_ms: worst }) {
   if (!waits || median === null) return false;
-  if (worst === null) return t("report.help_median", { n: waits, median: formatSpan(median) });
-  return t("report.help_took", { n: waits, median: formatSpan(median), worst: formatSpan(worst) });
+  if (worst === null) return t("report.help_median", { n: waits, median: formatMinutes(median) });
+  return t("report.help_took", { n: waits, median: formatMinutes(median), worst: formatMinutes(worst) });
 }
 
 /** How far the students came: the numbers of the cells at the quartiles. @param {Report} report @returns {?(?number)[]} */

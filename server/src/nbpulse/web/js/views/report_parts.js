@@ -1,7 +1,7 @@
 // @ts-check
 /** What a class report shows, to the staff and by a link alike: sentences, figures beside the meeting before, cells. */
 import { html, useState } from "../preact.js";
-import { formatNumber, formatSpan, t } from "../i18n.js";
+import { formatNumber, formatMinutes, t } from "../i18n.js";
 import { composeSentences, findProgress } from "../report.js";
 
 /** @typedef {import("../report.js").Report} Report */
@@ -31,12 +31,12 @@ const FIGURES = [
   ["stuck", ({ stuck }) => count(stuck), ({ stuck }) => stuck],
   ["hands", ({ hands }) => count(hands), ({ hands }) => hands],
   ["nobody", ({ unreached }) => count(unreached), ({ unreached }) => unreached],
-  ["wait_median", ({ wait_median_ms: ms }) => tellWait(ms), ({ wait_median_ms: ms }) => ms, formatSpan],
-  ["wait_worst", ({ wait_worst_ms: ms }) => tellWait(ms), ({ wait_worst_ms: ms }) => ms, formatSpan],
+  ["wait_median", ({ wait_median_ms: ms }) => tellWait(ms), ({ wait_median_ms: ms }) => ms, formatMinutes],
+  ["wait_worst", ({ wait_worst_ms: ms }) => tellWait(ms), ({ wait_worst_ms: ms }) => ms, formatMinutes],
 ];
 
 /** @param {?number} ms */
-const tellWait = (ms) => (ms === null ? "–" : formatSpan(ms));
+const tellWait = (ms) => (ms === null ? "–" : formatMinutes(ms));
 
 /** @param {?number} now @param {?number} before @param {(value: number) => any} tell */
 function tellDifference(now, before, tell) {

@@ -1,7 +1,7 @@
 // @ts-check
 /** Of a class report what is about people, for the staff alone: who was in trouble, who helped, who never came. */
 import { html } from "../preact.js";
-import { formatClock, formatSpan, language, t } from "../i18n.js";
+import { formatClock, formatMinutes, language, t } from "../i18n.js";
 import { nameCell } from "../report.js";
 import { isNamed } from "../store.js";
 import { Glyph } from "./glyph.js";
@@ -42,8 +42,8 @@ function Group({ name, title, report, troubles }) {
     <ul class="people">${troubles.map((one) => html`<li key=${`${one.user_id}${one.since}${one.kind}`} data-kind=${one.kind}>
       <span class="person"><span class="pill"><${Glyph} kind=${one.kind} />${t(`status.${one.kind}`)}</span> <b><bdi>${labelPerson(report, one.user_id)}</bdi></b></span>
       <span>${one.place && nameCellOf(report, ...one.place)}</span>
-      <span class="muted">${t("report.trouble_time", { at: formatClock(one.since).slice(0, 5), lasted: formatSpan(one.until - one.since) })}</span>
-      <span class="muted">${one.reached_at ? t("report.reached_after", { wait: formatSpan(one.reached_at - one.since) }) : ""} ${one.passed === null ? "" : t(one.passed ? "report.passed" : "report.not_passed")}</span>
+      <span class="muted">${t("report.trouble_time", { at: formatClock(one.since).slice(0, 5), lasted: formatMinutes(one.until - one.since) })}</span>
+      <span class="muted">${one.reached_at ? t("report.reached_after", { wait: formatMinutes(one.reached_at - one.since) }) : ""} ${one.passed === null ? "" : t(one.passed ? "report.passed" : "report.not_passed")}</span>
     </li>`)}</ul>
   </details>`;
 }
