@@ -88,6 +88,7 @@ PostgresQuery = Literal[
     "load_class",
     "load_pulse",
     "load_roster",
+    "load_runs",
     "load_states",
     "load_help",
     "class_summary",

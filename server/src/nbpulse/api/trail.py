@@ -40,6 +40,7 @@ LOOKS: Final = frozenset(
     _COURSE + place
     for place in (
         "live",
+        "charts",
         "series",
         "notebooks/{notebook_id}/summary",
         "sessions",
