@@ -97,6 +97,7 @@ PostgresQuery = Literal[
     "list_meetings",
     "keep_meetings",
     "report",
+    "replay",
     "share_report",
     # what staff do, and inboxes
     "act_on_alert",
