@@ -13,6 +13,7 @@ import { Notes } from "./acts.js";
 import { Attention, explain } from "./attention.js";
 import { Counters } from "./counters.js";
 import { Grid } from "./grid.js";
+import { Hot } from "./hot.js";
 import { Header, Help } from "./header.js";
 import { Refused, Waiting, Connecting } from "./pages.js";
 import { Shared } from "./shared.js";
@@ -48,7 +49,7 @@ export function Board({ courseId }) {
   if (!classroom.value) return html`<${Connecting} />`;
   return html`<div class="board" data-layout=${layout.value} data-tab=${tab.value} data-link=${link.value.phase}>
     <${Header} showNotebook=${(/** @type {string} */ id) => connection?.showNotebook(id)} />
-    ${rows.value.length === 0 ? html`<${Waiting} />` : html`<${Counters} /><${Room} />`}
+    ${rows.value.length === 0 ? html`<${Waiting} />` : html`<${Counters} /><${Hot} /><${Room} />`}
     <${Foot} />
     <${Announcer} />
     <${Notes} />
