@@ -29,6 +29,8 @@ from nbpulse.settings import Settings
 from nbpulse.terminal import answer, get_text, say
 
 EXERCISE_TAG: Final = "exercise"
+SOURCE_CHARS_MAX: Final = 20_000
+"""Of a cell's code, kept to show what students made of it."""
 _CELL_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HEADING = re.compile(r"^#{1,6}\s+(.*?)\s*#*\s*$", re.MULTILINE)
 
@@ -149,7 +151,14 @@ def name_cells(content: dict[str, Any], notebook_id: UUID) -> Iterator[OriginalC
         ours |= {"cell_id": original_id, "notebook_id": str(notebook_id)}
         exercise_id = _find_exercise(metadata, ours)
         cell |= {"id": cell_id, "metadata": metadata | {"nbpulse": ours}}
-        yield OriginalCell(original_id, index, str(cell.get("cell_type") or "code"), section, exercise_id)
+        cell_type = str(cell.get("cell_type") or "code")
+        kept = _clean(source) if cell_type == "code" else None
+        yield OriginalCell(original_id, index, cell_type, section, exercise_id, kept)
+
+
+def _clean(source: str) -> str:
+    """What a database holds of it: no NUL, no half of a character."""
+    return source[:SOURCE_CHARS_MAX].replace("\x00", "").encode("utf-8", "replace").decode()
 
 
 def _find_exercise(metadata: dict[str, Any], ours: dict[str, Any]) -> str | None:

@@ -40,6 +40,7 @@ from nbpulse.api import (
     rehearsals,
     signing_in,
     sockets,
+    work,
 )
 from nbpulse.api.access import check_rules
 from nbpulse.api.catalogue import describe_problems, show_errors
@@ -131,6 +132,7 @@ def create_app(
         inbox.router,
         classrooms.shared,
         queries.router,
+        work.router,
         meetings.router,
         collections.router,
         members.router,
