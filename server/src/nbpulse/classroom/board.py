@@ -6,16 +6,11 @@ from collections.abc import Iterable, Mapping, Set
 from typing import Final
 
 from nbpulse.classroom.care import Action, fold_actions
+from nbpulse.classroom.charts import Charts
 from nbpulse.classroom.entries import Alert, Changes, Column, Learner, name_alert, score_alert
+from nbpulse.classroom.figures import PassingTimes
 from nbpulse.classroom.learners import CellState, LearnerState
-from nbpulse.classroom.pace import (
-    HotCell,
-    Times,
-    find_frontier,
-    find_hot,
-    list_steps,
-    measure_times,
-)
+from nbpulse.classroom.pace import HotCell, Times, find_frontier, find_hot, find_median, measure_times
 from nbpulse.classroom.rows import Row
 from nbpulse.classroom.rules import (
     CONNECTED_MS,
@@ -41,7 +36,7 @@ class Classroom:
     One notebook of a course as its staff see it: fed with states, asked for snapshots and changes.
 
     The same states in any order, with the same `now_ms`, show the same class (but for the memory of hysteresis and
-    cooldown). Not safe for use from several threads.
+    cooldown, and of who came while somebody watched). Not safe for use from several threads.
     """
 
     def __init__(
@@ -67,8 +62,11 @@ class Classroom:
         self._hot: list[HotCell] = []
         self._times = Times()
         self._measured_ms = 0
+        self._watched_ms = 0
         self._meeting_since_ms = 0
         self._is_over = False
+        self._knows_runs = False
+        self._charts = Charts()
         self._changes = Changes()
         self.set_roster(learners)
         self.set_columns(columns)
@@ -101,6 +99,7 @@ class Classroom:
                 self._lay_square(row, cell)
             self._place_learner(row)
             self._changes.students.add(row.i)
+        self._charts.set_columns(ordered)
 
     @property
     def learner_ids(self) -> Set[str]:
@@ -128,8 +127,22 @@ class Classroom:
                 continue
             row.cells[cell.cell_id] = cell
             self._lay_square(row, cell)
+            if self._knows_runs:
+                before = (known.attempt_count, known.error_count) if known else (0, 0)
+                row.way.note_runs(cell.last_at_ms, cell.attempt_count - before[0], cell.error_count - before[1])
         self._place_learner(row)
         row.find_running()
+
+    def set_runs(self, runs: Iterable[tuple[str, int, int, int]]) -> None:
+        """
+        Of the last hour before the first state that is new: (user id, half minute as its start in ms / 30,000, runs,
+        errors among them). From here on runs are counted from the states.
+        """
+        for user_id, step, count, errors in runs:
+            if (row := self._rows.get(user_id)) is not None:
+                row.way.runs[step] = count, errors
+        self._knows_runs = True
+        self._charts.wear()
 
     def apply_actions(self, actions: Iterable[Action]) -> None:
         """Take in what staff did; what is known already changes nothing."""
@@ -141,6 +154,17 @@ class Classroom:
                 changed[action.user_id] = row
         for row in changed.values():
             row.care = fold_actions(row.actions.values())
+
+    def list_claims(self) -> dict[str, int]:
+        """Of staff who are on an alert that is shown: user id -> index of that student, the newest claim's."""
+        claims = [
+            (claim.at, row.i, claim.by)
+            for row in self._by_index
+            if row.alerts
+            for alert in row.alerts.values()
+            if (claim := alert.claim) is not None
+        ]
+        return {by: i for _, i, by in sorted(claims)}
 
     def set_mail(self, waiting: Mapping[str, int]) -> None:
         """How many messages of each student (by user id) nobody has answered."""
@@ -158,18 +182,20 @@ class Classroom:
         """The learner's Jupyter was heard of; `presence` "active" counts as activity, as does a run."""
         row = self._rows.get(user_id)
         if row is not None:
-            row.hear(at_ms, presence)
+            is_watched = bool(self._watched_ms) and at_ms - self._watched_ms > CONNECTED_MS
+            row.hear(at_ms, presence, is_watched=is_watched)
 
     def evaluate(self, now_ms: int) -> None:
         """Apply the rules as of `now_ms`; what differs from before is in `take_changes`."""
+        self._watched_ms = self._watched_ms or now_ms
         connected = [row for row in self._by_index if self._is_connected(row, now_ms)]
         started = sorted(row.position for row in connected if row.position > 0)
-        median = _find_median(started)
+        median = find_median(started)
         last_runs = sorted(row.state.last_run_ms if row.state else 0 for row in connected)
         median_run_ms = last_runs[len(last_runs) // 2] if last_runs else 0
         self._measure(connected, now_ms)
-        passing_times = self._find_passing_times(connected)
-        pace = ClassPace(now_ms, median, median_run_ms, passing_times, self._times.step_ms, self._times.run_ms)
+        passing = PassingTimes([row.way for row in connected], len(self._columns))
+        pace = ClassPace(now_ms, median, median_run_ms, passing, self._times.step_ms, self._times.run_ms)
         counts = dict.fromkeys(STATUSES, 0)
         for row in self._by_index:
             counts[self._evaluate_row(row, pace)] += 1
@@ -179,13 +205,14 @@ class Classroom:
         errors = [] if self._is_over else group_errors((row.errors for row in self._by_index), now_ms)
         if errors != self._errors:
             self._errors, self._changes.errors = errors, True
+        self._charts.draw([row.way for row in self._by_index], counts, self._meeting_since_ms, now_ms)
 
     def _evaluate_row(self, row: Row, pace: ClassPace) -> str:
         """Apply the rules to one learner; their status."""
         now_ms = pace.now_ms
         is_connected = self._is_connected(row, now_ms)
         row.behind_since = find_behind(row.behind_since, row.position, pace, self.rules)
-        standing = row.describe_standing(is_connected=is_connected)
+        standing = row.describe_standing(is_connected=is_connected, column_count=len(self._columns))
         findings = (one for one in find_alerts(standing, pace, self.rules) if self._is_of_meeting(one))
         alerts = {one.kind: self._make_alert(row, one) for one in findings}
         has_cleared = row.alerts.keys() - {"help"} and not alerts.keys() - {"help"}
@@ -211,6 +238,16 @@ class Classroom:
         self._mark_stuck(row, next((one for one in alerts.values() if STATUS_OF[one.kind] == "stuck"), None))
         return status
 
+    def describe_team(self, team: str | None, since_ms: int, now_ms: int) -> dict[str, object]:
+        """
+        The charts and the shared errors of one team (None: of all), of what was run since `since_ms`; 0 for ever. They
+        are as the class's own in a snapshot, drawn for who asks.
+        """
+        rows = [row for row in self._by_index if team is None or row.learner.team == team]
+        errors = [] if self._is_over else group_errors((row.errors for row in rows), now_ms)
+        drawn = self._charts.draw_part([row.way for row in rows], since_ms, self._meeting_since_ms, now_ms)
+        return {**drawn, "errors": errors}
+
     def snapshot(self) -> dict[str, object]:
         """The whole board as of the last `evaluate`."""
         return {
@@ -219,13 +256,21 @@ class Classroom:
             "connected": self._connected,
             "cells": self._describe_columns(),
             "students": [row.describe() for row in self._by_index],
-            "alerts": sorted(
-                (alert for row in self._by_index for alert in row.alerts.values()),
-                key=lambda a: (a.score, a.id),
-            ),
+            "alerts": self.list_alerts(),
             "errors": self._errors,
             "hot": self._hot,
+            **self._charts.snapshot(),
         }
+
+    def list_alerts(self) -> list[Alert]:
+        """As of the last `evaluate`, the most urgent first."""
+        alerts = (alert for row in self._by_index for alert in row.alerts.values())
+        return sorted(alerts, key=lambda alert: (alert.score, alert.id))
+
+    @property
+    def hot(self) -> list[HotCell]:
+        """As of the last `evaluate`, in the grid's order."""
+        return self._hot
 
     def take_changes(self) -> dict[str, object]:
         """What differs since the last call, as the body of a frame; empty when nothing does."""
@@ -253,6 +298,7 @@ class Classroom:
             "a-": [alert_id for alert_id, alert in changes.alerts.items() if alert is None],
         }
         body.update((name, part) for name, part in parts.items() if part)
+        body.update(self._charts.take_changes())
         return body
 
     def _is_heard(self, row: Row, now_ms: int) -> bool:
@@ -272,9 +318,8 @@ class Classroom:
             if row.running is not None:
                 running.setdefault(row.running[0], []).append(now_ms - row.running[1])
         rows = self._by_index
-        self._times = measure_times(
-            (row.steps for row in rows), (row.state.recent for row in rows if row.state), running
-        )
+        recent = (row.state.recent for row in rows if row.state)
+        self._times = measure_times((row.way for row in rows), recent, running)
         since_ms = max(self._meeting_since_ms, now_ms - CURRENT_MS)
         seen = () if self._is_over else (row.cells for row in rows)
         hot = find_hot(seen, self._places, since_ms, self.rules, self._hot)
@@ -295,14 +340,11 @@ class Classroom:
             self._changes.squares.add((row.i, place))
 
     def _place_learner(self, row: Row) -> None:
-        places = [
-            self._places[cell.cell_id] + 1
-            for cell in row.cells.values()
-            if cell.first_finished_ms is not None and cell.cell_id in self._places
-        ]
+        row.way.lay(row.cells.values(), self._places)
+        row.take_way()
         row.frontier = find_frontier(row.cells.values(), self._places)
-        row.steps = list_steps(row.cells.values(), self._places)
-        position = max(places, default=0)
+        self._charts.wear()
+        position = row.way.position
         if position != row.position:
             row.position = position
             self._changes.positions.add(row.i)
@@ -310,29 +352,13 @@ class Classroom:
     def _mark_stuck(self, row: Row, alert: Alert | None) -> None:
         """The square of the cell somebody is stuck on shows it, as long as it stands in error."""
         stuck = self._places.get(alert.cell or "") if alert else None
+        if stuck is None and "4" not in row.squares:
+            return
         for place, square in enumerate(row.squares):
             wanted = "4" if place == stuck and square == "3" else "3" if place != stuck and square == "4" else square
             if wanted != square:
                 row.squares[place] = wanted
                 self._changes.squares.add((row.i, place))
-
-    def _find_passing_times(self, connected: list[Row]) -> list[int]:
-        """For each position p (1..columns) when half of those connected had reached it; 0 where they have not."""
-        reached: list[list[int]] = [[] for _ in self._columns]
-        for row in connected:
-            earliest = 0
-            firsts: dict[int, int] = {}
-            for cell in row.cells.values():
-                place = self._places.get(cell.cell_id)
-                if place is not None and cell.first_finished_ms is not None:
-                    firsts[place] = cell.first_finished_ms
-            for place in range(row.position - 1, -1, -1):
-                first = firsts.get(place)
-                if first is not None:
-                    earliest = min(earliest, first) if earliest else first
-                reached[place].append(earliest)
-        half = (len([row for row in connected if row.position > 0]) + 1) // 2
-        return [sorted(times)[half - 1] if half and len(times) >= half else 0 for times in reached]
 
     def _make_alert(self, row: Row, finding: Finding) -> Alert:
         place = self._places.get(finding.cell_id) if finding.cell_id else None
@@ -365,13 +391,11 @@ class Classroom:
 
     def _describe_columns(self) -> list[dict[str, object]]:
         return [
-            {"id": column.id, "idx": place if column.index is None else column.index, "title": column.title}
+            {
+                "id": column.id,
+                "idx": place if column.index is None else column.index,
+                "title": column.title,
+                **({"exercise": column.exercise} if column.exercise else {}),
+            }
             for place, column in enumerate(self._columns)
         ]
-
-
-def _find_median(ordered: list[int]) -> float | None:
-    if not ordered:
-        return None
-    middle = len(ordered) // 2
-    return float(ordered[middle]) if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

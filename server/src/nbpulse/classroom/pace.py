@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import Final
 
 import msgspec
 
+from nbpulse.classroom.figures import Way
 from nbpulse.classroom.learners import CellState, LearnerState, Run
 from nbpulse.classroom.rules import AlertRules
 
@@ -38,6 +38,14 @@ def find_quantile(values: list[int], share: float) -> float:
     return values[min(len(values) - 1, int(share * len(values)))]
 
 
+def find_median(ordered: Sequence[int]) -> float | None:
+    """Of values in order; None for none."""
+    if not ordered:
+        return None
+    middle = len(ordered) // 2
+    return float(ordered[middle]) if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
 def find_running(state: LearnerState, cells: Iterable[CellState]) -> tuple[str, int] | None:
     """The cell that runs and since when; a kernel runs one at a time, so what ended or died later has ended it."""
     running = max(((cell.last_at_ms, cell.cell_id) for cell in cells if cell.last_status == "running"), default=None)
@@ -66,31 +74,16 @@ def find_frontier(cells: Iterable[CellState], places: Mapping[str, int]) -> tupl
     return best
 
 
-def list_steps(cells: Iterable[CellState], places: Mapping[str, int]) -> list[tuple[int, int]]:
-    """(position, ms from the first end of the cell before it to its own), of cells one after the other in time too."""
-    firsts = sorted(
-        (places[cell.cell_id] + 1, cell.first_finished_ms)
-        for cell in cells
-        if cell.first_finished_ms is not None and cell.cell_id in places
-    )
-    return [
-        (position, at_ms - before_ms)
-        for (before, before_ms), (position, at_ms) in pairwise(firsts)
-        if position == before + 1 and at_ms > before_ms
-    ]
-
-
-def measure_times(
-    steps: Iterable[Sequence[tuple[int, int]]], recent: Iterable[Sequence[Run]], running: Mapping[str, list[int]]
-) -> Times:
+def measure_times(ways: Iterable[Way], recent: Iterable[Sequence[Run]], running: Mapping[str, list[int]]) -> Times:
     """
-    Of each learner the steps and the last runs. `running`: for how long each cell runs now, in ms, which counts where
+    Of each learner the way and the last runs. `running`: for how long each cell runs now, in ms, which counts where
     too few have ended: what all wait for is no one's endless loop.
     """
     by_place: dict[int, list[int]] = {}
-    for one in steps:
-        for position, step_ms in one:
-            by_place.setdefault(position, []).append(step_ms)
+    for way in ways:
+        for place, _, _, spent_s in way.passages:
+            if spent_s is not None:
+                by_place.setdefault(place + 1, []).append(spent_s * 1000)
     by_cell: dict[str, list[int]] = {}
     for runs in recent:
         for run in runs:

@@ -7,11 +7,13 @@ from typing import Final
 from nbpulse.classroom.attempts import Repeat, Streak, find_repeats, find_streak
 from nbpulse.classroom.care import NO_CARE, Action
 from nbpulse.classroom.entries import Alert, Learner
+from nbpulse.classroom.figures import Way
 from nbpulse.classroom.learners import CellState, LearnerState, Run
-from nbpulse.classroom.pace import find_running, is_kernel_dead
+from nbpulse.classroom.pace import find_median, find_running, is_kernel_dead
 from nbpulse.classroom.rules import CONNECTED_MS, Standing
 from nbpulse.classroom.shared import list_errors
 
+_OWN_STEPS_MIN: Final = 3
 _RUNNING_SHOWN_MS: Final = 10_000
 _AT_WORK_MS: Final = 60_000
 
@@ -27,7 +29,7 @@ class Row:
         self.repeats: tuple[Repeat, ...] = ()
         self.running: tuple[str, int] | None = None
         self.frontier = (0, 0)
-        self.steps: list[tuple[int, int]] = []
+        self.own_step_ms = 0.0
         self.cells: dict[str, CellState] = {}
         self.squares = ["0"] * column_count
         self.position = 0
@@ -46,6 +48,7 @@ class Row:
         self.quiet_until = 0
         self.errors: dict[str, Run] = {}
         self.mail = 0
+        self.way = Way()
 
     def take_state(self, state: LearnerState) -> None:
         """The learner's state, its cells apart; an older one than known changes nothing."""
@@ -57,21 +60,26 @@ class Row:
         self.errors = list_errors(state.recent)
         self.active_ms = max(self.active_ms, state.last_activity_ms)
 
+    def take_way(self) -> None:
+        """Their own pace: the median of the times on their cells, of three or more."""
+        spent = sorted(spent_s for _, _, _, spent_s in self.way.passages if spent_s is not None)
+        self.own_step_ms = (find_median(spent) or 0.0) * 1000 if len(spent) >= _OWN_STEPS_MIN else 0.0
+
     def find_running(self) -> None:
         """Which cell runs, by the state and the cells as they are."""
         self.running = find_running(self.state, self.cells.values()) if self.state is not None else None
 
-    def hear(self, at_ms: int, presence: str | None) -> None:
-        """Their Jupyter was heard of; who was silent before is connected from now on."""
+    def hear(self, at_ms: int, presence: str | None, *, is_watched: bool) -> None:
+        """Their Jupyter was heard of. Who was silent while somebody watched (`is_watched`) is connected from now on."""
         self.presence = presence or self.presence
-        if self.heard_ms and at_ms - self.heard_ms > CONNECTED_MS:
+        if is_watched and at_ms - self.heard_ms > CONNECTED_MS:
             self.connected_ms = at_ms
         self.heard_ms = max(self.heard_ms, at_ms)
         if presence == "active":
             self.active_ms = max(self.active_ms, at_ms)
 
-    def describe_standing(self, *, is_connected: bool) -> Standing:
-        """What the rules look at."""
+    def describe_standing(self, *, is_connected: bool, column_count: int) -> Standing:
+        """What the rules look at; `column_count`: how many cells there are to do."""
         return Standing(
             state=self.state,
             streak=self.streak,
@@ -82,6 +90,8 @@ class Row:
             repeats=self.repeats,
             running=self.running,
             position=self.position,
+            is_done=0 < column_count == self.frontier[0],
+            own_step_ms=self.own_step_ms,
             frontier=self.frontier,
             connected_ms=self.connected_ms,
             held=frozenset((alert.kind, alert.since) for alert in self.alerts.values()),

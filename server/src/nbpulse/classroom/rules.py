@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -50,7 +50,8 @@ class AlertRules(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown
 
     `off`: kinds of alert that are not raised, and `cell_hot`; a raised hand always is. Ratios: behind of the class's
     median position, 0..1; `long_run_ratio` of the 95th percentile of the cell's running times in the class;
-    hot of those who tried.
+    hot of those who tried;
+    `no_progress_ratio` of the learner's own median time on a cell.
     """
 
     off: tuple[str, ...] = ()
@@ -63,6 +64,7 @@ class AlertRules(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown
     long_run_after_ms: int = 60_000
     long_run_ratio: float = 10
     no_progress_after_ms: int = 480_000
+    no_progress_ratio: float = 2.5
     idle_after_ms: int = 300_000
     not_started_after_ms: int = 300_000
     behind_ratio: float = 0.5
@@ -90,6 +92,7 @@ LIMITS: Final[Mapping[str, tuple[float, float]]] = {
     "long_run_after_ms": (5_000, 7_200_000),
     "long_run_ratio": (1, 1_000),
     "no_progress_after_ms": (60_000, 7_200_000),
+    "no_progress_ratio": (1, 100),
     "idle_after_ms": (60_000, 7_200_000),
     "not_started_after_ms": (60_000, 7_200_000),
     "behind_ratio": (0.05, 0.95),
@@ -122,6 +125,13 @@ def check_rules(rules: AlertRules) -> AlertRules:
     return msgspec.structs.replace(rules, off=tuple(sorted(set(rules.off))))
 
 
+class PassingTimes(Protocol):
+    """By position: a list will do."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, place: int, /) -> int: ...
+
+
 class ClassPace(msgspec.Struct, frozen=True):
     """
     Where the class stands at one instant; the rules are relative to it.
@@ -135,7 +145,7 @@ class ClassPace(msgspec.Struct, frozen=True):
     now_ms: int
     median: float | None
     median_run_ms: int
-    passing_times: list[int]
+    passing_times: PassingTimes
     step_ms: Mapping[int, float] = {}
     run_ms: Mapping[str, float] = {}
 
@@ -145,8 +155,9 @@ class Standing(msgspec.Struct, frozen=True):
     What the rules look at in one learner. `behind_since` comes from `find_behind`; `care`: what staff did.
 
     `running`: the cell that runs and since when. `frontier`: the furthest position that runs well, and since when; 0, 0
-    for none. `connected_ms`: since when they are connected, where that was seen. `held`: kind and begin of what was
-    found last time, which goes less easily than it came. `calm_until_ms`: the end of their cooldown.
+    for none; `is_done`: there is none further. `own_step_ms`: their own time on a cell, 0 where too few are known.
+    `connected_ms`: since when they are connected, where that was seen. `held`: kind and begin of what was found last
+    time, which goes less easily than it came. `calm_until_ms`: the end of their cooldown.
     """
 
     state: LearnerState | None
@@ -158,6 +169,8 @@ class Standing(msgspec.Struct, frozen=True):
     repeats: tuple[Repeat, ...] = ()
     running: tuple[str, int] | None = None
     position: int = 0
+    is_done: bool = False
+    own_step_ms: float = 0
     frontier: tuple[int, int] = (0, 0)
     connected_ms: int = 0
     held: frozenset[tuple[str, int]] = frozenset()
@@ -232,6 +245,8 @@ def _find_long_run(standing: Standing, pace: ClassPace, rules: AlertRules) -> It
 
 def _find_idle(standing: Standing, pace: ClassPace, rules: AlertRules) -> Iterator[Finding]:
     since_ms = standing.active_ms
+    if standing.is_done or standing.state is None or not standing.state.last_run_ms:
+        return  # who has run nothing has not started
     if since_ms and pace.now_ms - since_ms >= rules.idle_after_ms and pace.median_run_ms > since_ms:
         yield Finding("idle", since_ms)
 
@@ -239,27 +254,31 @@ def _find_idle(standing: Standing, pace: ClassPace, rules: AlertRules) -> Iterat
 def _find_no_progress(standing: Standing, pace: ClassPace, rules: AlertRules) -> Iterator[Finding]:
     """Time counts from the class's first step without them: when all listen to the teacher, nobody is late."""
     position, since_ms = standing.frontier
-    if not position:
+    is_held = ("no_progress", since_ms) in standing.held
+    limit_ms = 0 if is_held else max(rules.no_progress_after_ms, rules.no_progress_ratio * standing.own_step_ms)
+    if not position or pace.now_ms - since_ms < limit_ms:
         return
-    steps = pace.passing_times[: pace.passing_times.index(0)] if 0 in pace.passing_times else pace.passing_times
-    missed = max(bisect_right(steps, since_ms), position)
-    if len(steps) - missed < _MISSED_STEPS:
+    times = pace.passing_times
+    reached = bisect_left(range(len(times)), 1, key=lambda place: int(times[place] == 0))
+    missed = bisect_right(range(reached), since_ms, lo=min(position, reached), key=times.__getitem__)
+    if reached - missed < _MISSED_STEPS:
         return
     typical_ms = pace.step_ms.get(position + 1, 0)
-    is_held = ("no_progress", since_ms) in standing.held
-    if is_held or pace.now_ms - max(since_ms, steps[missed]) >= rules.no_progress_after_ms:
+    if pace.now_ms - max(since_ms, times[missed]) >= limit_ms:
         yield Finding("no_progress", since_ms, typical_ms=round(typical_ms) or None)
 
 
 def _find_behind(standing: Standing, pace: ClassPace, rules: AlertRules) -> Iterator[Finding]:
+    """Who comes late has as much time again as they are late."""
+    begun_ms = pace.passing_times[0] if len(pace.passing_times) else 0
+    late_ms = max(0, standing.connected_ms - begun_ms) if begun_ms else 0
     since_ms = standing.behind_since
-    if since_ms and pace.now_ms - since_ms >= rules.behind_after_ms:
+    if since_ms and pace.now_ms - max(since_ms, standing.connected_ms + late_ms) >= rules.behind_after_ms:
         yield Finding("behind", since_ms)
-    since_ms = pace.passing_times[0] if pace.passing_times else 0
-    if standing.position or not since_ms or (pace.median or 0) < _BEGUN_POSITION:
+    if standing.position or not begun_ms or (pace.median or 0) < _BEGUN_POSITION:
         return
-    if pace.now_ms - max(since_ms, standing.connected_ms) >= rules.not_started_after_ms:
-        yield Finding("not_started", since_ms)
+    if pace.now_ms - max(begun_ms, standing.connected_ms) >= rules.not_started_after_ms:
+        yield Finding("not_started", begun_ms)
 
 
 def find_behind(behind_since: int, position: int, pace: ClassPace, rules: AlertRules) -> int:
