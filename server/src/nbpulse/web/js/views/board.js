@@ -14,6 +14,7 @@ import { Counters } from "./counters.js";
 import { Grid } from "./grid.js";
 import { Header, Help } from "./header.js";
 import { useClass } from "./live.js";
+import { openProjector } from "./nav.js";
 import { Refused, Waiting, Connecting } from "./pages.js";
 import { Shared } from "./shared.js";
 import { Talk } from "./talk.js";
@@ -116,7 +117,7 @@ function listenToKeys() {
     if (!hasShortcuts.value || target.matches("input, select, textarea")) return;
     const alert = findPointedAlert();
     const action = {
-      "?": () => (isHelpOpen.value = true), a: toggleNames, "/": focusSearch,
+      "?": () => (isHelpOpen.value = true), a: toggleNames, "/": focusSearch, p: () => openProjector(course.peek().id),
       c: alert && (() => claim(alert)), h: alert && (() => help(alert)),
       m: alert && (() => (talk.value = { student: rows.peek()[alert.i].id })),
     }[event.key];
