@@ -88,6 +88,7 @@ PostgresQuery = Literal[
     "load_class",
     "load_pulse",
     "load_roster",
+    "load_runs",
     "load_states",
     "load_help",
     "class_summary",
@@ -95,6 +96,8 @@ PostgresQuery = Literal[
     "end_meeting",
     "list_meetings",
     "keep_meetings",
+    "report",
+    "share_report",
     # what staff do, and inboxes
     "act_on_alert",
     "list_interventions",

@@ -71,6 +71,15 @@ export function fetchLive(courseId, notebookId) {
   return request("GET", `/api/v1/courses/${encodeURIComponent(courseId)}/live${query}`);
 }
 
+/**
+ * Charts and shared errors of one team ("" all), of what was run in the last minutes (0 all). @param {string} courseId
+ * @param {?string} notebookId @param {string} team @param {number} minutes
+ */
+export function fetchCharts(courseId, notebookId, team, minutes) {
+  const query = new URLSearchParams({ ...(notebookId && { notebook: notebookId }), ...(team && { team }), ...(minutes && { minutes: String(minutes) }) });
+  return request("GET", `/api/v1/courses/${encodeURIComponent(courseId)}/charts?${query}`);
+}
+
 /** @param {string} courseId @returns {Promise<import("./views/projector.js").Projection>} */
 export const fetchProjector = (courseId) => request("GET", `/api/v1/courses/${encodeURIComponent(courseId)}/projector`);
 
@@ -85,6 +94,23 @@ export const startMeeting = (courseId) =>
 /** @param {string} courseId */
 export const endMeeting = (courseId) =>
   request("POST", `/api/v1/courses/${encodeURIComponent(courseId)}/meetings/end`, {});
+
+/** @param {string} courseId @returns {Promise<import("./report.js").Meeting[]>} the newest first */
+export const fetchMeetings = async (courseId) => (await request("GET", `/api/v1/courses/${encodeURIComponent(courseId)}/meetings?limit=500`)).meetings;
+/** @param {string} courseId @param {string} meetingId */
+const ofReport = (courseId, meetingId) => `/api/v1/courses/${encodeURIComponent(courseId)}/meetings/${encodeURIComponent(meetingId)}/report`;
+/** @param {string} courseId @param {string} meetingId @returns {Promise<import("./report.js").Report>} */
+export const fetchReport = (courseId, meetingId) => request("GET", ofReport(courseId, meetingId));
+/** Where its table is. @param {string} courseId @param {string} meetingId */
+export const reportTable = (courseId, meetingId) => `${ofReport(courseId, meetingId)}.csv`;
+/** @param {string} courseId @param {string} meetingId @returns {Promise<{shares: any[]}>} */
+export const fetchShares = (courseId, meetingId) => request("GET", `${ofReport(courseId, meetingId)}/shares`);
+/** @param {string} courseId @param {string} meetingId @param {number} days @returns {Promise<{code: string}>} */
+export const shareReport = (courseId, meetingId, days) => request("POST", `${ofReport(courseId, meetingId)}/shares`, { days });
+/** @param {string} courseId @param {string} meetingId @param {string} shareId */
+export const revokeShare = (courseId, meetingId, shareId) => request("DELETE", `${ofReport(courseId, meetingId)}/shares/${shareId}`);
+/** @param {string} code @returns {Promise<import("./report.js").Report & {expires_at: string}>} */
+export const fetchSharedReport = (code) => request("POST", "/api/v1/shared/report", { code });
 
 /** @param {string} id @param {string} rest */
 const ofPeople = (id, rest) => `/api/v1/courses/${encodeURIComponent(id)}/${rest}`;
