@@ -19,6 +19,9 @@ const page = signal({ name: "connecting" });
  * @type {Record<string, () => Promise<any>>}
  */
 const COURSE_PAGES = {
+  students: async () => (await import("./views/student.js")).StudentPage,
+  cells: async () => (await import("./views/cell.js")).CellPage,
+  errors: async () => (await import("./views/error.js")).ErrorPage,
   data: async () => (await import("./views/data.js")).Data,
   projector: async () => (await import("./views/projector.js")).Projector,
   people: async () => (await import("./views/people.js")).People,
