@@ -80,6 +80,9 @@ PostgresQuery = Literal[
     "list_own_audit",
     "ensure_course",
     "ensure_teacher",
+    "list_courses",
+    "create_course",
+    "change_course",
     "register_original",
     "delete_course",
     "open_rehearsal",
@@ -94,6 +97,8 @@ PostgresQuery = Literal[
     "start_meeting",
     "end_meeting",
     "list_meetings",
+    "reopen_meeting",
+    "show_readiness",
     "keep_meetings",
     # what staff do, and inboxes
     "act_on_alert",

@@ -20,6 +20,8 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.get("/")
+@router.get("/courses")
+@router.get("/join/{code}")
 @router.get("/courses/{course_id}")
 @router.get("/courses/{course_id}/{page:path}")
 async def show_board(request: Request) -> Response:

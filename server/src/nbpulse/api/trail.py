@@ -54,6 +54,7 @@ LOOKS: Final = frozenset(
         "integrity",
         "interventions",
         "messages",
+        "readiness",
     )
 )
 """The reads that show students' work."""
