@@ -20,13 +20,13 @@ CALLERS: Final = {
     "staff-elsewhere": "an instructor of another course",
     "token-elsewhere": "an instructor of the course, by a token made for another course of theirs",
     "operator": "a user whose global role is `operator`, in no course",
-    "analyst": "a user whose global role is `analyst`, in no course",
+    "analyst": "an analyst of the course, by a token for scripts",
     "hub-student": "a student of the course by a JupyterHub's word",
     "hub-instructor": "an instructor of the course by a JupyterHub's word",
 }
 _OF_COURSE: Final = {"assistant", "instructor"}
 _STUDENTS: Final = {"student", "student-elsewhere", "hub-student"}
-_STRANGERS: Final = {"student-elsewhere", "staff-elsewhere", "token-elsewhere", "operator", "analyst"}
+_STRANGERS: Final = {"student-elsewhere", "staff-elsewhere", "token-elsewhere", "operator"}
 
 
 def _expect(
@@ -46,6 +46,7 @@ EXPECTED: Final[dict[Rule, dict[str, str]]] = {
     Rule.DELIVERER: _expect(_STUDENTS | {"events-only"}),
     Rule.STUDENT: _expect(_STUDENTS | {"inbox-only"}),
     Rule.STAFF: _STAFF,
+    Rule.READER: _STAFF | {"analyst": "yes"},
     Rule.INSTRUCTOR: _expect({"instructor", "reader", "hub-instructor"}, strangers=_STRANGERS),
     # Whether they may make one is then said by the database (NB-1210), of the assistant too.
     Rule.CREATOR: _expect({"instructor", "staff-elsewhere", "operator"}),

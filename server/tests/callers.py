@@ -133,14 +133,15 @@ async def _add_staff(callers: Callers) -> None:
     callers.headers["token-elsewhere"] = _bear(bound)
     async with connect(stage.database_url) as owner:
         for name in ("assistant", "operator", "analyst"):
-            role = "student" if name == "assistant" else name
+            role = "operator" if name == "operator" else "student"
             callers.ids[name] = await owner.fetchval(
                 "INSERT INTO users (username, role) VALUES ($1, $2) RETURNING id", f"{name}-{mark}", role
             )
-        await owner.execute(
-            "INSERT INTO enrolments (user_id, course_id, role) VALUES ($1, $2, 'assistant')",
-            *(callers.ids["assistant"], stage.course.id),
-        )
+        for name in ("assistant", "analyst"):
+            await owner.execute(
+                "INSERT INTO enrolments (user_id, course_id, role) VALUES ($1, $2, $3)",
+                *(callers.ids[name], stage.course.id, name),
+            )
         expired = await stage.people.create_staff_token(callers.ids["instructor"])
         await owner.execute(
             "UPDATE tokens SET expires_at = now() - interval '1 second' WHERE id = $1", UUID(expired.split("_")[2])

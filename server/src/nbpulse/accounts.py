@@ -32,10 +32,11 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help=get_text("arg_user"))]
 
 
 class Role(Enum):
-    """Staff's, of a course."""
+    """Of a course, for whom is not its student."""
 
     INSTRUCTOR = "instructor"
     ASSISTANT = "assistant"
+    ANALYST = "analyst"
 
 
 def add_commands(app: typer.Typer, connect: Connect) -> None:

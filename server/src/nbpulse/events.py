@@ -259,12 +259,12 @@ def _identify(envelope: _Envelope, raw: bytes, user_id: UUID) -> tuple[UUID, dat
 
 def _check_clock(occurred_at: datetime, received_at: datetime) -> datetime:
     """The time in UTC, never after our own clock; a clock a day or more wrong is refused aloud."""
-    occurred_at = occurred_at.astimezone(UTC)
     if occurred_at - received_at > CLOCK_AHEAD_MAX:
         raise InvalidEvent("NB-1017", "clock_ahead", limit_hours=24)
     if occurred_at < OCCURRED_AT_MIN:
         raise InvalidEvent("NB-1018", "clock_behind")
-    return min(occurred_at, received_at)
+    # Not before: what is hours from the first or last year there is has no time in UTC.
+    return min(occurred_at.astimezone(UTC), received_at)
 
 
 def _note_ahead(occurred_at: datetime, received_at: datetime) -> dict[str, int]:

@@ -121,6 +121,12 @@ PostgresQuery = Literal[
     "common_errors",
     "slow_cells",
     "recovery_times",
+    # one student's, cell's, error's work
+    "find_policy",
+    "read_student",
+    "read_runs",
+    "read_cell",
+    "read_error",
     # privacy
     "find_tombstone",
     "export_person",

@@ -16,6 +16,9 @@ from uuid import UUID, uuid5
 from nbpulse.errors import InvalidInput
 
 EXERCISE_TAG: Final = "exercise"
+SOURCE_CHARS_MAX: Final = 20_000
+"""Of a cell's code, kept to show what students made of it."""
+_LABEL_CHARS_MAX: Final = 200
 _CELL_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TYPES: Final = ("code", "markdown", "raw")
 _NAME = re.compile(r"[^\x00]{1,256}")
@@ -23,13 +26,14 @@ _HEADING = re.compile(r"^#{1,6}\s+(.*?)\s*#*\s*$", re.MULTILINE)
 
 
 class OriginalCell(NamedTuple):
-    """One cell of an original; `title` is its section's heading."""
+    """One cell of an original; `title` is its section's heading, `source` its text as far as it is kept (code)."""
 
     cell_id: str
     cell_index: int
     cell_type: str
     title: str | None
     exercise_id: str | None
+    source: str | None
 
 
 def parse_notebook(body: bytes, name: object) -> dict[str, Any]:
@@ -89,8 +93,9 @@ def name_cells(content: dict[str, Any], notebook_id: UUID) -> Iterator[OriginalC
         ours |= {"cell_id": original_id, "notebook_id": str(notebook_id)}
         exercise_id = _find_exercise(metadata, ours)
         cell |= {"id": cell_id, "metadata": metadata | {"nbpulse": ours}}
-        cell_type = cell.get("cell_type")
-        yield OriginalCell(original_id, index, cell_type if cell_type in _TYPES else "code", section, exercise_id)
+        cell_type = cell["cell_type"] if cell.get("cell_type") in _TYPES else "code"
+        kept = _clean(source, SOURCE_CHARS_MAX) if cell_type == "code" else None
+        yield OriginalCell(original_id, index, cell_type, section, exercise_id, kept)
 
 
 def _find_exercise(metadata: dict[str, Any], ours: dict[str, Any]) -> str | None:
@@ -109,9 +114,9 @@ def _find_exercise(metadata: dict[str, Any], ours: dict[str, Any]) -> str | None
     return _clean(str(ours["exercise_id"])) if ours.get("exercise_id") else None
 
 
-def _clean(text: str) -> str:
-    """As a column holds it."""
-    return text.replace("\x00", "")[:200]
+def _clean(text: str, chars_max: int = _LABEL_CHARS_MAX) -> str:
+    """What a database holds of it: no NUL, no half of a character."""
+    return text[:chars_max].replace("\x00", "").encode("utf-8", "replace").decode()
 
 
 def _get_dict(owner: dict[str, Any], name: str) -> dict[str, Any]:

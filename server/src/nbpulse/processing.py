@@ -45,6 +45,7 @@ def _describe(course: CourseRecord, settings: Settings) -> dict[str, Any]:
         "former": course.former,
         "assistants": course.assistants,
         "instructors": course.instructors,
+        "analysts": course.analysts,
         "raw_days": settings.retention_days or "-",
         "session_days": settings.session_retention_days or "-",
         "series": "InfluxDB" if settings.influx_url else "PostgreSQL",

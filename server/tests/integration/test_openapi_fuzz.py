@@ -100,6 +100,8 @@ class World:
                 self.ids[whose] = await _collect(owner, "user_id", callers.ids[whose])
             self.ids["elsewhere"] = await _collect(owner, "course_id", callers.other.id)
             self.ids["course"] = await _collect(owner, "course_id", stage.course.id)
+            notebooks = await owner.fetch("SELECT id FROM notebooks WHERE course_id = $1", stage.course.id)
+            self.ids["notebooks"] = {row["id"] for row in notebooks}
 
     async def _work_as(self, whose: str, staff: str, course: str) -> None:
         """Runs, errors, a raised hand with its line, and a talk with staff."""
@@ -127,7 +129,7 @@ class World:
         elif teaches_there:
             may_see |= {"student-elsewhere", "course of staff-elsewhere"}
         words = {word: whose for word, whose in self.words.items() if whose not in may_see}
-        if name in ("student", "hub-student"):  # the course is theirs, its join code not
+        if name in ("student", "hub-student", "analyst"):  # the course is theirs, its join code not
             public = {whose for whose in self.words.values() if whose == "course of instructor"}
             words = {
                 word: whose
@@ -147,6 +149,9 @@ class World:
             ids |= {callers.ids[one]: one for one in ("instructor", "assistant")}
             if name not in ("student", "hub-student"):
                 ids |= dict.fromkeys(self.ids["course"] - {callers.stage.course.id}, "course")
+            if name == "analyst":
+                ids = {one: whose for one, whose in ids.items() if one not in self.ids["notebooks"]}
+        ids.pop(callers.ids.get(name, UUID(int=0)), None)  # their own
         course = callers.other if teaches_there else callers.stage.course
         # Who is told a class's code may join it; the others must not learn one.
         code = "XXXXXX" if course.join_code in words and "student" not in name else course.join_code
@@ -219,5 +224,7 @@ def test_no_answer_is_a_servers_error_or_tells_what_is_others(
     # Else nothing would have been shown: of what is open to them, callers did come to see something.
     if name in ("student", "hub-student"):
         assert "POST /api/v1/events" in tally.admitted, tally
+    if name == "analyst":
+        assert "GET /api/v1/courses/{course_id}/sessions" in tally.admitted, tally
     if name in ("assistant", "instructor", "staff-elsewhere"):
         assert len(tally.admitted) >= 10, tally

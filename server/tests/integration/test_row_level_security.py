@@ -48,7 +48,7 @@ TRUTH = read_truth()
 
 def read_staff_truth() -> dict[str, str]:
     """Table -> which rows `app_staff` reads."""
-    lines = re.findall(r"^- (people|staff): ([a-z_ ]+)$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+    lines = re.findall(r"^- (people|staff|read): ([a-z_ ]+)$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
     return {table: scope for scope, tables in lines for table in tables.split()}
 
 
@@ -114,7 +114,7 @@ class School:
             | {"id": uuid4(), "course_id": course_id, "alert_id": uuid4(), "staff_id": user_id, "action": "claim"}
             | {"revision": number},
             "event_ids": mine | event | {"ordinal": number, "received_at": when},
-            "event_contents": mine | event,
+            "event_contents": mine | event | {"course_id": course_id},
             "timeseries.cell_executions": point | {"event_type": "cell_execution", "has_error": False},
             "timeseries.cell_executions_1m": {"minute_ns": number, "user_id": user_id, "course_id": course_id}
             | {"notebook_path": "x", "duration_bins": "{}"}
@@ -159,6 +159,7 @@ class School:
                 "led": teaches and same_course,
                 "member": same_course,
                 "people": teaches and same_course,
+                "read": teaches and same_course,
                 "-": False,
             }[scope]
             for scope in scopes.split()

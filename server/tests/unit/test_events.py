@@ -92,6 +92,8 @@ def test_an_event_without_an_id_gets_the_same_one_each_time_and_another_for_anot
         (make(occurred_at="2026-11-23T01:02:03"), "NB-1016"),
         (make(occurred_at="2026-11-25T01:02:03Z"), "NB-1017"),
         (make(occurred_at="1999-12-31T23:59:59Z"), "NB-1018"),
+        (make(occurred_at="0001-01-01T00:00:00+10:00"), "NB-1018"),
+        (make(occurred_at="9999-12-31T23:59:59-10:00"), "NB-1017"),
         (make(notebook_path=...), "NB-1015"),
         (make(notebook_path="x" * 501), "NB-1011"),
         (make(notebook_path="./"), "NB-1015"),

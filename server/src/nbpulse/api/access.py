@@ -48,6 +48,8 @@ class Rule(Enum):
     """A token with the scope inbox:read."""
     STAFF = auto()
     """An instructor or assistant of the course in the path."""
+    READER = auto()
+    """The same, or an analyst of it, who is answered without names (downloads.py)."""
     INSTRUCTOR = auto()
     """An instructor of the course in the path."""
     CREATOR = auto()
@@ -103,13 +105,17 @@ RULES: Final[dict[str, Rule]] = {
     "GET /api/v1/courses/{course_id}/live": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/series": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/notebooks/{notebook_id}/summary": Rule.STAFF,
-    "GET /api/v1/courses/{course_id}/sessions": Rule.STAFF,
+    "GET /api/v1/courses/{course_id}/sessions": Rule.READER,
     "GET /api/v1/courses/{course_id}/students/{user_id}/sessions": Rule.STAFF,
-    "GET /api/v1/courses/{course_id}/progress": Rule.STAFF,
-    "GET /api/v1/courses/{course_id}/failing-cells": Rule.STAFF,
-    "GET /api/v1/courses/{course_id}/common-errors": Rule.STAFF,
-    "GET /api/v1/courses/{course_id}/slow-cells": Rule.STAFF,
-    "GET /api/v1/courses/{course_id}/recovery-times": Rule.STAFF,
+    "GET /api/v1/courses/{course_id}/students/{user_id}": Rule.STAFF,
+    "GET /api/v1/courses/{course_id}/students/{user_id}/runs": Rule.STAFF,
+    "GET /api/v1/courses/{course_id}/cells/{notebook_id}": Rule.STAFF,
+    "GET /api/v1/courses/{course_id}/errors/{fingerprint}": Rule.STAFF,
+    "GET /api/v1/courses/{course_id}/progress": Rule.READER,
+    "GET /api/v1/courses/{course_id}/failing-cells": Rule.READER,
+    "GET /api/v1/courses/{course_id}/common-errors": Rule.READER,
+    "GET /api/v1/courses/{course_id}/slow-cells": Rule.READER,
+    "GET /api/v1/courses/{course_id}/recovery-times": Rule.READER,
     "GET /api/v1/courses/{course_id}/activity": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/error-rate": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/integrity": Rule.STAFF,
@@ -146,7 +152,7 @@ _READ_BY_POST: Final = frozenset({"POST /api/v1/courses/{course_id}/tickets"})
 
 def find_scope(route: str) -> str | None:
     """The scope that a token must have at a course's route for staff; None elsewhere."""
-    if RULES[route] not in (Rule.STAFF, Rule.INSTRUCTOR):
+    if RULES[route] not in (Rule.STAFF, Rule.READER, Rule.INSTRUCTOR):
         return None
     return COURSE_READ if route.startswith("GET ") or route in _READ_BY_POST else COURSE_WRITE
 
@@ -198,7 +204,7 @@ class Gate:
         elif (rule is Rule.OWNER and person.kind not in _IN_PERSON) or (rule is Rule.CREATOR and not person.may_create):
             raise AccessDenied("NB-1103")
         elif (reach := find_scope(route)) is not None:
-            course = check_staff(person, request.path_params.get("course_id"))
+            course = check_staff(person, request.path_params.get("course_id"), or_analyst=rule is Rule.READER)
             if rule is Rule.INSTRUCTOR and person.roles[course] != "instructor":
                 raise AccessDenied("NB-1103")
             if not person.may(reach):
@@ -317,13 +323,13 @@ class Gate:
             done.exception()  # whoever waits has it; a refresh in the background simply comes again
 
 
-def check_staff(person: Person, course_id: object) -> UUID:
-    """The course. Raises AccessDenied (NB-1103) for the course's students, NotFound (NB-1202) for strangers."""
+def check_staff(person: Person, course_id: object, *, or_analyst: bool = False) -> UUID:
+    """The course. Raises AccessDenied (NB-1103) for its others, NotFound (NB-1202) for strangers."""
     try:
         course = course_id if isinstance(course_id, UUID) else UUID(str(course_id))
     except ValueError as error:
         raise NotFound("NB-1202") from error
-    if person.is_staff(course):
+    if person.is_staff(course) or (or_analyst and person.is_analyst(course)):
         return course
     if course in person.roles:
         raise AccessDenied("NB-1103")

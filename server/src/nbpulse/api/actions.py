@@ -119,11 +119,13 @@ async def list_interventions(
     course_id: str,
     before: datetime | None = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
+    student: str | None = None,
 ) -> Response:
-    """What was done, newest first; `got_past`: since then the student has run the alert's cell well."""
+    """What was done (for `student`), newest first; `got_past`: since then they have run the alert's cell well."""
     if before is not None and before.tzinfo is None:
         raise InvalidInput("NB-1007", detail="before: no time zone")
-    log = await get_context(request).interventions.list_log(parse_id(course_id), before, limit)
+    student_id = parse_id(student) if student else None
+    log = await get_context(request).interventions.list_log(parse_id(course_id), before, limit, student_id)
     return answer({"interventions": log})
 
 

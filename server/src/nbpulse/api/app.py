@@ -41,6 +41,7 @@ from nbpulse.api import (
     rehearsals,
     signing_in,
     sockets,
+    work,
 )
 from nbpulse.api.access import check_rules
 from nbpulse.api.catalogue import describe_problems, show_errors
@@ -132,6 +133,7 @@ def create_app(
         inbox.router,
         classrooms.shared,
         queries.router,
+        work.router,
         meetings.router,
         collections.router,
         courses.router,

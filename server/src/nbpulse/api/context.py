@@ -38,6 +38,7 @@ from nbpulse.records.messages import Messages
 from nbpulse.records.own_tokens import OwnTokens
 from nbpulse.records.people import People, Person
 from nbpulse.records.views import ClassReader
+from nbpulse.records.work import WorkReader
 from nbpulse.stream import EventStream
 from nbpulse.timeseries import ClassScope, TimeSeriesStore
 
@@ -98,6 +99,7 @@ class Context:
     hub: LiveHub
     series: TimeSeriesStore
     history: CourseHistory
+    work: WorkReader
     meetings: Meetings
     interventions: Interventions
     messages: Messages
@@ -150,6 +152,7 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         hub=parts.hub,
         series=parts.series,
         history=CourseHistory(parts.people),
+        work=WorkReader(parts.people),
         meetings=Meetings(parts.people),
         interventions=Interventions(parts.people, parts.people.seal),
         messages=Messages(parts.people, parts.people.seal),

@@ -21,9 +21,9 @@ import msgspec
 from fastapi import Depends, Query, Request
 from starlette.responses import Response
 
-from nbpulse.api.context import get_context
+from nbpulse.api.context import get_context, get_person, parse_id
 from nbpulse.api.pseudonyms import KEY_LIFE_S, pseudonymise
-from nbpulse.errors import InvalidInput
+from nbpulse.errors import AccessDenied, InvalidInput
 from nbpulse.records.analysis import Course, Span, Table
 
 # What a spreadsheet would take for a formula: https://owasp.org/www-community/attacks/CSV_Injection
@@ -88,16 +88,23 @@ async def answer_table(
 ) -> Response:
     """
     `table` as asked for. Of an answer in pages `following` is the next one's cursor, None on the last: `next` in JSON,
-    and a Link header in every form (RFC 8288). Raises InvalidInput (NB-1207): no Parquet here.
+    and a Link header in every form (RFC 8288). To an analyst every form is without names.
+
+    Raises InvalidInput (NB-1207): no Parquet here; AccessDenied (NB-1160): an analyst asked for names.
     """
     more = {} if following is _ALONE else {"next": following}
     suppressed = 0
-    if form.hides_people:
+    is_analyst = not get_person(request).is_staff(parse_id(request.path_params["course_id"]))
+    if is_analyst and form.is_identified:
+        raise AccessDenied("NB-1160")
+    hides_people = is_analyst or form.hides_people
+    if hides_people:
         # Shared by the API's processes, and forgotten: afterwards nobody can tell who was whom.
         cache, place = get_context(request).cache, f"nbpulse:pseudonyms:{subject.course.short_name}"
-        table, suppressed = pseudonymise(table, await cache.get_or_make(place, KEY_LIFE_S, _make_key))
+        key = await cache.get_or_make(place, KEY_LIFE_S, _make_key)
+        table, suppressed = pseudonymise(table, key, has_paths=not is_analyst)
     # In a thread: the Parquet library is half a second of imports.
-    facts = {"identified": not form.hides_people, "suppressed_rows": suppressed}
+    facts = {"identified": not hides_people, "suppressed_rows": suppressed}
     content = await asyncio.to_thread(_compose, table, subject, form, more, facts)
     tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
     headers = {"Cache-Control": "no-store", "ETag": tag}  # a program may keep it, a browser may not

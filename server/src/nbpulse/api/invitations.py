@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -26,7 +26,7 @@ Code = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 class InvitationRequest(msgspec.Struct):
     """As what somebody is invited, to which teams (an assistant's), and for how many days."""
 
-    role: Literal["assistant", "instructor"]
+    role: invitations.StaffRole
     teams: Annotated[list[Annotated[str, msgspec.Meta(max_length=40)]], msgspec.Meta(max_length=100)] = []
     days: Annotated[int, msgspec.Meta(ge=1, le=30)] = 7
 

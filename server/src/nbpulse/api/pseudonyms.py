@@ -20,15 +20,23 @@ _IDS: Final = frozenset({"user_id", "id"})
 _NAMES: Final = frozenset({"username", "display_name", "student_number"})
 
 
-def pseudonymise(table: Table, key: bytes) -> tuple[Table, int]:
-    """The table with other ids and names, and how many rows of figures of fewer than 5 students were left out."""
+def pseudonymise(table: Table, key: bytes, *, has_paths: bool = True) -> tuple[Table, int]:
+    """
+    The table with other ids and names, and how many rows of figures of fewer than 5 students were left out.
+
+    `has_paths` False: one person's row does not say the notebook's path, in which students like to put their names.
+    """
     places = {name: place for place, name in enumerate(table.columns)}
     students, person = places.get("students"), places.get("user_id")
     kept = [row for row in table.rows if students is None or row[students] >= STUDENTS_MIN]
     changed = {place for name, place in places.items() if name in _IDS or name in _NAMES}
     names = {place for name, place in places.items() if name in _NAMES}
 
+    path = places.get("notebook_path") if person is not None and not has_paths else None
+
     def hide(row: tuple[Any, ...], place: int) -> Any:
+        if place == path:
+            return None
         if place not in changed or row[place] is None:
             return row[place]
         if place not in names:

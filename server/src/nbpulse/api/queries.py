@@ -132,12 +132,12 @@ async def list_error_rate(request: Request, scope: AskedScope, form: AskedForm, 
 
 
 @router.get("/integrity")
-async def list_integrity(request: Request, scope: AskedScope, form: AskedForm) -> Response:
+async def list_integrity(request: Request, scope: AskedScope, form: AskedForm, student: str | None = None) -> Response:
     """
-    Students whose data has gaps, by default of the last day: what is missing, repeated or off, never why. All data is
-    self-reported; whoever is not named here may still have hidden something.
+    Students whose data has gaps (or this one), by default of the last day: what is missing, repeated or off, never why.
+    All data is self-reported; whoever is not named here may still have hidden something.
     """
-    table = await list_signs(get_context(request).people, scope.course_id, scope.span)
+    table = await list_signs(get_context(request).people, scope.course_id, scope.span, _parse_optional(student))
     return await answer_table(request, table, scope.name("integrity"), form)
 
 
@@ -234,7 +234,7 @@ async def _answer_page(
 ) -> Response:
     """Of `table`, read with one row more than asked for. What changes between two pages may shift their rows."""
     page = msgspec.structs.replace(table, rows=table.rows[:limit])
-    following = _encode_cursor(skip + limit) if len(table.rows) > limit else None
+    following = encode_cursor(skip + limit) if len(table.rows) > limit else None
     return await answer_table(request, page, subject, form, following=following)
 
 
@@ -296,14 +296,14 @@ def _parse_optional(text: str | None) -> UUID | None:
 def _make_cursor(table: Table) -> str:
     """The cursor of the page of sessions after this one."""
     last = dict(zip(table.columns, table.rows[-1], strict=True))
-    return _encode_cursor(Place(last["started_at"], last["id"]))
+    return encode_cursor(Place(last["started_at"], last["id"]))
 
 
 def _read_cursor(cursor: str | None) -> Place | None:
     """Where the sessions before ended. Raises InvalidInput (NB-1205): no cursor of ours."""
     if not cursor:
         return None
-    place = _decode_cursor(cursor, Place)
+    place = decode_cursor(cursor, Place)
     try:
         return Place(place.started_at.astimezone(UTC), place.session_id)
     except (ValueError, OverflowError) as error:
@@ -312,18 +312,20 @@ def _read_cursor(cursor: str | None) -> Place | None:
 
 def _read_skip(cursor: str | None) -> int:
     """How many rows the pages before had. Raises InvalidInput (NB-1205): no cursor of ours."""
-    return _decode_cursor(cursor, _Skip) if cursor else 0
+    return decode_cursor(cursor, _Skip) if cursor else 0
 
 
 _Skip = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 _Where = TypeVar("_Where")
 
 
-def _encode_cursor(where: object) -> str:
+def encode_cursor(where: object) -> str:
+    """Where a page ended, to be given back as it stands."""
     return base64.urlsafe_b64encode(msgspec.json.encode(where)).decode().rstrip("=")
 
 
-def _decode_cursor(cursor: str, kind: type[_Where]) -> _Where:
+def decode_cursor(cursor: str, kind: type[_Where]) -> _Where:
+    """What `encode_cursor` made. Raises InvalidInput (NB-1205): no cursor of ours."""
     try:
         return msgspec.json.decode(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)), type=kind)
     except (ValueError, OverflowError) as error:

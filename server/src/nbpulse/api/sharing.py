@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from nbpulse.api.context import admit, get_context, get_person
-from nbpulse.records.people import Person
+from nbpulse.records.people import ANALYST, Person
 
 
 class SharedRoute(APIRoute):
@@ -47,8 +47,9 @@ class SharedRoute(APIRoute):
 
 
 def _find_view(person: Person) -> object:
-    """What decides which rows staff see: the courses they teach, and of those seen in part, whose teams."""
+    """What decides which rows are seen: the courses one teaches, of those seen in part whose teams; those analysed."""
     # A token made for one course does not say which others its owner teaches.
     if person.course_id is not None:
         return person.user_id
-    return frozenset((course, person.teams.get(course)) for course in person.roles if person.is_staff(course))
+    taught = {(course, person.teams.get(course)) for course in person.roles if person.is_staff(course)}
+    return frozenset(taught | {(course, ANALYST) for course in person.roles if person.is_analyst(course)})

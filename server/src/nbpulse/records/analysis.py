@@ -1,7 +1,8 @@
 """History for the analyst: the specification's two queries and what else a course's staff ask of it.
 
 Promises: every query is bounded by a course, a window and a limit, and answers with plain rows: columns and values in
-one order for JSON and CSV alike; nothing sealed is opened; all is read as staff, so whoever is none sees none of it.
+one order for JSON and CSV alike; nothing sealed is opened; all is read as staff or analyst, so whoever is neither sees
+none of it, and to an analyst `users` is empty: whom a row is about has no name for them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ ROWS_MAX: Final = 5_000
 _SESSIONS = """
 SELECT ls.id, u.username, ls.user_id, ls.notebook_id, n.path AS notebook_path, ls.started_at, ls.ended_at,
     ls.total_duration_ms, ls.cell_executions, ls.error_count
-FROM learning_sessions ls JOIN users u ON u.id = ls.user_id LEFT JOIN notebooks n ON n.id = ls.notebook_id
+FROM learning_sessions ls LEFT JOIN users u ON u.id = ls.user_id LEFT JOIN notebooks n ON n.id = ls.notebook_id
 WHERE ls.course_id = $1 AND ls.started_at >= $2 AND ls.started_at < $3
     AND ($4::uuid IS NULL OR ls.user_id = $4) AND ($5::uuid IS NULL OR ls.notebook_id = $5)
     AND ($6::timestamptz IS NULL OR (ls.started_at, ls.id) < ($6, $7::uuid))
@@ -36,8 +37,8 @@ SELECT u.username, d.user_id, d.notebook_id, n.path AS notebook_path, d.complete
     d.last_at AS last_activity
 FROM done d JOIN totals t USING (notebook_id) JOIN notebooks n ON n.id = d.notebook_id
     JOIN enrolments e ON e.user_id = d.user_id AND e.course_id = $1 AND e.role = 'student'
-    JOIN users u ON u.id = d.user_id
-ORDER BY n.path, u.username LIMIT $3 OFFSET $4
+    LEFT JOIN users u ON u.id = d.user_id
+ORDER BY n.path, u.username, d.user_id LIMIT $3 OFFSET $4
 """  # noqa: S608
 _FAILING_CELLS = """
 SELECT n.id AS notebook_id, n.path AS notebook_path, c.*

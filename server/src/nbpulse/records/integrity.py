@@ -22,21 +22,22 @@ SELECT u.username, e.user_id, e.event_type, e.occurred_at, e.received_at, e.sequ
         AS lost_count, e.data->>'clock_ahead_ms' AS clock_ahead_ms
 FROM events e JOIN enrolments n ON n.user_id = e.user_id AND n.course_id = e.course_id AND n.role = 'student'
     JOIN users u ON u.id = e.user_id
-WHERE e.course_id = $1 AND e.occurred_at >= $2 AND e.occurred_at < $3 ORDER BY u.username, e.user_id
+WHERE e.course_id = $1 AND e.occurred_at >= $2 AND e.occurred_at < $3 AND ($4::uuid IS NULL OR e.user_id = $4)
+ORDER BY u.username, e.user_id
 """
 
 
 _CHANGES = "SELECT created_at FROM collection_versions WHERE course_id = $1 AND version > 1 AND created_at >= $2"
 
 
-async def list_signs(people: People, course_id: UUID, span: Span) -> Table:
-    """Each student's signs in the window. Raises Unavailable (NB-2003)."""
+async def list_signs(people: People, course_id: UUID, span: Span, student_id: UUID | None = None) -> Table:
+    """Each student's signs in the window, or one student's. Raises Unavailable (NB-2003)."""
     now = datetime.now(UTC)
     rows: list[tuple[Any, ...]] = []
     async with people.connect("list_signs") as connection:
         changes = [row["created_at"] for row in await connection.fetch(_CHANGES, course_id, span.start)]
     async with people.connect("list_signs", is_staff=True) as connection:
-        async for username, user_id, traces in _read_students(connection, course_id, span):
+        async for username, user_id, traces in _read_students(connection, course_id, span, student_id):
             rows += [
                 (username, user_id, sign.kind, sign.count, sign.off_s, sign.since, sign.until)
                 for sign in find_signs(traces, now, changes)
@@ -46,10 +47,10 @@ async def list_signs(people: People, course_id: UUID, span: Span) -> Table:
 
 
 async def _read_students(
-    connection: asyncpg.Connection, course_id: UUID, span: Span
+    connection: asyncpg.Connection, course_id: UUID, span: Span, student_id: UUID | None
 ) -> AsyncIterator[tuple[str, UUID, list[Trace]]]:
     name, student, traces = "", None, list[Trace]()
-    async for row in connection.cursor(_TRACES, course_id, *span, prefetch=_ROWS_AT_ONCE):
+    async for row in connection.cursor(_TRACES, course_id, *span, student_id, prefetch=_ROWS_AT_ONCE):
         if row["user_id"] != student:
             if student is not None:
                 yield name, student, traces

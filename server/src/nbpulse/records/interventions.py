@@ -42,7 +42,8 @@ _LOG: Final = f"""
 SELECT {_COLUMNS}, rule, cell_id, note, CASE WHEN cell_id IS NOT NULL THEN EXISTS (
     SELECT FROM learner_cells c WHERE c.user_id = i.user_id AND c.course_id = i.course_id AND c.cell_id = i.cell_id
         AND c.last_ok_at > i.at) END AS got_past
-FROM interventions i WHERE course_id = $1 AND at < $2 ORDER BY at DESC, id LIMIT $3
+FROM interventions i WHERE course_id = $1 AND at < $2 AND ($4::uuid IS NULL OR user_id = $4)
+ORDER BY at DESC, id LIMIT $3
 """  # noqa: S608
 _HELPED_HANDS: Final = """
 SELECT h.user_id, h.course_id, h.id, h.opened_at, i.id AS action_id
@@ -137,10 +138,13 @@ class Interventions:
             return fold_actions(known).describe(alert_id), None
         return fold_actions([*known, action]).describe(alert_id), action
 
-    async def list_log(self, course_id: UUID, before: datetime | None, limit: int) -> list[Intervention]:
-        """What was done, newest first; `before`: only what is older."""
+    async def list_log(
+        self, course_id: UUID, before: datetime | None, limit: int, student_id: UUID | None = None
+    ) -> list[Intervention]:
+        """What was done (for one student), newest first; `before`: only what is older."""
         async with self._people.connect("list_interventions") as connection:
-            rows = await connection.fetch(_LOG, course_id, before or datetime.max.replace(tzinfo=UTC), limit)
+            earlier = before or datetime.max.replace(tzinfo=UTC)
+            rows = await connection.fetch(_LOG, course_id, earlier, limit, student_id)
             undone = await connection.fetch(
                 "SELECT undoes FROM interventions WHERE course_id = $1 AND undoes = ANY($2::uuid[])",
                 course_id,

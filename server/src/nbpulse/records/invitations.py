@@ -20,7 +20,7 @@ from nbpulse.records.audit import Facts, note_audit
 from nbpulse.records.people import People
 from nbpulse.records.tokens import PASSWORD_SET, add_session, hash_secret, parse_token
 
-StaffRole = Literal["assistant", "instructor"]
+StaffRole = Literal["assistant", "instructor", "analyst"]
 
 _OPEN = """
 SELECT i.id, i.role, i.teams, i.created_at, i.expires_at FROM invitations i

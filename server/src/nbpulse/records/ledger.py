@@ -55,8 +55,8 @@ SELECT e.user_id, e.event_id, e.ordinal, e.occurred_at, e.entry_id FROM event_id
 JOIN unnest($1::uuid[], $2::smallint[], $3::uuid[]) AS k(user_id, shard, event_id) USING (user_id, shard, event_id)
 """
 _INSERT_CONTENTS = """
-INSERT INTO event_contents (user_id, shard, event_id, occurred_at, source, output)
-VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING
+INSERT INTO event_contents (user_id, shard, event_id, occurred_at, course_id, notebook_id, cell_id, source, output)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT DO NOTHING
 """
 _INSERT_HELP = """
 INSERT INTO help_requests (user_id, shard, id, course_id, notebook_id, cell_id, message, opened_at)
@@ -316,8 +316,9 @@ class PostgresLedger:
             if "source" in event.data or "output" in event.data:
                 source = self._seal_text(event, "event_contents", "source")
                 output = self._seal_text(event, "event_contents", "output")
-                key = (event.user_id, shard, event.event_id)
-                await connection.execute(_INSERT_CONTENTS, *key, event.occurred_at, source, output)
+                run = (event.user_id, shard, event.event_id, event.occurred_at)
+                place = (event.course_id, item.notebook_id, event.cell_id)
+                await connection.execute(_INSERT_CONTENTS, *run, *place, source, output)
             if event.event_type == "help_request":
                 request = (event.user_id, shard, event.event_id, event.course_id, item.notebook_id, event.cell_id)
                 message = self._seal_text(event, "help_requests", "message")

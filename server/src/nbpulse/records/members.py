@@ -23,8 +23,8 @@ from nbpulse.records.people import People, open_name
 from nbpulse.records.tokens import make_code
 from nbpulse.shards import get_shard_number
 
-Role = Literal["student", "assistant", "instructor", "waiting", "former"]
-GivenRole = Literal["student", "assistant", "instructor", "former"]
+Role = Literal["student", "assistant", "instructor", "analyst", "waiting", "former"]
+GivenRole = Literal["student", "assistant", "instructor", "analyst", "former"]
 CODE_LIFE: Final = timedelta(days=120)
 
 _MEMBERS = """

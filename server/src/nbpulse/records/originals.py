@@ -23,12 +23,13 @@ INSERT INTO notebooks AS n (id, course_id, path, title) VALUES ($1, $2, $3, $4)
 ON CONFLICT (id) DO UPDATE SET title = excluded.title WHERE n.title IS DISTINCT FROM excluded.title
 """
 _REGISTER_CELLS = """
-INSERT INTO notebook_cells AS n (notebook_id, cell_id, cell_index, cell_type, title, exercise_id, is_registered)
-SELECT $1, k.*, TRUE FROM unnest($2::text[], $3::int[], $4::text[], $5::text[], $6::text[]) AS k
+INSERT INTO notebook_cells AS n (notebook_id, cell_id, cell_index, cell_type, title, exercise_id, source,
+    is_registered)
+SELECT $1, k.*, TRUE FROM unnest($2::text[], $3::int[], $4::text[], $5::text[], $6::text[], $7::text[]) AS k
 ON CONFLICT (notebook_id, cell_id) DO UPDATE SET cell_index = excluded.cell_index, cell_type = excluded.cell_type,
-    title = excluded.title, exercise_id = excluded.exercise_id, is_registered = TRUE
-WHERE (n.cell_index, n.cell_type, n.title, n.exercise_id, n.is_registered)
-    IS DISTINCT FROM (excluded.cell_index, excluded.cell_type, excluded.title, excluded.exercise_id, TRUE)
+    title = excluded.title, exercise_id = excluded.exercise_id, source = excluded.source, is_registered = TRUE
+WHERE (n.cell_index, n.cell_type, n.title, n.exercise_id, n.source, n.is_registered) IS DISTINCT FROM
+    (excluded.cell_index, excluded.cell_type, excluded.title, excluded.exercise_id, excluded.source, TRUE)
 """
 _RELEASE_CELLS = """
 UPDATE notebook_cells SET is_registered = FALSE

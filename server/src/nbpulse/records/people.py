@@ -46,6 +46,7 @@ STUDENT_SCOPES: Final = ("events:write", "inbox:read")
 COURSE_READ: Final = "course:read"
 COURSE_WRITE: Final = "course:write"
 STAFF_ROLES: Final = frozenset({"assistant", "instructor"})
+ANALYST: Final = "analyst"
 _QUERY_LIMIT_S: Final = 5.0
 _USE_NOTED: Final = timedelta(minutes=5)
 
@@ -86,6 +87,10 @@ class Person(msgspec.Struct, frozen=True):
     def may_create(self) -> bool:
         """Whether the token reaches to making a course, where its owner may: it is bound to none."""
         return self.course_id is None and self.may(COURSE_WRITE)
+
+    def is_analyst(self, course_id: UUID) -> bool:
+        """True for who reads the course's history without names, by a token that reads courses."""
+        return self.may(COURSE_READ) and self.roles.get(course_id) == ANALYST
 
     def is_staff(self, course_id: UUID) -> bool:
         """True for an instructor or assistant of the course, by a token meant for staff."""

@@ -9,7 +9,8 @@ _LIST = """
 SELECT c.title, c.short_name, v.version, v.level, coalesce(v.without, '{}') AS without, v.notice_ja, v.notice_en,
     count(*) FILTER (WHERE e.role = 'student') AS students, count(*) FILTER (WHERE e.role = 'former') AS former,
     count(*) FILTER (WHERE e.role = 'assistant') AS assistants,
-    count(*) FILTER (WHERE e.role = 'instructor') AS instructors
+    count(*) FILTER (WHERE e.role = 'instructor') AS instructors,
+    count(*) FILTER (WHERE e.role = 'analyst') AS analysts
 FROM courses c LEFT JOIN enrolments e ON e.course_id = c.id
 LEFT JOIN LATERAL (SELECT * FROM collection_versions k WHERE k.course_id = c.id ORDER BY version DESC LIMIT 1) v ON true
 WHERE (c.short_name = $1 OR $1::text IS NULL AND NOT c.is_demo)
@@ -31,6 +32,7 @@ class CourseRecord(msgspec.Struct, frozen=True):
     former: int
     assistants: int
     instructors: int
+    analysts: int
 
 
 async def list_courses(pool: asyncpg.Pool, short_name: str | None) -> list[CourseRecord]:

@@ -123,7 +123,7 @@ class _Plan:
             self._added.append((uuid4(), row))
             self.told.added.append(line)
             return False
-        if known["role"] in ("assistant", "instructor"):
+        if known["role"] in ("assistant", "instructor", "analyst"):
             self.told.problems.append(Problem(row.line, "NB-1159", {}))
             return False
         if known["joined_at"] is not None and known["display_name"] is not None:

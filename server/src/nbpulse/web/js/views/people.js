@@ -40,7 +40,7 @@ export function People({ courseId, title }) {
     ${problem && html`<${Problem} error=${problem} />`}
     <${Newcomers} ...${parts} members=${of("waiting")} />
     <${Entry} ...${parts} entry=${entry} />
-    <${Staff} ...${parts} members=${of("instructor", "assistant")} invitations=${invitations} me=${people.user_id} />
+    <${Staff} ...${parts} members=${of("instructor", "assistant", "analyst")} invitations=${invitations} me=${people.user_id} />
     <${Students} ...${parts} members=${of("student")} former=${of("former")} />
     ${mayChange && html`<${Roster} courseId=${courseId} done=${() => run(async () => {})} />`}
   <//>`;
@@ -100,7 +100,7 @@ function Staff({ courseId, run, mayChange, members, invitations, me }) {
       <span class="fields">
         <select aria-label=${t("people.role_of", { name: one.name })} value=${one.role} disabled=${!mayChange || Boolean(one.granted_by)}
           onChange=${(/** @type {any} */ e) => change(one, { role: e.target.value }).then((isDone) => isDone || (e.target.value = one.role))}>
-          ${["instructor", "assistant"].map((role) => html`<option key=${role} value=${role} selected=${role === one.role}>${t(`role.${role}`)}</option>`)}
+          ${["instructor", "assistant", "analyst"].map((role) => html`<option key=${role} value=${role} selected=${role === one.role}>${t(`role.${role}`)}</option>`)}
         </select>
         ${one.role === "assistant" && html`<${Field} label=${t("people.teams_of", { name: one.name })} hint=${t("people.teams")} value=${joinTeams(one.teams)}
           isFixed=${!mayChange} save=${(/** @type {string} */ text) => change(one, { teams: splitTeams(text) })} />`}
@@ -121,7 +121,7 @@ function Invite({ courseId, run, invitations }) {
   };
   return html`<h3>${t("people.invite")}</h3>
     <form class="fields" onSubmit=${submit}>
-      <label>${t("people.role")} <select name="role">${["assistant", "instructor"].map((role) => html`<option key=${role} value=${role}>${t(`role.${role}`)}</option>`)}</select></label>
+      <label>${t("people.role")} <select name="role">${["assistant", "instructor", "analyst"].map((role) => html`<option key=${role} value=${role}>${t(`role.${role}`)}</option>`)}</select></label>
       <label>${t("people.teams")} <input name="teams" maxlength="200" placeholder=${t("people.teams_example")} /></label>
       <button class="primary" data-action="invite">${t("people.make_link")}</button>
     </form>

@@ -6,14 +6,14 @@ has stays readable. Who may make one is said by `may_create_courses()`, in one p
 
 from alembic import op
 
-revision = "0023"
-down_revision = "0022"
+revision = "0030"
+down_revision = "0029"
 
 ME = "nullif(current_setting('app.current_user_id', true), '')::uuid"
 DEFINER = "SECURITY DEFINER SET search_path = public, pg_temp"
 LED = "course_id = ANY(my_led_courses())"
 OF_LED = f"EXISTS (SELECT FROM notebooks n WHERE n.id = notebook_id AND n.{LED})"
-CELL_COLUMNS = "cell_index, cell_type, title, exercise_id, is_registered"
+CELL_COLUMNS = "cell_index, cell_type, title, exercise_id, source, is_registered"
 RIGHTS = (
     "ALTER TABLE courses ADD COLUMN archived_at TIMESTAMP WITH TIME ZONE",
     "GRANT SELECT (archived_at) ON courses TO app_reader",
@@ -74,8 +74,9 @@ BEGIN
         INSERT INTO notebooks (id, course_id, path, title, description)
         SELECT new_id, target, path, title, description FROM originals RETURNING id
     )
-    INSERT INTO notebook_cells (notebook_id, cell_id, cell_index, cell_type, title, exercise_id, is_registered)
-    SELECT o.new_id, c.cell_id, c.cell_index, c.cell_type, c.title, c.exercise_id, TRUE
+    INSERT INTO notebook_cells (notebook_id, cell_id, cell_index, cell_type, title, exercise_id, source,
+        is_registered)
+    SELECT o.new_id, c.cell_id, c.cell_index, c.cell_type, c.title, c.exercise_id, c.source, TRUE
     FROM originals o JOIN added a ON a.id = o.new_id JOIN notebook_cells c ON c.notebook_id = o.id
     WHERE c.is_registered;
 END $$
