@@ -52,7 +52,8 @@ async def add_person(stage: Stage, role: str | None, course_id: UUID, user_role:
 async def read_audit(stage: Stage, course_id: str) -> list[tuple[str, dict[str, Any]]]:
     async with connect(stage.database_url) as owner:
         rows = await owner.fetch(
-            "SELECT action, facts FROM audit_log WHERE course_id = $1 AND actor_id = $2 ORDER BY id",
+            "SELECT action, facts FROM audit_log WHERE course_id = $1 AND actor_id = $2"
+            " AND action <> 'class_viewed' ORDER BY id",
             *(UUID(course_id), stage.teacher_id),
         )
     return [(row["action"], json.loads(row["facts"])) for row in rows]
