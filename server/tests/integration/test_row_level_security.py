@@ -96,6 +96,7 @@ class School:
             "notebooks": {"course_id": course_id, "path": f"{number}.ipynb"},
             "notebook_cells": {"notebook_id": notebook_id, "cell_id": str(number)},
             "class_meetings": {"course_id": course_id, "ended_at": when},
+            "course_maps": {"course_id": course_id},
             "events": mine
             | event
             | {"received_at": when, "ordinal": number, "course_id": course_id}

@@ -29,6 +29,19 @@ async def show_live(request: Request, course_id: str, notebook: str | None = Non
     return Response(view.encode_snapshot(), 200, {"Cache-Control": "no-store"}, "application/json")
 
 
+@router.get("/courses/{course_id}/projector")
+async def show_projector(request: Request, course_id: str) -> Response:
+    """
+    What the projector shows of the class's notebook: nobody's name, id or words, no group smaller than 3
+    (`present` null: fewer than 5 are here). Frames of the WebSocket, its `hello` with `"view": "projector"`, go on from
+    its `seq`.
+    """
+    course = parse_id(course_id)
+    view = await get_context(request).hub.open_view(course, None, get_person(request).teams.get(course))
+    body = view.projection.encode_snapshot()
+    return Response(body, 200, {"Cache-Control": "no-store"}, "application/json")
+
+
 @shared.get("/courses/{course_id}/notebooks/{notebook_id}/summary")
 async def show_summary(request: Request, course_id: str, notebook_id: str) -> Response:
     """

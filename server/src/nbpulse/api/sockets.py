@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from typing import Any, Final
+from typing import Any, Final, Literal
 from uuid import UUID
 
 import msgspec
@@ -23,6 +23,7 @@ from nbpulse.api.context import Context, get_context, parse_id
 from nbpulse.api.limits import find_address
 from nbpulse.api.problems import make_problem
 from nbpulse.errors import AccessDenied, NbpulseError, NotFound, TooMuch, Unavailable
+from nbpulse.hub.projection import Projection
 from nbpulse.hub.view import View
 from nbpulse.identity import ask_as
 from nbpulse.records.people import Person, Teams
@@ -51,6 +52,7 @@ class ClientMessage(msgspec.Struct):
     after_seq: int = 0
     notebook: str | None = None
     id: str | None = None
+    view: Literal["board", "projector"] = "board"
 
 
 _decode = msgspec.json.Decoder(ClientMessage).decode
@@ -86,6 +88,7 @@ async def watch_classroom(websocket: WebSocket, course_id: str) -> None:
             view = await context.hub.open_view(course, notebook_id, person.teams.get(course))
             board = _Board(websocket, context, person, course, view, rights_changed=rights_changed)
             board.follows_default = notebook_id is None
+            board.is_projector = hello.view == "projector"
             await board.serve(hello)
     except WebSocketDisconnect:
         return
@@ -157,6 +160,7 @@ class _Board:
         rights_changed: asyncio.Event,
     ) -> None:
         self.follows_default = True
+        self.is_projector = False
         self._websocket = websocket
         self._context = context
         self._person = person
@@ -173,9 +177,9 @@ class _Board:
         metrics.live_viewers.inc()
         self._view.viewers.add(self._wake)
         try:
-            await self._send({"t": "hello", "epoch": self._view.epoch, "seq": self._view.seq})
+            await self._send({"t": "hello", "epoch": self._view.epoch, "seq": self._shown.seq})
             if hello.epoch is None:
-                self._place(self._view.seq)  # it has no snapshot to go on from: from now on
+                self._place(self._shown.seq)  # it has no snapshot to go on from: from now on
             elif hello.epoch == self._view.epoch:
                 await self._resume(hello)
             await self._run()
@@ -210,10 +214,10 @@ class _Board:
 
     async def _send_next(self) -> bool:
         """Send what the viewer has not heard; False when there was nothing."""
-        view, turn = self._view, self._turn
+        turn = self._turn
         if self._heard_seq is None:
             return False
-        frames = view.frames_after(self._heard_seq)
+        frames = self._shown.frames_after(self._heard_seq)
         if frames is None:
             await self._ask_for_snapshot()
             return False
@@ -237,7 +241,7 @@ class _Board:
         """Close who does not keep up."""
         while True:
             await asyncio.sleep(1)
-            behind = self._view.frames_after(self._heard_seq) if self._heard_seq is not None else None
+            behind = self._shown.frames_after(self._heard_seq) if self._heard_seq is not None else None
             if behind and (
                 time.monotonic() - behind[0].made_at > BEHIND_S
                 or sum(len(frame.text) for frame in behind) > BEHIND_BYTES
@@ -248,7 +252,8 @@ class _Board:
         """Pings, the entry in the list of connections, and whether the viewer may still look."""
         checked_at = time.monotonic()
         while True:
-            self._context.trail.note_look(self._person.user_id, self._course_id)
+            if not self.is_projector:
+                self._context.trail.note_look(self._person.user_id, self._course_id)
             await self._announce()
             is_changed = await self._wait_for_change(PING_S)
             await self._send({"t": "ping", "at": round(time.time() * 1000)})
@@ -278,6 +283,11 @@ class _Board:
             await self._show(None if self.follows_default else self._view.notebook_id)
 
     @property
+    def _shown(self) -> View | Projection:
+        """Whose frames this board is sent."""
+        return self._view.projection if self.is_projector else self._view
+
+    @property
     def _teams(self) -> Teams | None:
         """Whose students the viewer sees; None: all."""
         return self._person.teams.get(self._course_id)
@@ -288,7 +298,7 @@ class _Board:
             view = self._context.hub.find_view(self._course_id, message.epoch, self._teams)
             if view is not None:
                 self._move(view)
-        if message.epoch == self._view.epoch and self._view.frames_after(message.after_seq) is not None:
+        if message.epoch == self._view.epoch and self._shown.frames_after(message.after_seq) is not None:
             self._place(message.after_seq)
         else:
             await self._ask_for_snapshot()

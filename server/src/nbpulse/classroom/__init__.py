@@ -22,6 +22,7 @@ from nbpulse.classroom.learners import (
     to_ms,
 )
 from nbpulse.classroom.originals import Original, make_original, read_prints, recognise
+from nbpulse.classroom.projection import project
 from nbpulse.classroom.rules import AlertRules, find_streak
 from nbpulse.classroom.shared import SharedError, group_errors, is_current, list_errors
 
@@ -58,6 +59,7 @@ __all__ = [
     "make_original",
     "merge_states",
     "normalise_message",
+    "project",
     "read_prints",
     "recognise",
     "to_ms",

@@ -15,6 +15,7 @@ import msgspec
 from nbpulse import metrics
 from nbpulse.classroom import Action, Classroom, Column, Learner, LearnerState
 from nbpulse.errors import Unavailable
+from nbpulse.hub.projection import Frame, Projection
 from nbpulse.identity import get_asker
 
 TICK_S: Final = 0.25
@@ -65,6 +66,7 @@ class ClassSource(Protocol):
     async def load_class(self, course_id: UUID, notebook_id: UUID | None) -> LoadedClass: ...
     async def load_pulse(self, course_id: UUID, notebook_id: UUID | None) -> Pulse: ...
     async def load_roster(self, course_id: UUID) -> Sequence[Learner]: ...
+    async def load_announcements(self, course_id: UUID) -> Sequence[dict[str, Any]]: ...
     async def load_states(
         self, course_id: UUID, notebook_id: UUID | None, user_ids: Iterable[str]
     ) -> Sequence[LearnerState]: ...
@@ -84,14 +86,6 @@ class LiveMessage(msgspec.Struct):
 
 
 decode_message = msgspec.json.Decoder(LiveMessage).decode
-
-
-class Frame(msgspec.Struct, frozen=True):
-    """One encoded change of a view."""
-
-    seq: int
-    made_at: float
-    text: str
 
 
 class View:
@@ -140,10 +134,20 @@ class View:
         for state in loaded.states:
             self._apply(state)
         self._columns = {column.id for column in loaded.pulse.columns}
+        self._projection: Projection | None = None
 
     def use(self) -> None:
         """Somebody looks."""
         self.used_at = time.monotonic()
+
+    @property
+    def projection(self) -> Projection:
+        """The class without anybody in it; kept up to date from the first time it is asked for."""
+        if self._projection is None:
+            self._projection = Projection(self.epoch, self._course)
+            self._projection.show(self.classroom.snapshot(), round(time.time() * 1000))
+            self.wants_reconcile = True  # for the announcements
+        return self._projection
 
     @property
     def is_left(self) -> bool:
@@ -183,6 +187,8 @@ class View:
         roster_wanted, self.wants_roster, self.wants_reconcile = self.wants_roster, False, False
         self.reconciled_at = time.monotonic()
         try:
+            if self._projection is not None:
+                self._projection.announcements = await source.load_announcements(self.course_id)
             pulse = await source.load_pulse(self.course_id, self.notebook_id)
             if pulse.teams != self.teams or self.classroom.learner_ids - pulse.learner_revisions.keys():
                 # Its reader sees others now, or somebody left: a view only ever adds people, so viewers get a new one.
@@ -219,6 +225,10 @@ class View:
     def tick(self, now_ms: int) -> None:
         """Apply the rules as of now and, where something differs, make the next frame and wake the viewers."""
         self.classroom.evaluate(now_ms)
+        projection = self._projection
+        if projection is not None and projection.is_due() and projection.show(self.classroom.snapshot(), now_ms):
+            metrics.live_frames.inc()
+            self.wake_viewers()
         body = {**self.classroom.take_changes(), **self._extra}
         now = time.monotonic()
         while self._ring and now - self._ring[0].made_at > RING_S:

@@ -33,9 +33,9 @@ SELECT {STATE_COLUMNS} FROM learner_states s WHERE course_id = $1 AND state IS N
 """  # noqa: S608 - constants
 _SEND: Final = """
 INSERT INTO messages (user_id, shard, id, course_id, batch_id, thread_id, sender_id, is_from_staff, kind, body,
-    notebook_id, cell_id, source, error_fingerprint, revision)
+    notebook_id, cell_id, source, error_fingerprint, revision, is_for_class)
 SELECT k.user_id, k.shard, k.id, $1, $2, k.thread_id, $3, TRUE, $4, k.body, k.notebook_id, k.cell_id, k.source, $5,
-    k.revision
+    k.revision, $15
 FROM unnest($6::uuid[], $7::smallint[], $8::uuid[], $9::uuid[], $10::text[], $11::uuid[], $12::text[], $13::text[],
     $14::bigint[]) AS k(user_id, shard, id, thread_id, body, notebook_id, cell_id, source, revision)
 """
@@ -62,6 +62,16 @@ SELECT m.id, m.thread_id, m.kind, m.created_at, m.sender_id, m.is_from_staff, m.
 FROM messages m LEFT JOIN notebooks n ON n.id = m.notebook_id
 WHERE m.course_id = $1 AND m.user_id = $2 ORDER BY m.created_at DESC LIMIT $3
 """
+
+# One row of each: what it says is sealed for every student apart.
+_ANNOUNCEMENTS: Final = """
+SELECT * FROM (
+    SELECT DISTINCT ON (batch_id) batch_id, user_id, body, created_at FROM messages
+    WHERE course_id = $1 AND is_for_class AND kind = 'announcement' AND created_at > now() - interval '1 hour'
+    ORDER BY batch_id, created_at
+) batches ORDER BY created_at DESC LIMIT $2
+"""
+ANNOUNCEMENTS_MAX: Final = 2
 
 _COUNT_UNANSWERED: Final = """
 SELECT m.user_id, count(*) AS waiting FROM messages m
@@ -124,6 +134,14 @@ async def count_unanswered(connection: asyncpg.Connection, course_id: UUID) -> d
     """Students' messages of the last 12 hours that nobody has answered, by student."""
     rows = await connection.fetch(_COUNT_UNANSWERED, course_id)
     return {str(row["user_id"]): row["waiting"] for row in rows}
+
+
+async def read_announcements(
+    connection: asyncpg.Connection, seal: EncryptedField, course_id: UUID
+) -> list[dict[str, Any]]:
+    """What staff told the whole class in the last hour: the newest two, newest first, without who wrote or got them."""
+    rows = await connection.fetch(_ANNOUNCEMENTS, course_id, ANNOUNCEMENTS_MAX)
+    return [{"at": to_ms(row["created_at"]), "text": open_text(seal, row["user_id"], row["body"])} for row in rows]
 
 
 class Messages:
@@ -232,6 +250,7 @@ class Messages:
                 for user_id in users
             ],
             list(revisions.values()),
+            dispatch.user_ids is None and dispatch.error_fingerprint is None,
         )
 
     def _read_batch(self, row: asyncpg.Record, names: dict[UUID, str]) -> Batch:

@@ -19,7 +19,7 @@ from nbpulse.errors import NotFound
 from nbpulse.records.interventions import read_actions
 from nbpulse.records.learners import read_cell, read_state
 from nbpulse.records.members import open_member_name
-from nbpulse.records.messages import count_unanswered
+from nbpulse.records.messages import count_unanswered, read_announcements
 from nbpulse.records.people import People, Teams
 from nbpulse.records.progress import DONE
 from nbpulse.shards import get_shard_number
@@ -149,6 +149,11 @@ class ClassReader:
         """The course's students by number."""
         async with self._people.connect("load_roster") as connection:
             return self._read_roster(await connection.fetch(_ROSTER, course_id))
+
+    async def load_announcements(self, course_id: UUID) -> list[dict[str, Any]]:
+        """What staff told the whole class lately, as `read_announcements`."""
+        async with self._people.connect("list_messages") as connection:
+            return await read_announcements(connection, self._seal, course_id)
 
     async def load_states(
         self, course_id: UUID, notebook_id: UUID | None, user_ids: Iterable[str]

@@ -71,6 +71,9 @@ export function fetchLive(courseId, notebookId) {
   return request("GET", `/api/v1/courses/${encodeURIComponent(courseId)}/live${query}`);
 }
 
+/** @param {string} courseId @returns {Promise<import("./views/projector.js").Projection>} */
+export const fetchProjector = (courseId) => request("GET", `/api/v1/courses/${encodeURIComponent(courseId)}/projector`);
+
 /** @typedef {{user_id: string, sign: string, count: number, off_s: ?number}} Sign */
 /** @param {string} courseId @param {number} startMs @returns {Promise<{integrity: Sign[]}>} */
 export const fetchIntegrity = (courseId, startMs) =>

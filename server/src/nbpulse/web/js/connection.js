@@ -25,11 +25,23 @@ const BACKOFF_MOST_MS = 10_000;
  * @property {(error: ApiError) => void} onRefused the server said no (401, 403, 404): retrying is useless
  */
 
+/**
+ * What is read and how it is put together; `view` is what the socket is asked for.
+ * @typedef {Object} Feed
+ * @property {"board"|"projector"} view
+ * @property {(courseId: string, notebookId: ?string) => Promise<any>} read
+ * @property {(snapshot: any) => any} applySnapshot @property {(state: any, frame: any) => any} applyFrame
+ * @property {(state: any, frame: any) => "next"|"old"|"gap"} placeFrame
+ */
+/** @type {Feed} */
+const BOARD = { view: "board", read: fetchLive, applySnapshot, applyFrame, placeFrame };
+
 export class Connection {
-  /** @param {string} courseId @param {Listener} listener */
-  constructor(courseId, listener) {
+  /** @param {string} courseId @param {Listener} listener @param {Feed} [feed] */
+  constructor(courseId, listener, feed = BOARD) {
     this.courseId = courseId;
     this.listener = listener;
+    this.feed = feed;
     /** @type {?string} */
     this.notebookId = null;
     /** @type {?import("./state.js").State} */
@@ -92,11 +104,11 @@ export class Connection {
 
   async readSnapshot() {
     const askedAt = Date.now();
-    const snapshot = await fetchLive(this.courseId, this.notebookId);
+    const snapshot = await this.feed.read(this.courseId, this.notebookId);
     const answeredAt = Date.now();
     this.clockOffsetMs = snapshot.at - (askedAt + answeredAt) / 2;
     this.early.clear();
-    this.take(applySnapshot(snapshot));
+    this.take(this.feed.applySnapshot(snapshot));
   }
 
   /** @param {string} ticket */
@@ -107,7 +119,7 @@ export class Connection {
     this.heardAt = Date.now();
     socket.onopen = () => {
       const { epoch, seq } = /** @type {any} */ (this.state);
-      this.send({ t: "hello", ticket, epoch, after_seq: seq, notebook: this.notebookId });
+      this.send({ t: "hello", ticket, epoch, after_seq: seq, notebook: this.notebookId, view: this.feed.view });
     };
     socket.onmessage = (message) => {
       if (socket !== this.socket) return;
@@ -147,9 +159,9 @@ export class Connection {
     this.early.set(frame.seq, frame);
     let state = this.state;
     try {
-      for (let next = frame; next && placeFrame(state, next) !== "gap"; next = this.early.get(state.seq + 1)) {
+      for (let next = frame; next && this.feed.placeFrame(state, next) !== "gap"; next = this.early.get(state.seq + 1)) {
         this.early.delete(next.seq);
-        state = applyFrame(state, next);
+        state = this.feed.applyFrame(state, next);
       }
     } catch (error) {
       console.warn(error);

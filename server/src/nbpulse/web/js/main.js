@@ -19,6 +19,7 @@ const page = signal({ name: "connecting" });
  * @type {Record<string, () => Promise<any>>}
  */
 const COURSE_PAGES = {
+  projector: async () => (await import("./views/projector.js")).Projector,
   people: async () => (await import("./views/people.js")).People,
 };
 

@@ -14,6 +14,7 @@ import { Attention, explain } from "./attention.js";
 import { Counters } from "./counters.js";
 import { Grid } from "./grid.js";
 import { Header, Help } from "./header.js";
+import { openProjector } from "./nav.js";
 import { Refused, Waiting, Connecting } from "./pages.js";
 import { Shared } from "./shared.js";
 import { Talk } from "./talk.js";
@@ -133,7 +134,7 @@ function listenToKeys() {
     if (!hasShortcuts.value || target.matches("input, select, textarea")) return;
     const alert = findPointedAlert();
     const action = {
-      "?": () => (isHelpOpen.value = true), a: toggleNames, "/": focusSearch,
+      "?": () => (isHelpOpen.value = true), a: toggleNames, "/": focusSearch, p: () => openProjector(course.peek().id),
       c: alert && (() => claim(alert)), h: alert && (() => help(alert)),
       m: alert && (() => (talk.value = { student: rows.peek()[alert.i].id })),
     }[event.key];
