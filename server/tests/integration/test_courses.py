@@ -158,7 +158,8 @@ async def test_a_copy_takes_what_is_settled_and_prepared_and_nobody(stage: Stage
     assert (copy["student_count"], copy["role"], copy["is_join_open"]) == (0, "instructor", True)
     assert copy["join_code"] != stage.course.join_code
     ready = (await stage.http.get(f"{COURSES}/{copy['id']}/readiness", headers=stage.staff)).json()
-    assert ready["entry"]["shows_all_teams"] is True
+    people = (await stage.http.get(f"{COURSES}/{copy['id']}/people", headers=stage.staff)).json()
+    assert people["entry"]["shows_all_teams"] is True
     assert (ready["collection"]["level"], ready["collection"]["version"]) == ("source", 1)
     assert [(one["path"], one["is_prepared"]) for one in ready["notebooks"]] == [("week1.ipynb", True)]
     assert ready["notebooks"][0]["id"] != prepared["notebook_id"]
@@ -387,8 +388,9 @@ async def test_before_class_it_is_said_who_has_come_and_who_sends(stage: Stage) 
     assert [(one["path"], one["is_prepared"], one["student_count"]) for one in ready["notebooks"]] == [
         ("week1.ipynb", False, 2)
     ]
-    assert ready["join_url"] == f"{stage.url}/join/{stage.course.join_code}"
-    assert (ready["is_local"], ready["is_presence_known"]) == (True, True)
+    assert ready["is_presence_known"] is True
+    listed = await read(stage)
+    assert (listed["address"], listed["is_local"]) == (stage.url, True)
     await stage.post(silent["token"], make_run(event_type="presence", data={"state": "active"}))
     ready = (await stage.http.get(f"{COURSES}/{stage.course.id}/readiness", headers=stage.staff)).json()
     assert ready["students"][2]["state"] == "connected"

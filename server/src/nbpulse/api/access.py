@@ -63,6 +63,7 @@ RULES: Final[dict[str, Rule]] = {
     "GET /courses": Rule.ANYONE,
     "GET /courses/{course_id}": Rule.ANYONE,
     "GET /courses/{course_id}/{page:path}": Rule.ANYONE,
+    "GET /join": Rule.ANYONE,
     "GET /join/{code}": Rule.ANYONE,
     "GET /web/{path:path}": Rule.ANYONE,
     "GET /health": Rule.ANYONE,

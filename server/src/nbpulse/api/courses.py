@@ -67,12 +67,20 @@ async def show_courses(request: Request) -> Response:
     """
     The courses of which the asker is staff, those with a class meeting first; `may_create`: whether they may make one.
     `student_count` and `connected_count` (null: no meeting, or not known now) are of the students whom they may see.
+    `address`: where students reach this server; `is_local`: only this machine can.
     """
     person, context = get_person(request), get_context(request)
     staffed = [course for course in person.roles if person.is_staff(course)]
     courses, may_create = await list_courses(context.people, person.user_id, staffed)
     described = [await _describe(context, one) for one in courses]
-    return answer({"courses": described, "may_create": may_create and person.may_create})
+    return answer(
+        {
+            "courses": described,
+            "may_create": may_create and person.may_create,
+            "address": find_address(request),
+            "is_local": is_loopback(request.url.hostname or "") and not context.options.public_url,
+        }
+    )
 
 
 @router.post("", status_code=201, openapi_extra=describe_body(CourseRequest))
@@ -148,27 +156,14 @@ async def draw_join_code(request: Request, course_id: str) -> Response:
 async def show_readiness(request: Request, course_id: str) -> Response:
     """
     What one looks at before class: each student's state (`connected away silent absent waiting withdrawn`), which
-    notebooks are prepared, what is collected, how students join. `is_presence_known` false: who is connected is not
-    known now. `is_local`: only this machine can reach the address.
+    notebooks are prepared, what is collected. `is_presence_known` false: who is connected is not known now.
     """
     context, course = get_context(request), parse_id(course_id)
     presence = await _read_presence(context, course)
     students, notebooks = await read_readiness(context.people, course, presence or {})
     notice, _, _ = await context.consents.show(course)
-    entry = await Members(context.people).find_entry(course)
-    return answer(
-        {
-            "course": await _show_one(request, course),
-            "students": students,
-            "is_presence_known": presence is not None,
-            "notebooks": notebooks,
-            "collection": notice,
-            "entry": entry,
-            "join_url": find_join_url(request, entry),
-            "address": find_address(request),
-            "is_local": is_loopback(request.url.hostname or "") and not context.options.public_url,
-        }
-    )
+    told = {"students": students, "is_presence_known": presence is not None, "notebooks": notebooks}
+    return answer({**told, "collection": notice})
 
 
 def find_address(request: Request) -> str:

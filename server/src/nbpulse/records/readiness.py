@@ -13,8 +13,8 @@ from nbpulse.records.people import People
 
 State = Literal["connected", "away", "silent", "absent", "waiting", "withdrawn"]
 _STUDENTS = """
-SELECT e.user_id, u.username, u.display_name, e.roster_name, e.student_number, e.team, e.seat, e.role, e.joined_at,
-    s.last_activity_at, coalesce(w.action = 'withdraw', false) AS has_withdrawn
+SELECT e.user_id, u.username, u.display_name, e.roster_name, e.student_number, e.maybe_same_as, e.team, e.seat,
+    e.role, e.joined_at, s.last_activity_at, coalesce(w.action = 'withdraw', false) AS has_withdrawn
 FROM enrolments e JOIN users u ON u.id = e.user_id
 LEFT JOIN learner_states s ON s.user_id = e.user_id AND s.course_id = e.course_id
 LEFT JOIN LATERAL (
@@ -41,7 +41,7 @@ class Attendant(msgspec.Struct, frozen=True):
 
     user_id: UUID
     name: str
-    number: str | None
+    number: str
     team: str | None
     seat: str | None
     state: State
@@ -80,7 +80,9 @@ async def read_readiness(
             Attendant(
                 row["user_id"],
                 open_member_name(people.seal, row),
-                *(row["student_number"], row["team"], row["seat"]),
+                # Two with one number are told apart by their usernames.
+                (None if row["maybe_same_as"] else row["student_number"]) or row["username"],
+                *(row["team"], row["seat"]),
                 _judge(dict(row), last_at, now),
                 last_at,
             )
