@@ -45,19 +45,20 @@ export function Courses() {
   const isEmpty = live.length + others.length === 0;
   return html`<${Page} name=${isEmpty ? "no-course" : "courses"} title=${t(isEmpty ? "courses.none" : "courses.title")}>
     ${problem && html`<${Problem} error=${problem} />`}
-    ${isEmpty && html`<${Empty} mayCreate=${mayCreate} address=${address} />`}
+    ${isEmpty && html`<p>${t(mayCreate ? "courses.none_yours" : "courses.none_invited")}</p>`}
+    ${isEmpty && mayCreate && html`<${Creation} isOpen run=${run} />`}
+    ${isEmpty && html`<${Empty} address=${address} />`}
     ${live.length > 0 && html`<section data-part="live"><h2>${t("courses.live")}</h2><${List} ...${parts} courses=${live} /></section>`}
     ${others.length > 0 && html`<section data-part="others">${live.length > 0 && html`<h2>${t("courses.others")}</h2>`}<${List} ...${parts} courses=${others} /></section>`}
-    ${mayCreate && html`<${Creation} isOpen=${isEmpty} run=${run} />`}
+    ${mayCreate && !isEmpty && html`<${Creation} run=${run} />`}
     ${archived.length > 0 && html`<details data-part="archived"><summary>${t("courses.archived", { n: archived.length })}</summary>
       <p class="muted">${t("courses.archived_explain")}</p><${List} ...${parts} courses=${archived} /></details>`}
   <//>`;
 }
 
-/** @param {{mayCreate: boolean, address: string}} props */
-function Empty({ mayCreate, address }) {
-  return html`<p>${t(mayCreate ? "courses.none_yours" : "courses.none_invited")}</p>
-    <details><summary>${t("courses.none_connect")}</summary><${JoinSteps} address=${address} code=${t("join.code_word")} /></details>
+/** @param {{address: string}} props */
+function Empty({ address }) {
+  return html`<details><summary>${t("courses.none_connect")}</summary><${JoinSteps} address=${address} code="CODE" /></details>
     <details>
       <summary>${t("courses.none_operator")}</summary>
       <p>${t("courses.none_demo")}</p><${Command} text="nbpulse demo" />
@@ -122,8 +123,8 @@ function Copying({ course, run, done }) {
   </form>`;
 }
 
-/** @param {{isOpen: boolean, run: Run}} props */
-function Creation({ isOpen, run }) {
+/** @param {{isOpen?: boolean, run: Run}} props */
+function Creation({ isOpen = false, run }) {
   const zones = /** @type {any} */ (Intl).supportedValuesOf?.("timeZone") ?? [];
   const submit = (/** @type {any} */ event) => {
     event.preventDefault();
