@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 import httpx2
 import pytest
 
+from nbpulse.api.queries import encode_cursor
 from nbpulse.records.originals import register_original
 from stage import NOBODY, Stage, make_run
 from stores import connect
@@ -89,8 +90,10 @@ async def test_a_students_runs_bear_the_texts_that_were_collected_page_by_page(s
         stage, f"students/{student['user_id']}/runs", notebook=await find_notebook(stage), cell="cell-0"
     )
     assert [one["cell_id"] for one in of_cell["runs"]] == ["cell-0"]
-    answer = await ask(stage, f"students/{student['user_id']}/runs", cursor="x")
-    assert answer.json()["code"] == "NB-1205"
+    early = encode_cursor(["0001-01-01T00:00:00+10:00", str(uuid4())])  # a time that UTC does not have
+    for cursor in ("x", early):
+        answer = await ask(stage, f"students/{student['user_id']}/runs", cursor=cursor)
+        assert answer.json()["code"] == "NB-1205"
 
 
 async def test_a_students_page_says_who_they_are_and_what_they_did_in_this_class(stage: Stage) -> None:

@@ -151,10 +151,16 @@ def test_an_older_state_and_a_stranger_change_nothing() -> None:
     assert group.look(30) == before
 
 
+CHARTS = {"funnel": "f", "trend": "x", "curve": "q"}
+
+
 def replay(board: dict[str, Any], frame: dict[str, Any]) -> None:
     """What a viewer does with a frame (the browser's reducer, in Python)."""
-    for name in ("counts", "median", "connected", "cells", "errors"):
+    for name in ("counts", "median", "connected", "cells", "errors", *CHARTS, "exercises", "ago"):
         board[name] = frame.get(name, board[name])
+    for name, delta in CHARTS.items():
+        entries = {entry[0]: entry for entry in board[name]}
+        board[name] = list((entries | {entry[0]: entry for entry in frame.get(delta, [])}).values())
     students = {student["i"]: student for student in board["students"]}
     for student in frame.get("students", []):
         students[student["i"]] = dict(student)
@@ -206,7 +212,9 @@ def test_a_snapshot_and_its_frames_are_the_next_snapshot(seed: int) -> None:
         elif kind == "mail":
             group.room.set_mail({str(user): rng.randrange(3)})
         elif kind == "column":
-            group.room.set_columns([Column(f"cell-{i}", i) for i in range(rng.randrange(3, 7))])
+            group.room.set_columns(
+                [Column(f"cell-{i}", i, exercise=rng.choice(["ex", None])) for i in range(rng.randrange(3, 7))]
+            )
         elif kind.startswith("help"):
             group.happen(make(user, at_s, kind))
         wanted = group.look(at_s, away={rng.randrange(6)})

@@ -104,6 +104,7 @@ RULES: Final[dict[str, Rule]] = {
     "GET /api/v1/courses/{course_id}/join-code.svg": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/readiness": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/live": Rule.STAFF,
+    "GET /api/v1/courses/{course_id}/charts": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/projector": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/series": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/notebooks/{notebook_id}/summary": Rule.STAFF,

@@ -65,12 +65,12 @@ class CourseChange(msgspec.Struct):
 @router.get("")
 async def show_courses(request: Request) -> Response:
     """
-    The courses of which the asker is staff, those with a class meeting first; `may_create`: whether they may make one.
-    `student_count` and `connected_count` (null: no meeting, or not known now) are of the students whom they may see.
+    The courses of which the asker is staff or an analyst, those with a class meeting first; `may_create`: whether they
+    may make one. `student_count` and `connected_count` (null: no meeting, or not known now) are of the students whom they may see.
     `address`: where students reach this server; `is_local`: only this machine can.
     """
     person, context = get_person(request), get_context(request)
-    staffed = [course for course in person.roles if person.is_staff(course)]
+    staffed = [course for course in person.roles if person.is_staff(course) or person.is_analyst(course)]
     courses, may_create = await list_courses(context.people, person.user_id, staffed)
     described = [await _describe(context, one) for one in courses]
     return answer(

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Set
 from typing import Final
 
 from nbpulse.classroom.care import NO_CARE, Action, fold_actions
+from nbpulse.classroom.charts import Charts
 from nbpulse.classroom.entries import Alert, Changes, Column, Learner, name_alert, score_alert
+from nbpulse.classroom.figures import PassingTimes, Way
 from nbpulse.classroom.learners import CellState, LearnerState, Run
 from nbpulse.classroom.rules import (
     DEFAULT_RULES,
@@ -49,6 +51,7 @@ class _Row:
         self.quiet_until = 0
         self.errors: dict[str, Run] = {}
         self.mail = 0
+        self.way = Way()
 
 
 class Classroom:
@@ -81,6 +84,8 @@ class Classroom:
         self._errors: list[SharedError] = []
         self._meeting_since_ms = 0
         self._is_over = False
+        self._knows_runs = False
+        self._charts = Charts()
         self._changes = Changes()
         self.set_roster(learners)
         self.set_columns(columns)
@@ -113,6 +118,7 @@ class Classroom:
                 self._lay_square(row, cell)
             self._place_learner(row)
             self._changes.students.add(row.i)
+        self._charts.set_columns(ordered)
 
     @property
     def learner_ids(self) -> Set[str]:
@@ -144,7 +150,21 @@ class Classroom:
                 continue
             row.cells[cell.cell_id] = cell
             self._lay_square(row, cell)
+            if self._knows_runs:
+                before = (known.attempt_count, known.error_count) if known else (0, 0)
+                row.way.note_runs(cell.last_at_ms, cell.attempt_count - before[0], cell.error_count - before[1])
         self._place_learner(row)
+
+    def set_runs(self, runs: Iterable[tuple[str, int, int, int]]) -> None:
+        """
+        Of the last hour before the first state that is new: (user id, half minute as its start in ms / 30,000, runs,
+        errors among them). From here on runs are counted from the states.
+        """
+        for user_id, step, count, errors in runs:
+            if (row := self._rows.get(user_id)) is not None:
+                row.way.runs[step] = count, errors
+        self._knows_runs = True
+        self._charts.wear()
 
     def apply_actions(self, actions: Iterable[Action]) -> None:
         """Take in what staff did; what is known already changes nothing."""
@@ -156,6 +176,17 @@ class Classroom:
                 changed[action.user_id] = row
         for row in changed.values():
             row.care = fold_actions(row.actions.values())
+
+    def list_claims(self) -> dict[str, int]:
+        """Of staff who are on an alert that is shown: user id -> index of that student, the newest claim's."""
+        claims = [
+            (claim.at, row.i, claim.by)
+            for row in self._by_index
+            if row.alerts
+            for alert in row.alerts.values()
+            if (claim := alert.claim) is not None
+        ]
+        return {by: i for _, i, by in sorted(claims)}
 
     def set_mail(self, waiting: Mapping[str, int]) -> None:
         """How many messages of each student (by user id) nobody has answered."""
@@ -185,7 +216,9 @@ class Classroom:
         median = _find_median(started)
         last_runs = sorted(row.state.last_run_ms if row.state else 0 for row in connected)
         median_run_ms = last_runs[len(last_runs) // 2] if last_runs else 0
-        pace = ClassPace(now_ms, median, median_run_ms, self._find_passing_times(connected))
+        pace = ClassPace(
+            now_ms, median, median_run_ms, PassingTimes([row.way for row in connected], len(self._columns))
+        )
         counts = dict.fromkeys(STATUSES, 0)
         for row in self._by_index:
             is_connected = self._is_connected(row, now_ms)
@@ -213,6 +246,17 @@ class Classroom:
         errors = [] if self._is_over else group_errors((row.errors for row in self._by_index), now_ms)
         if errors != self._errors:
             self._errors, self._changes.errors = errors, True
+        self._charts.draw([row.way for row in self._by_index], counts, self._meeting_since_ms, now_ms)
+
+    def describe_team(self, team: str | None, since_ms: int, now_ms: int) -> dict[str, object]:
+        """
+        The charts and the shared errors of one team (None: of all), of what was run since `since_ms`; 0 for ever. They
+        are as the class's own in a snapshot, drawn for who asks.
+        """
+        rows = [row for row in self._by_index if team is None or row.learner.team == team]
+        errors = [] if self._is_over else group_errors((row.errors for row in rows), now_ms)
+        drawn = self._charts.draw_part([row.way for row in rows], since_ms, self._meeting_since_ms, now_ms)
+        return {**drawn, "errors": errors}
 
     def snapshot(self) -> dict[str, object]:
         """The whole board as of the last `evaluate`."""
@@ -227,6 +271,7 @@ class Classroom:
                 key=lambda a: (a.score, a.id),
             ),
             "errors": self._errors,
+            **self._charts.snapshot(),
         }
 
     def take_changes(self) -> dict[str, object]:
@@ -252,6 +297,7 @@ class Classroom:
             "a-": [alert_id for alert_id, alert in changes.alerts.items() if alert is None],
         }
         body.update((name, part) for name, part in parts.items() if part)
+        body.update(self._charts.take_changes())
         return body
 
     def _is_heard(self, row: _Row, now_ms: int) -> bool:
@@ -275,12 +321,9 @@ class Classroom:
             self._changes.squares.add((row.i, place))
 
     def _place_learner(self, row: _Row) -> None:
-        places = [
-            self._places[cell.cell_id] + 1
-            for cell in row.cells.values()
-            if cell.first_finished_ms is not None and cell.cell_id in self._places
-        ]
-        position = max(places, default=0)
+        row.way.lay(row.cells.values(), self._places)
+        self._charts.wear()
+        position = row.way.position
         if position != row.position:
             row.position = position
             self._changes.positions.add(row.i)
@@ -288,29 +331,13 @@ class Classroom:
     def _mark_stuck(self, row: _Row, alert: Alert | None) -> None:
         """The square of the cell somebody is stuck on shows it, as long as it stands in error."""
         stuck = self._places.get(alert.cell or "") if alert else None
+        if stuck is None and "4" not in row.squares:
+            return
         for place, square in enumerate(row.squares):
             wanted = "4" if place == stuck and square == "3" else "3" if place != stuck and square == "4" else square
             if wanted != square:
                 row.squares[place] = wanted
                 self._changes.squares.add((row.i, place))
-
-    def _find_passing_times(self, connected: list[_Row]) -> list[int]:
-        """For each position p (1..columns) when half of those connected had reached it; 0 where they have not."""
-        reached: list[list[int]] = [[] for _ in self._columns]
-        for row in connected:
-            earliest = 0
-            firsts: dict[int, int] = {}
-            for cell in row.cells.values():
-                place = self._places.get(cell.cell_id)
-                if place is not None and cell.first_finished_ms is not None:
-                    firsts[place] = cell.first_finished_ms
-            for place in range(row.position - 1, -1, -1):
-                first = firsts.get(place)
-                if first is not None:
-                    earliest = min(earliest, first) if earliest else first
-                reached[place].append(earliest)
-        half = (len([row for row in connected if row.position > 0]) + 1) // 2
-        return [sorted(times)[half - 1] if half and len(times) >= half else 0 for times in reached]
 
     def _make_alert(self, row: _Row, finding: Finding) -> Alert:
         place = self._places.get(finding.cell_id) if finding.cell_id else None
@@ -342,7 +369,12 @@ class Classroom:
 
     def _describe_columns(self) -> list[dict[str, object]]:
         return [
-            {"id": column.id, "idx": place if column.index is None else column.index, "title": column.title}
+            {
+                "id": column.id,
+                "idx": place if column.index is None else column.index,
+                "title": column.title,
+                **({"exercise": column.exercise} if column.exercise else {}),
+            }
             for place, column in enumerate(self._columns)
         ]
 

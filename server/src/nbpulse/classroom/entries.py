@@ -32,6 +32,9 @@ class Column(msgspec.Struct, frozen=True):
     id: str
     index: int | None
     title: str | None = None
+    """Of the section it stands in."""
+    exercise: str | None = None
+    """The exercise it belongs to."""
 
 
 class Alert(msgspec.Struct, frozen=True):

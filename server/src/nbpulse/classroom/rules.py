@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -60,6 +60,13 @@ def _is_other_cell(run: Run, errors: list[Run]) -> bool:
     return bool(errors) and (run.notebook_id, run.cell_id) != (errors[0].notebook_id, errors[0].cell_id)
 
 
+class PassingTimes(Protocol):
+    """By position: a list will do."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, place: int, /) -> int: ...
+
+
 class ClassPace(msgspec.Struct, frozen=True):
     """
     Where the class stands at one instant; the rules are relative to it.
@@ -71,7 +78,7 @@ class ClassPace(msgspec.Struct, frozen=True):
     now_ms: int
     median: float | None
     median_run_ms: int
-    passing_times: list[int]
+    passing_times: PassingTimes
 
 
 class Standing(msgspec.Struct, frozen=True):

@@ -26,7 +26,8 @@ SHORT_NAME: Final = r"^[a-z0-9]+(-[a-z0-9]+)*$"
 _SHORT_MAX: Final = 40
 _TRIES: Final = 1_000
 _LIST = """
-SELECT c.id, c.title, c.short_name, c.time_zone, c.is_demo, c.created_at, c.archived_at, e.role, c.join_code,
+SELECT c.id, c.title, c.short_name, c.time_zone, c.is_demo, c.created_at, c.archived_at, e.role,
+    CASE WHEN e.role <> 'analyst' THEN c.join_code END AS join_code,
     NOT c.is_join_closed AND c.archived_at IS NULL AND coalesce(c.join_code_expires_at > now(), true) AS is_join_open,
     m.started_at AS meeting_since, ARRAY(SELECT s.user_id FROM enrolments s
         WHERE s.course_id = c.id AND s.role = 'student') AS student_ids

@@ -73,6 +73,15 @@ export function fetchLive(courseId, notebookId) {
   return request("GET", `/api/v1/courses/${encodeURIComponent(courseId)}/live${query}`);
 }
 
+/**
+ * Charts and shared errors of one team ("" all), of what was run in the last minutes (0 all). @param {string} courseId
+ * @param {?string} notebookId @param {string} team @param {number} minutes
+ */
+export function fetchCharts(courseId, notebookId, team, minutes) {
+  const query = new URLSearchParams({ ...(notebookId && { notebook: notebookId }), ...(team && { team }), ...(minutes && { minutes: String(minutes) }) });
+  return request("GET", `/api/v1/courses/${encodeURIComponent(courseId)}/charts?${query}`);
+}
+
 /** @param {string} courseId @returns {Promise<import("./views/projector.js").Projection>} */
 export const fetchProjector = (courseId) => request("GET", `/api/v1/courses/${encodeURIComponent(courseId)}/projector`);
 

@@ -96,6 +96,11 @@ export function formatWait(ms) {
   return t("time.hours", { n: Math.floor(minutes / 60), minutes: minutes % 60 });
 }
 
+/** How long something took, in whole seconds. @param {number} seconds */
+export function formatSpan(seconds) {
+  return seconds < 1 ? t("time.under_second") : formatWait(seconds * 1000);
+}
+
 /** @param {Date} day */
 export const formatDay = (day) => formats.day.format(day);
 

@@ -22,6 +22,7 @@ const COURSE_PAGES = {
   before: async () => (await import("./views/before.js")).Before,
   join: async () => (await import("./views/join.js")).JoinLarge,
   handout: async () => (await import("./views/join.js")).Handout,
+  data: async () => (await import("./views/data.js")).Data,
   projector: async () => (await import("./views/projector.js")).Projector,
   people: async () => (await import("./views/people.js")).People,
 };

@@ -3,12 +3,13 @@
  * Twenty seconds: whom first, and why. While the pointer or the keyboard's focus is inside, the list stands still:
  * who comes new waits behind the "n new" button, who is done stays in place, dimmed.
  */
-import { html, useRef, useState } from "../preact.js";
+import { html, useState } from "../preact.js";
 import { formatClock, formatNumber, formatWait, t } from "../i18n.js";
 import { cellNumberAt } from "../state.js";
 import { alerts, cellNumbers, cells, classroom, labelOf, layout, now, rankedAlerts, rows, selected, tab, talk } from "../store.js";
 import { Acts, OnIt } from "./acts.js";
 import { Glyph } from "./glyph.js";
+import { useHold } from "./hold.js";
 import { Command } from "./pages.js";
 
 /** @typedef {import("../state.js").Alert} Alert */
@@ -16,29 +17,16 @@ import { Command } from "./pages.js";
 const MAIL_SHOWN = 5;
 
 export function Attention() {
+  const [isHeld, hand] = useHold();
   const [held, setHeld] = useState(/** @type {?Alert[]} */ (null));
-  const inside = useRef({ pointer: false, focus: false });
-  const hold = () => {
-    const { pointer, focus } = inside.current;
-    if (pointer || focus) setHeld((/** @type {?Alert[]} */ list) => list ?? rankedAlerts.peek());
-    else setHeld(null);
-  };
-  /** @param {"pointer"|"focus"} what @param {boolean} is */
-  const note = (what, is) => {
-    inside.current[what] = is;
-    hold();
-  };
+  if (isHeld !== (held !== null)) setHeld(isHeld ? rankedAlerts.peek() : null);
   /** @type {Alert[]} */
   const list = held ?? rankedAlerts.value;
   const shownIds = new Set(list.map((alert) => alert.id));
   const fresh = held ? rankedAlerts.value.filter((/** @type {Alert} */ alert) => !shownIds.has(alert.id)) : [];
   return html`<section
     class="attention panel" aria-labelledby="attention-title" data-held=${held !== null}
-    onPointerEnter=${(/** @type {PointerEvent} */ e) => e.pointerType === "mouse" && note("pointer", true)}
-    onPointerLeave=${() => note("pointer", false)}
-    onFocusIn=${(/** @type {any} */ e) => note("focus", e.target.matches(":focus-visible"))}
-    onFocusOut=${(/** @type {FocusEvent} */ e) =>
-      note("focus", inside.current.focus && /** @type {Element} */ (e.currentTarget).contains(/** @type {?Node} */ (e.relatedTarget)))}
+    ...${hand}
   >
     <header class="panel-head">
       <h2 id="attention-title">${t("attention.title")}</h2>

@@ -6,17 +6,20 @@ import { Connection } from "../connection.js";
 import { claim, help } from "../actions.js";
 import { t } from "../i18n.js";
 import {
-  alerts, classroom, clockOffsetMs, course, counts, gaps, hasShortcuts, isHelpOpen, labelOf, layout, link, me, minute,
+  alerts, classroom, clockOffsetMs, course, counts, gaps, hasCharts, hasShortcuts, isHelpOpen, labelOf, layout, link, me, minute,
   rankedAlerts, rows, searchText, selected, setShortcuts, tab, talk, toggleNames,
 } from "../store.js";
 import { Notes } from "./acts.js";
 import { Attention, explain } from "./attention.js";
+import { Bar } from "./bar.js";
+import { AllCharts, Charts } from "./charts.js";
 import { Counters } from "./counters.js";
 import { Grid } from "./grid.js";
 import { Header, Help } from "./header.js";
 import { openProjector } from "./nav.js";
 import { Refused, Waiting, Connecting } from "./pages.js";
 import { Shared } from "./shared.js";
+import { Staff } from "./staff.js";
 import { Talk } from "./talk.js";
 
 const POLITE_EVERY_MS = 10_000;
@@ -49,7 +52,7 @@ export function Board({ courseId }) {
   if (!classroom.value) return html`<${Connecting} />`;
   return html`<div class="board" data-layout=${layout.value} data-tab=${tab.value} data-link=${link.value.phase}>
     <${Header} showNotebook=${(/** @type {string} */ id) => connection?.showNotebook(id)} />
-    ${rows.value.length === 0 ? html`<${Waiting} />` : html`<${Counters} /><${Room} />`}
+    ${rows.value.length === 0 ? html`<${Waiting} />` : html`<${Counters} /><${Bar} /><${Room} />`}
     <${Foot} />
     <${Announcer} />
     <${Notes} />
@@ -59,12 +62,13 @@ export function Board({ courseId }) {
 }
 
 function Room() {
-  if (layout.value === "wide") return html`<main class="room"><div class="side"><${Attention} /><${Shared} /></div><${Grid} /></main>`;
+  if (layout.value === "wide") return html`<main class="room"><div class="side"><${Attention} /><${Shared} /></div>
+    <div class="field" data-charts=${hasCharts.value}><${Grid} />${hasCharts.value && html`<${Charts} />`}</div></main>`;
   if (layout.value === "phone") return html`<main class="room"><${Attention} /></main>`;
-  const view = { attention: Attention, grid: Grid, shared: Shared }[tab.value];
+  const view = { attention: Attention, grid: Grid, shared: Shared, charts: AllCharts }[tab.value];
   return html`<main class="room"><${view} /></main>
     <nav class="tabs" aria-label=${t("tabs.title")}>
-      ${["attention", "grid", "shared"].map((name) => html`<button key=${name} data-tab-button=${name} aria-current=${tab.value === name ? "page" : "false"}
+      ${["attention", "grid", "shared", "charts"].map((name) => html`<button key=${name} data-tab-button=${name} aria-current=${tab.value === name ? "page" : "false"}
         onClick=${() => (tab.value = /** @type {any} */ (name))}>${t(`${name}.title`)}</button>`)}
     </nav>`;
 }
@@ -74,6 +78,7 @@ function Foot() {
   return html`<footer class="foot">
     <span>${t("course.join_code")} <b data-join-code>${course.value.join_code}</b></span>
     ${course.value.is_demo && html`<span>${t("demo.explain")}</span>`}
+    <${Staff} />
     <span class="spread"></span>
     ${health && html`<span data-received=${health.received} data-stored=${health.stored}>${t("health.received_stored", { received: health.received, stored: health.stored })}</span>`}
   </footer>`;

@@ -76,20 +76,21 @@ function Card({ course, run, mayCreate }) {
   const [isCopying, setCopying] = useState(false);
   const base = `/courses/${encodeURIComponent(course.id)}`;
   const leads = course.role === "instructor";
+  const reads = course.role === "analyst"; // the history, and no class
   const facts = [
     t(`role.${course.role}`),
-    t("courses.students", { n: course.student_count }),
+    !reads && t("courses.students", { n: course.student_count }),
     course.meeting_since && t("courses.since", { time: formatClock(Date.parse(course.meeting_since)).slice(0, 5) }),
-    course.connected_count !== null && t("counters.connected", { n: course.connected_count }),
+    !reads && course.connected_count !== null && t("counters.connected", { n: course.connected_count }),
     course.archived_at && t("courses.archived_on", { day: formatDay(new Date(course.archived_at)) }),
   ].filter(Boolean);
   const named = html`<span class="unseen"> ${course.title}</span>`;
   return html`<li class="card" data-course=${course.id}>
-    <p class="course-head"><a href=${base}><bdi>${course.title}</bdi></a>
+    <p class="course-head"><a href=${reads ? `${base}/data` : base}><bdi>${course.title}</bdi></a>
       ${course.meeting_since && html`<span class="on-air">${t("courses.on")}</span>`}
       ${course.is_demo && html`<span class="demo">${t("demo.badge")}</span>`}</p>
     <p class="muted">${facts.join(" · ")} · <code title=${t("courses.short_name")}>${course.short_name}</code></p>
-    ${!course.archived_at && html`<p class="ends">
+    ${!course.archived_at && !reads && html`<p class="ends">
       <span>${t("course.join_code")} <b data-join-code>${course.join_code}</b>${!course.is_join_open && html` <span class="note-chip">${t("courses.join_closed")}</span>`}</span>
       <a href=${`${base}/before`}>${t("nav.before")}${named}</a>
       <a href=${`${base}/join`}>${t("join.large")}${named}</a>

@@ -15,11 +15,11 @@ export function Page({ name, title, children }) {
   </div>`;
 }
 
-/** A page of one course: with the way to its others. @param {{name: string, title: string, courseId: string, course: string, children?: any}} props */
-export function CoursePage({ name, title, courseId, course: courseTitle, children }) {
+/** A page of one course: with the way to its others. @param {{name: string, title: string, courseId: string, course: string, role?: string, children?: any}} props */
+export function CoursePage({ name, title, courseId, course: courseTitle, role, children }) {
   return html`<div class="page" data-page=${name}>
     <header class="top"><a class="brand" href="/courses" title=${t("nav.courses")}>nbpulse</a><bdi class="muted">${courseTitle}</bdi><span class="spread"></span><${Preferences} /></header>
-    <${CourseNav} courseId=${courseId} current=${name} />
+    <${CourseNav} courseId=${courseId} current=${name} role=${role} />
     <main class="sheet"><h1>${title}</h1>${children}</main>
   </div>`;
 }
