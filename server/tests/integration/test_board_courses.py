@@ -131,7 +131,7 @@ async def test_who_has_no_class_is_told_what_to_do(stage: Stage, browser: Browse
         await page.goto(stage.url)
         await page.wait_for_selector("[data-page=no-course]")
         await expect(page.locator("[data-part=create]")).to_have_attribute("open", "")
-        for summary in await page.locator("main > details:not([open]) > summary").all():
+        for summary in await page.locator("main > details:not(.card) > summary").all():
             await summary.click()
         await expect(page.locator("main")).to_contain_text("nbpulse demo")
         await expect(page.locator("main")).to_contain_text("pip install nbpulse-capture")

@@ -66,7 +66,8 @@ class CourseChange(msgspec.Struct):
 async def show_courses(request: Request) -> Response:
     """
     The courses of which the asker is staff or an analyst, those with a class meeting first; `may_create`: whether they
-    may make one. `student_count` and `connected_count` (null: no meeting, or not known now) are of the students whom they may see.
+    may make one. `student_count` and `connected_count` (null: no meeting, or not known now) are of the students whom
+    they may see.
     `address`: where students reach this server; `is_local`: only this machine can.
     """
     person, context = get_person(request), get_context(request)
