@@ -101,6 +101,8 @@ PostgresQuery = Literal[
     "reopen_meeting",
     "show_readiness",
     "keep_meetings",
+    "report",
+    "share_report",
     # what staff do, and inboxes
     "act_on_alert",
     "list_interventions",

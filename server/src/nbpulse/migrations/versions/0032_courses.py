@@ -7,7 +7,7 @@ has stays readable. Who may make one is said by `may_create_courses()`, in one p
 from alembic import op
 
 revision = "0032"
-down_revision = "0031"
+down_revision = "0024"
 
 ME = "nullif(current_setting('app.current_user_id', true), '')::uuid"
 DEFINER = "SECURITY DEFINER SET search_path = public, pg_temp"

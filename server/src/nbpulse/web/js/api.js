@@ -120,6 +120,23 @@ export const fetchHealth = () => request("GET", "/health");
 export const prepareNotebook = (id, file) =>
   request("POST", ofPeople(id, `notebooks?name=${encodeURIComponent(file.name)}`), new Blob([file], { type: NOTEBOOK_TYPE }));
 
+/** @param {string} courseId @returns {Promise<import("./report.js").Meeting[]>} the newest first */
+export const fetchMeetings = async (courseId) => (await request("GET", `/api/v1/courses/${encodeURIComponent(courseId)}/meetings?limit=500`)).meetings;
+/** @param {string} courseId @param {string} meetingId */
+const ofReport = (courseId, meetingId) => `/api/v1/courses/${encodeURIComponent(courseId)}/meetings/${encodeURIComponent(meetingId)}/report`;
+/** @param {string} courseId @param {string} meetingId @returns {Promise<import("./report.js").Report>} */
+export const fetchReport = (courseId, meetingId) => request("GET", ofReport(courseId, meetingId));
+/** Where its table is. @param {string} courseId @param {string} meetingId */
+export const reportTable = (courseId, meetingId) => `${ofReport(courseId, meetingId)}.csv`;
+/** @param {string} courseId @param {string} meetingId @returns {Promise<{shares: any[]}>} */
+export const fetchShares = (courseId, meetingId) => request("GET", `${ofReport(courseId, meetingId)}/shares`);
+/** @param {string} courseId @param {string} meetingId @param {number} days @returns {Promise<{code: string}>} */
+export const shareReport = (courseId, meetingId, days) => request("POST", `${ofReport(courseId, meetingId)}/shares`, { days });
+/** @param {string} courseId @param {string} meetingId @param {string} shareId */
+export const revokeShare = (courseId, meetingId, shareId) => request("DELETE", `${ofReport(courseId, meetingId)}/shares/${shareId}`);
+/** @param {string} code @returns {Promise<import("./report.js").Report & {expires_at: string}>} */
+export const fetchSharedReport = (code) => request("POST", "/api/v1/shared/report", { code });
+
 /** @param {string} id @param {string} rest */
 const ofPeople = (id, rest) => `/api/v1/courses/${encodeURIComponent(id)}/${rest}`;
 /** @param {string} id */

@@ -96,6 +96,12 @@ export function formatWait(ms) {
   return t("time.hours", { n: Math.floor(minutes / 60), minutes: minutes % 60 });
 }
 
+/** How long something took: minutes with a tenth, for what is compared. @param {number} ms */
+export function formatMinutes(ms) {
+  const minutes = Math.round(ms / 6_000) / 10;
+  return minutes >= 1 && minutes < 60 ? t("time.minutes", { n: minutes }) : formatWait(ms);
+}
+
 /** How long something took, in whole seconds. @param {number} seconds */
 export function formatSpan(seconds) {
   return seconds < 1 ? t("time.under_second") : formatWait(seconds * 1000);

@@ -25,6 +25,7 @@ const COURSE_PAGES = {
   data: async () => (await import("./views/data.js")).Data,
   projector: async () => (await import("./views/projector.js")).Projector,
   people: async () => (await import("./views/people.js")).People,
+  report: async () => (await import("./views/report.js")).Reports,
 };
 
 function App() {
@@ -108,6 +109,11 @@ async function route() {
   if (joining) {
     const { Join } = await import("./views/join.js");
     page.value = { name: "join_student", view: Join, code: decodeURIComponent(joining[1] ?? "") };
+    return;
+  }
+  if (location.pathname === "/shared/report") {
+    // Nobody signs in for it, and the secret stays in the fragment, so that the page can be kept and loaded again.
+    page.value = { name: "course_page", view: (await import("./views/shared_report.js")).SharedReport, code: location.hash.slice(1) };
     return;
   }
   let refused = await readRefusal();
