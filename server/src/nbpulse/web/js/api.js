@@ -86,9 +86,9 @@ export function fetchCharts(courseId, notebookId, team, minutes) {
 export const fetchProjector = (courseId) => request("GET", `/api/v1/courses/${encodeURIComponent(courseId)}/projector`);
 
 /** @typedef {{user_id: string, sign: string, count: number, off_s: ?number}} Sign */
-/** @param {string} courseId @param {number} startMs @returns {Promise<{integrity: Sign[]}>} */
-export const fetchIntegrity = (courseId, startMs) =>
-  request("GET", `/api/v1/courses/${encodeURIComponent(courseId)}/integrity?start=${new Date(startMs).toISOString()}`);
+/** @param {string} courseId @param {number} startMs @param {string} [student] one student's alone @returns {Promise<{integrity: Sign[]}>} */
+export const fetchIntegrity = (courseId, startMs, student = "") =>
+  request("GET", ofPeople(courseId, `integrity?start=${new Date(startMs).toISOString()}&student=${student}`));
 
 /** @param {string} courseId */
 export const startMeeting = (courseId) =>
@@ -139,6 +139,22 @@ export const fetchSharedReport = (code) => request("POST", "/api/v1/shared/repor
 
 /** @param {string} id @param {string} rest */
 const ofPeople = (id, rest) => `/api/v1/courses/${encodeURIComponent(id)}/${rest}`;
+/** @param {string} id @param {string} userId */
+export const fetchStudent = (id, userId) => request("GET", ofPeople(id, `students/${encodeURIComponent(userId)}`));
+/**
+ * @param {string} id @param {string} userId @param {Record<string, string>} [which] `cursor`, or one cell's `notebook` and `cell`
+ * @returns {Promise<{runs: any[], next: ?string}>}
+ */
+export const fetchRuns = (id, userId, which = {}) =>
+  request("GET", ofPeople(id, `students/${encodeURIComponent(userId)}/runs?${new URLSearchParams(which)}`));
+/** @param {string} id @param {string} notebookId @param {Record<string, string>} which `cell`, and which answers in which order */
+export const fetchCell = (id, notebookId, which) => request("GET", ofPeople(id, `cells/${encodeURIComponent(notebookId)}?${new URLSearchParams(which)}`));
+/** @param {string} id @param {string} fingerprint */
+export const fetchError = (id, fingerprint) => request("GET", ofPeople(id, `errors/${encodeURIComponent(fingerprint)}`));
+/** @param {string} id @param {string} userId @returns {Promise<{sessions: any[]}>} */
+export const fetchSessions = (id, userId) => request("GET", ofPeople(id, `students/${encodeURIComponent(userId)}/sessions`));
+/** @param {string} id @param {string} userId @returns {Promise<{interventions: any[]}>} */
+export const fetchInterventions = (id, userId) => request("GET", ofPeople(id, `interventions?limit=20&student=${encodeURIComponent(userId)}`));
 /** @param {string} id */
 export const fetchPeople = (id) => request("GET", ofPeople(id, "people"));
 /** @param {string} id @param {string} userId @param {any} change */

@@ -114,7 +114,7 @@ export function Help({ hasShortcuts, setShortcuts }) {
     if (isHelpOpen.value) dialog.current.showModal();
     else dialog.current.close();
   }, [isHelpOpen.value]);
-  const keys = [["/", "help.search"], ["a", "help.names"], ["c", "help.claim"], ["h", "help.helped"], ["m", "help.message"], ["p", "help.projector"], ["?", "help.this"], ["Esc", "help.escape"], ["↑ ↓ ← →", "help.arrows"]];
+  const keys = [["/", "help.search"], ["a", "help.names"], ["c", "help.claim"], ["h", "help.helped"], ["m", "help.message"], ["p", "help.projector"], ["?", "help.this"], ["Esc", "help.escape"], ["↑ ↓ ← →", "help.arrows"], ["Enter", "help.enter"], ["⇧ Enter", "help.shift_enter"]];
   const rules = ["help", "stuck", "idle", "behind", "ok", "paused", "offline"];
   return html`<dialog ref=${dialog} class="help" aria-labelledby="help-title" onClose=${() => (isHelpOpen.value = false)}>
     <h2 id="help-title">${t("help.title")}</h2>
