@@ -20,6 +20,9 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.get("/")
+@router.get("/courses")
+@router.get("/join")
+@router.get("/join/{code}")
 @router.get("/courses/{course_id}")
 @router.get("/courses/{course_id}/{page:path}")
 @router.get("/shared/report")

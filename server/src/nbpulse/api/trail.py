@@ -62,6 +62,7 @@ LOOKS: Final = frozenset(
         "meetings/{meeting_id}/report.csv",
         "interventions",
         "messages",
+        "readiness",
     )
 )
 """The reads that show students' work."""
