@@ -62,6 +62,7 @@ AuditAction = Literal[
     "report_shared",
     "retention_applied",
     "roster_imported",
+    "rules_changed",
     "session_started",
     "sessions_ended",
     "sign_in_failed",
