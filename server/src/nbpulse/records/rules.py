@@ -96,15 +96,17 @@ class CourseRules:
     async def read_lesson(self, course_id: UUID, meeting_id: UUID | None) -> Lesson:
         """That meeting, or the newest for None. Raises NotFound: none (NB-1253), no such one (NB-1201)."""
         seal = self._people.seal
-        async with self._people.connect("read_lesson", is_staff=True) as connection:
+        async with self._people.connect("read_lesson") as connection:
             meeting = await connection.fetchrow(_MEETING, course_id, meeting_id)
             if meeting is None:
                 raise NotFound("NB-1253" if meeting_id is None else "NB-1201")
-            since, until = meeting["started_at"], min(meeting["ended_at"], meeting["started_at"] + LESSON_MAX)
-            notebook_id = await connection.fetchval(_NOTEBOOK, course_id, since, until)
-            columns = await connection.fetch(_COLUMNS, notebook_id)
             students = await connection.fetch(_STUDENTS, course_id)
+        since, until = meeting["started_at"], min(meeting["ended_at"], meeting["started_at"] + LESSON_MAX)
+        async with self._people.connect("read_lesson", is_staff=True) as connection:
+            notebook_id = await connection.fetchval(_NOTEBOOK, course_id, since, until)
             rows = await connection.fetch(_EVENTS, course_id, since, until, notebook_id, EVENTS_MAX + 1, _LATE)
+        async with self._people.connect("read_lesson") as connection:
+            columns = await connection.fetch(_COLUMNS, notebook_id)
         user_ids = [row["user_id"] for row in students]
         of_students = set(user_ids)
 
