@@ -140,6 +140,12 @@ async function route() {
       return;
     }
     const staffed = courses.filter((/** @type {any} */ one) => STAFF.includes(one.role));
+    const attended = courses.filter((/** @type {any} */ one) => one.role === "student");
+    if (location.pathname === "/me" || (staffed.length === 0 && attended.length > 0)) {
+      if (location.pathname !== "/me") history.replaceState(null, "", `/me${location.search}`);
+      page.value = { name: "course_page", view: (await import("./views/me.js")).Me, courses: attended };
+      return;
+    }
     if (staffed.length === 1) {
       history.replaceState(null, "", `/courses/${encodeURIComponent(staffed[0].id)}${location.search}`);
       page.value = { name: "board", courseId: staffed[0].id };
