@@ -3,6 +3,8 @@
 import { language } from "./i18n.js";
 import { course } from "./store.js";
 
+const NOTEBOOK_TYPE = "application/x-ipynb+json";
+
 export class ApiError extends Error {
   /** @param {number} status 0 when the server was not reached @param {any} problem an RFC 9457 body, may be {} */
   constructor(status, problem) {
@@ -29,7 +31,7 @@ export async function request(method, path, body, ownCourse) {
   const headers = { Accept: "application/json", "Accept-Language": language.value };
   if (ownCourse) headers["NBPULSE-Course"] = ownCourse;
   const isFile = body instanceof Blob;
-  if (body !== undefined) headers["Content-Type"] = isFile ? "text/csv" : "application/json";
+  if (body !== undefined) headers["Content-Type"] = !isFile ? "application/json" : body.type === NOTEBOOK_TYPE ? body.type : "text/csv";
   let response;
   try {
     response = await fetch(path, {
@@ -107,6 +109,29 @@ export const startMeeting = (courseId) =>
 export const endMeeting = (courseId) =>
   request("POST", `/api/v1/courses/${encodeURIComponent(courseId)}/meetings/end`, {});
 
+/** Takes its end back, for some seconds after it. @param {string} courseId @param {string} meetingId */
+export const reopenMeeting = (courseId, meetingId) =>
+  request("POST", `/api/v1/courses/${encodeURIComponent(courseId)}/meetings/${meetingId}/reopen`, {});
+
+export const fetchCourses = () => request("GET", "/api/v1/courses");
+/** @param {{title: string, short_name: ?string, time_zone: string}} wanted */
+export const createCourse = (wanted) => request("POST", "/api/v1/courses", wanted);
+/** @param {string} id @param {{title: string}} wanted */
+export const copyCourse = (id, wanted) => request("POST", ofPeople(id, "copies"), wanted);
+/** @param {string} id @param {boolean} isArchived */
+export const archiveCourse = (id, isArchived) =>
+  request("PATCH", `/api/v1/courses/${encodeURIComponent(id)}`, { is_archived: isArchived });
+/** @param {string} id */
+export const fetchReadiness = (id) => request("GET", ofPeople(id, "readiness"));
+/** @param {string} id */
+export const fetchCollection = (id) => request("GET", ofPeople(id, "collection"));
+/** @param {string} code of whom nothing else is known yet */
+export const fetchNotice = (code) => request("GET", `/api/v1/join/notice?code=${encodeURIComponent(code)}`);
+export const fetchHealth = () => request("GET", "/health");
+/** @param {string} id @param {File} file @returns {Promise<{file_name: string, text: string}>} the prepared one */
+export const prepareNotebook = (id, file) =>
+  request("POST", ofPeople(id, `notebooks?name=${encodeURIComponent(file.name)}`), new Blob([file], { type: NOTEBOOK_TYPE }));
+
 /** @param {string} courseId @returns {Promise<import("./report.js").Meeting[]>} the newest first */
 export const fetchMeetings = async (courseId) => (await request("GET", `/api/v1/courses/${encodeURIComponent(courseId)}/meetings?limit=500`)).meetings;
 /** @param {string} courseId @param {string} meetingId */
@@ -115,6 +140,11 @@ const ofReport = (courseId, meetingId) => `/api/v1/courses/${encodeURIComponent(
 export const fetchReport = (courseId, meetingId) => request("GET", ofReport(courseId, meetingId));
 /** Where its table is. @param {string} courseId @param {string} meetingId */
 export const reportTable = (courseId, meetingId) => `${ofReport(courseId, meetingId)}.csv`;
+/** @param {string} courseId @param {string} meetingId @param {{notebook: ?string, at: ?number, step_ms: number, span_ms: number}} wanted @returns {Promise<import("./player.js").Stretch>} */
+export function fetchReplay(courseId, meetingId, wanted) {
+  const query = new URLSearchParams(Object.entries(wanted).flatMap(([name, value]) => (value === null ? [] : [[name, String(value)]])));
+  return request("GET", `${ofReport(courseId, meetingId).replace(/report$/, "replay")}?${query}`);
+}
 /** @param {string} courseId @param {string} meetingId @returns {Promise<{shares: any[]}>} */
 export const fetchShares = (courseId, meetingId) => request("GET", `${ofReport(courseId, meetingId)}/shares`);
 /** @param {string} courseId @param {string} meetingId @param {number} days @returns {Promise<{code: string}>} */
