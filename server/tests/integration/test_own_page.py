@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -26,10 +28,12 @@ async def make_link(stage: Stage, student: dict[str, Any]) -> str:
     return code
 
 
-async def open_session(stage: Stage, code: str) -> httpx2.AsyncClient:
-    browser = httpx2.AsyncClient(base_url=stage.url, headers={"Origin": stage.url})
-    assert (await browser.post("/api/v1/sign-in", json={"code": code})).status_code == 200
-    return browser
+@asynccontextmanager
+async def open_session(stage: Stage, code: str) -> AsyncIterator[httpx2.AsyncClient]:
+    """A browser that was signed in by the link."""
+    async with httpx2.AsyncClient(base_url=stage.url, headers={"Origin": stage.url}) as browser:
+        assert (await browser.post("/api/v1/sign-in", json={"code": code})).status_code == 200
+        yield browser
 
 
 async def send(stage: Stage, student: dict[str, Any], *events: dict[str, Any]) -> None:
@@ -42,7 +46,7 @@ async def test_the_link_opens_ones_own_record_once_and_nothing_more(stage: Stage
     await send(stage, mine, make_run(0), make_run(1, "error"))
     await send(stage, other, make_run(2, cell_id="cell-of-another"))
     code = await make_link(stage, mine)
-    async with await open_session(stage, code) as browser:
+    async with open_session(stage, code) as browser:
         (notebook,) = (await browser.get("/api/v1/me/progress")).json()["notebooks"]
         assert [(one["cell_id"], one["state"]) for one in notebook["cells"]] == [("cell-0", "ok"), ("cell-1", "error")]
         for path in ("me", "me/audit", "me/collection", "me/inbox?wait_s=0"):
@@ -63,7 +67,7 @@ async def test_who_has_become_staff_is_none_by_a_students_link(stage: Stage) -> 
     code = await make_link(stage, student)
     async with connect(stage.database_url) as owner:
         await owner.execute("UPDATE enrolments SET role = 'instructor' WHERE user_id = $1", UUID(student["user_id"]))
-    async with await open_session(stage, code) as browser:
+    async with open_session(stage, code) as browser:
         assert (await browser.get(f"/api/v1/courses/{stage.course.id}/live")).status_code == 403
 
 
@@ -71,7 +75,7 @@ async def test_who_is_signed_in_otherwise_names_a_course_of_which_they_are_a_stu
     student = await stage.join("A")
     await send(stage, student, make_run(0))
     code = await stage.people.create_link(UUID(student["user_id"]))
-    async with await open_session(stage, code) as browser:
+    async with open_session(stage, code) as browser:
         named = {"NBPULSE-Course": str(stage.course.id)}
         assert len((await browser.get("/api/v1/me/progress", headers=named)).json()["notebooks"]) == 1
         for headers in ({}, {"NBPULSE-Course": str(uuid4())}, {"NBPULSE-Course": "x"}):
@@ -79,7 +83,7 @@ async def test_who_is_signed_in_otherwise_names_a_course_of_which_they_are_a_stu
         foreign = {**named, "Origin": "https://evil.example"}
         body = {"version": 1, "action": "withdraw"}
         assert (await browser.post("/api/v1/me/consent", json=body, headers=foreign)).status_code == 403
-    async with await open_session(stage, await stage.people.create_link(stage.teacher_id)) as browser:
+    async with open_session(stage, await stage.people.create_link(stage.teacher_id)) as browser:
         assert (await browser.get("/api/v1/me/progress", headers=named)).status_code == 403
 
 
