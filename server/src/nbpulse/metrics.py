@@ -102,6 +102,7 @@ PostgresQuery = Literal[
     "show_readiness",
     "keep_meetings",
     "report",
+    "replay",
     "share_report",
     # what staff do, and inboxes
     "act_on_alert",

@@ -126,6 +126,7 @@ RULES: Final[dict[str, Rule]] = {
     "GET /api/v1/courses/{course_id}/meetings": Rule.STAFF,
     "POST /api/v1/courses/{course_id}/meetings": Rule.STAFF,
     "POST /api/v1/courses/{course_id}/meetings/end": Rule.STAFF,
+    "GET /api/v1/courses/{course_id}/meetings/{meeting_id}/replay": Rule.STAFF,
     "POST /api/v1/courses/{course_id}/meetings/{meeting_id}/reopen": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/meetings/{meeting_id}/report": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/meetings/{meeting_id}/report.csv": Rule.STAFF,

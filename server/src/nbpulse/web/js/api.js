@@ -128,6 +128,11 @@ const ofReport = (courseId, meetingId) => `/api/v1/courses/${encodeURIComponent(
 export const fetchReport = (courseId, meetingId) => request("GET", ofReport(courseId, meetingId));
 /** Where its table is. @param {string} courseId @param {string} meetingId */
 export const reportTable = (courseId, meetingId) => `${ofReport(courseId, meetingId)}.csv`;
+/** @param {string} courseId @param {string} meetingId @param {{notebook: ?string, at: ?number, step_ms: number, span_ms: number}} wanted @returns {Promise<import("./player.js").Stretch>} */
+export function fetchReplay(courseId, meetingId, wanted) {
+  const query = new URLSearchParams(Object.entries(wanted).flatMap(([name, value]) => (value === null ? [] : [[name, String(value)]])));
+  return request("GET", `${ofReport(courseId, meetingId).replace(/report$/, "replay")}?${query}`);
+}
 /** @param {string} courseId @param {string} meetingId @returns {Promise<{shares: any[]}>} */
 export const fetchShares = (courseId, meetingId) => request("GET", `${ofReport(courseId, meetingId)}/shares`);
 /** @param {string} courseId @param {string} meetingId @param {number} days @returns {Promise<{code: string}>} */

@@ -28,6 +28,7 @@ const COURSE_PAGES = {
   data: async () => (await import("./views/data.js")).Data,
   projector: async () => (await import("./views/projector.js")).Projector,
   people: async () => (await import("./views/people.js")).People,
+  replay: async () => (await import("./views/replay.js")).Replay,
   report: async () => (await import("./views/report.js")).Reports,
 };
 

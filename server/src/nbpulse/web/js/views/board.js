@@ -14,6 +14,7 @@ import { Bar } from "./bar.js";
 import { AllCharts, Charts } from "./charts.js";
 import { Counters } from "./counters.js";
 import { Grid } from "./grid.js";
+import { Hot } from "./hot.js";
 import { Header, Help } from "./header.js";
 import { useClass } from "./live.js";
 import { openProjector } from "./nav.js";
@@ -35,7 +36,7 @@ export function Board({ courseId }) {
   if (!classroom.value) return html`<${Connecting} />`;
   return html`<div class="board" data-layout=${layout.value} data-tab=${tab.value} data-link=${link.value.phase}>
     <${Header} showNotebook=${(/** @type {string} */ id) => connection?.showNotebook(id)} />
-    ${rows.value.length === 0 ? html`<${Waiting} />` : html`<${Counters} /><${Bar} /><${Room} />`}
+    ${rows.value.length === 0 ? html`<${Waiting} />` : html`<${Counters} /><${Bar} /><${Hot} /><${Room} />`}
     <${Foot} />
     <${Announcer} />
     <${Notes} />

@@ -84,6 +84,7 @@ const Line = memo(({ row, columns, isNamed, isSelected, minute, gap }) => html`<
     <span class="state" title=${row.quiet ? t("grid.quiet", { time: formatClock(row.quiet).slice(0, 5) }) : null}>
       ${row.st !== "ok" ? html`<${Glyph} kind=${row.st} />` : row.quiet ? html`<${Glyph} kind="later" />` : null}
     </span>
+    ${row.do && html`<span class="doing" data-doing=${row.do} title=${t(`doing.${row.do}`)}><${Glyph} kind=${row.do} /></span>`}
     <a class="name" tabindex="-1" href=${studentPath(course.peek().id, row.id)}><bdi>${isNamed ? row.name : row.num}</bdi></a>
     ${gap && html`<span class="gap" title=${gap} aria-hidden="true">…</span>`}
     <span class="pos">${cellNumberAt(columns, row.pos) || ""}</span>
@@ -163,7 +164,8 @@ function describeRow(row, columns, at) {
   const [pos, total] = [row.pos, columns.length].map((column) => cellNumberAt(columns, column));
   const wait = row.st === "ok" || !row.since ? "" : formatWait(Math.max(0, at - row.since));
   const name = isNamed.peek() ? row.name : row.num;
-  return t("grid.row_summary", { name, pos, total, status: t(`status.${row.st}`), wait }).trim();
+  const summary = t("grid.row_summary", { name, pos, total, status: t(`status.${row.st}`), wait }).trim();
+  return row.do ? `${summary} · ${t(`doing.${row.do}`)}` : summary;
 }
 
 /** What of a student's data is missing, in words; "" where nothing is. @param {import("../api.js").Sign[] | undefined} signs */

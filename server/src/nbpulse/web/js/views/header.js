@@ -116,10 +116,12 @@ export function Help({ hasShortcuts, setShortcuts }) {
   }, [isHelpOpen.value]);
   const keys = [["/", "help.search"], ["a", "help.names"], ["c", "help.claim"], ["h", "help.helped"], ["m", "help.message"], ["p", "help.projector"], ["?", "help.this"], ["Esc", "help.escape"], ["↑ ↓ ← →", "help.arrows"], ["Enter", "help.enter"], ["⇧ Enter", "help.shift_enter"]];
   const rules = ["help", "stuck", "idle", "behind", "ok", "paused", "offline"];
+  const doings = ["thinking", "running", "kernel_dead", "away"];
   return html`<dialog ref=${dialog} class="help" aria-labelledby="help-title" onClose=${() => (isHelpOpen.value = false)}>
     <h2 id="help-title">${t("help.title")}</h2>
     <dl>${keys.map(([key, words]) => html`<div key=${key}><dt><kbd>${key}</kbd></dt><dd>${t(words)}</dd></div>`)}</dl>
     <dl>${rules.map((kind) => html`<div key=${kind}><dt><${Glyph} kind=${kind} /> ${t(`status.${kind}`)}</dt><dd>${t(`rule.${kind}`)}</dd></div>`)}</dl>
+    <dl>${doings.map((doing) => html`<div key=${doing}><dt><${Glyph} kind=${doing} /></dt><dd>${t(`doing.${doing}`)}</dd></div>`)}</dl>
     <label><input type="checkbox" checked=${hasShortcuts} onChange=${(/** @type {any} */ e) => setShortcuts(e.target.checked)} /> ${t("help.shortcuts")}</label>
     <form method="dialog"><button class="primary">${t("help.close")}</button></form>
   </dialog>`;
