@@ -134,6 +134,7 @@ PostgresQuery = Literal[
     "read_runs",
     "read_cell",
     "read_error",
+    "read_own_progress",
     # privacy
     "find_tombstone",
     "export_person",

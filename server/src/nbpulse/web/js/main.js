@@ -150,6 +150,13 @@ async function route() {
       page.value = { name: "password", done: route };
       return;
     }
+    const attended = courses.filter((/** @type {any} */ one) => one.role === "student");
+    const isStudent = attended.length > 0 && !courses.some((/** @type {any} */ one) => STAFF.includes(one.role));
+    if (location.pathname === "/me" || (location.pathname === "/" && isStudent)) {
+      if (location.pathname !== "/me") history.replaceState(null, "", `/me${location.search}`);
+      page.value = { name: "course_page", view: (await import("./views/me.js")).Me, courses: attended };
+      return;
+    }
     const staffed = courses.filter((/** @type {any} */ one) => STAFF.includes(one.role) && !one.is_archived);
     if (staffed.length === 1 && location.pathname === "/") {
       history.replaceState(null, "", `/courses/${encodeURIComponent(staffed[0].id)}${location.search}`);
