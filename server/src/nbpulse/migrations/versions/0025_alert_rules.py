@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0025"
-down_revision = "0032"
+down_revision = "0033"
 
 IS_OBJECT = "CHECK (jsonb_typeof(alert_rules) = 'object')"
 
