@@ -47,6 +47,7 @@ AuditAction = Literal[
     "letter_dropped",
     "letter_viewed",
     "link_created",
+    "map_changed",
     "member_changed",
     "password_changed",
     "retention_applied",
