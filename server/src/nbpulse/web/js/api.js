@@ -27,7 +27,7 @@ export async function request(method, path, body) {
   /** @type {Record<string, string>} */
   const headers = { Accept: "application/json", "Accept-Language": language.value };
   const isFile = body instanceof Blob;
-  if (body !== undefined) headers["Content-Type"] = isFile ? "text/csv" : "application/json";
+  if (body !== undefined) headers["Content-Type"] = isFile ? (body.type.startsWith("image/") ? body.type : "text/csv") : "application/json";
   let response;
   try {
     response = await fetch(path, {
@@ -88,6 +88,15 @@ export const endMeeting = (courseId) =>
 
 /** @param {string} id @param {string} rest */
 const ofPeople = (id, rest) => `/api/v1/courses/${encodeURIComponent(id)}/${rest}`;
+/** @typedef {import("./views/map.js").RoomMap} RoomMap */
+/** @param {string} id @returns {Promise<RoomMap>} */
+export const fetchMap = (id) => request("GET", ofPeople(id, "map"));
+/** @param {string} id @param {number} version @param {import("./views/places.js").Place[]} places @returns {Promise<RoomMap>} */
+export const changeMap = (id, version, places) => request("PUT", ofPeople(id, "map"), { version, places });
+/** @param {string} id @param {number} version @param {Blob} picture @returns {Promise<RoomMap>} */
+export const changePicture = (id, version, picture) => request("PUT", ofPeople(id, `map/picture?version=${version}`), picture);
+/** @param {string} id @param {number} version @returns {Promise<RoomMap>} */
+export const removePicture = (id, version) => request("DELETE", ofPeople(id, `map/picture?version=${version}`));
 /** @param {string} id */
 export const fetchPeople = (id) => request("GET", ofPeople(id, "people"));
 /** @param {string} id @param {string} userId @param {any} change */

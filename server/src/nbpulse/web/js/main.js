@@ -20,6 +20,7 @@ const page = signal({ name: "connecting" });
  */
 const COURSE_PAGES = {
   projector: async () => (await import("./views/projector.js")).Projector,
+  map: async () => (await import("./views/map.js")).CourseMap,
   people: async () => (await import("./views/people.js")).People,
 };
 
