@@ -24,7 +24,7 @@ export function Header({ showNotebook }) {
       ${isNamed.value ? t("names.hide") : t("names.show")}
     </button>
     <${Preferences} />
-    <button class="icon" data-action="help" aria-label=${t("help.title")} title=${t("help.title")} onClick=${() => (isHelpOpen.value = true)}>?</button>
+    <${HelpButton} />
   </header>`;
 }
 
@@ -103,6 +103,10 @@ function Search() {
   />`;
 }
 
+export function HelpButton() {
+  return html`<button class="icon" data-action="help" aria-label=${t("help.title")} title=${t("help.title")} onClick=${() => (isHelpOpen.value = true)}>?</button>`;
+}
+
 /** What each sign and key means. @param {{hasShortcuts: boolean, setShortcuts: (is: boolean) => void}} props */
 export function Help({ hasShortcuts, setShortcuts }) {
   const dialog = useRef(/** @type {any} */ (null));
@@ -110,7 +114,7 @@ export function Help({ hasShortcuts, setShortcuts }) {
     if (isHelpOpen.value) dialog.current.showModal();
     else dialog.current.close();
   }, [isHelpOpen.value]);
-  const keys = [["/", "help.search"], ["a", "help.names"], ["c", "help.claim"], ["h", "help.helped"], ["m", "help.message"], ["p", "help.projector"], ["?", "help.this"], ["Esc", "help.escape"], ["↑ ↓ ← →", "help.arrows"]];
+  const keys = [["/", "help.search"], ["a", "help.names"], ["c", "help.claim"], ["h", "help.helped"], ["m", "help.message"], ["p", "help.projector"], ["?", "help.this"], ["Esc", "help.escape"], ["↑ ↓ ← →", "help.arrows"], ["f", "help.full_screen"], ["Shift ↑ ↓ ← →", "help.map_far"], ["Delete", "help.map_off"], ["Ctrl Z / Y", "help.map_undo"]];
   const rules = ["help", "stuck", "idle", "behind", "ok", "paused", "offline"];
   return html`<dialog ref=${dialog} class="help" aria-labelledby="help-title" onClose=${() => (isHelpOpen.value = false)}>
     <h2 id="help-title">${t("help.title")}</h2>
