@@ -141,6 +141,6 @@ def _answer(membership: Membership, version: int, action: str) -> Answer:
     if answer.status == 200 and isinstance(answer.content, dict):
         return answer
     code = answer.content.get("code") if isinstance(answer.content, dict) else None
-    if code in {"NB-1340", "NB-1345", "NB-1101"}:
+    if code in {"NB-1340", "NB-1345", "NB-1101", "NB-1161"}:
         raise RefusedError("NB-7084")
     raise RefusedError("NB-7082", reason=f"HTTP {answer.status} {code or ''}".strip())

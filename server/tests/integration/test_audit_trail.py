@@ -16,7 +16,7 @@ from nbpulse.api.access import RULES, Rule
 from stage import Stage, make_run
 from stores import connect
 
-SHOWS_NOBODY = {"meetings", "collection", "people"}
+SHOWS_NOBODY = {"meetings", "collection", "people", "projector"}
 """Reads of staff that show no student's work."""
 
 
@@ -70,7 +70,7 @@ async def find_last(stage: Stage) -> int:
 
 
 def test_of_every_read_of_staff_it_is_said_whether_it_shows_students_work() -> None:
-    reads = {place for place, rule in RULES.items() if rule is Rule.STAFF and place.startswith("GET ")}
+    reads = {place for place, rule in RULES.items() if rule in (Rule.STAFF, Rule.READER) and place.startswith("GET ")}
     assert {place for place in reads if place.rpartition("/")[2] not in SHOWS_NOBODY} == trail.LOOKS
 
 
@@ -125,18 +125,22 @@ async def test_every_refusal_leaves_a_row_that_names_who_and_why(stage: Stage) -
     assert (await stage.post(alice["token"], forged)).status_code == 202
     assert (await stage.http.get(f"/api/v1/courses/{stage.course.id}/live", headers=as_alice)).status_code == 403
     assert (await stage.http.get(f"/api/v1/courses/{other.id}/live", headers=stage.staff)).status_code == 404
+    async with connect(stage.database_url) as owner:
+        await owner.execute("UPDATE tokens SET expires_at = now() WHERE user_id = $1", UUID(bob["user_id"]))
+    assert (await stage.post(bob["token"], make_run())).status_code == 401
     no_token = {"Authorization": f"Bearer nbp_student_{uuid4().hex}_{'x' * 43}"}
     assert (await stage.http.get("/api/v1/me", headers=no_token)).status_code == 401
     elsewhere = {"Origin": "https://elsewhere.example"}
     assert (await stage.http.post("/api/v1/sign-in", json={"code": "x"}, headers=elsewhere)).status_code == 403
     await stage.http.get("/api/v1/me")  # without a token: nobody was refused anything
 
-    for code, count in (("NB-1102", 3), ("NB-1103", 1), ("NB-1202", 1), ("NB-1101", 1), ("NB-1107", 1)):
+    for code, count in (("NB-1102", 3), ("NB-1103", 1), ("NB-1202", 1), ("NB-1101", 1), ("NB-1107", 1), ("NB-1161", 1)):
         await wait_for_refusals(stage, last, code, count)
     rows = {row["facts"]["code"]: row for row in await read_rows(stage, action="access_refused") if row["id"] > last}
     assert rows["NB-1102"]["actor_id"] == UUID(alice["user_id"])
     assert (rows["NB-1103"]["actor_id"], rows["NB-1103"]["course_id"]) == (UUID(alice["user_id"]), stage.course.id)
     assert (rows["NB-1202"]["actor_id"], rows["NB-1202"]["course_id"]) == (stage.teacher_id, other.id)
+    assert rows["NB-1161"]["actor_id"] == UUID(bob["user_id"])
     for code in ("NB-1101", "NB-1107"):
         assert (rows[code]["actor_id"], rows[code]["facts"]["network"]) == (None, "127.0.0.0/24")
 

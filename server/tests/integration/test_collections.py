@@ -301,7 +301,7 @@ async def test_who_comes_back_is_the_same_student_and_the_old_token_stays_dead(s
     assert back["user_id"] == joined["user_id"]
     assert (await stage.post(back["token"], make_run())).status_code == 202
     old = await stage.post(joined["token"], make_run())
-    assert (old.status_code, old.json()["code"]) == (401, "NB-1101")
+    assert (old.status_code, old.json()["code"]) == (401, "NB-1161")
     actions = [one["action"] for one in (await ask_own(stage, back))["history"]]
     assert actions == ["accept", "withdraw", "accept"]
 

@@ -43,6 +43,7 @@ _STATUS_BY_CODE: Final = {
     "NB-1010": 413,  # one event, too large
     "NB-1012": 400,  # one event, not JSON
     "NB-1101": 401,
+    "NB-1161": 401,
     "NB-1102": 403,  # another's user_id
     "NB-1104": 401,  # a used link
     "NB-1126": 404,  # no such provider is set up

@@ -105,7 +105,7 @@ def _find_close_code(end: Exception) -> int:
     if isinstance(end, _Closed):
         return end.code
     if isinstance(end, AccessDenied):
-        return NOT_SIGNED_IN if end.code in ("NB-1101", "NB-1190") else NO_RIGHT
+        return NOT_SIGNED_IN if end.code in ("NB-1101", "NB-1161", "NB-1190") else NO_RIGHT
     return NO_RIGHT if isinstance(end, NotFound) else TRY_LATER
 
 

@@ -140,7 +140,9 @@ class AuditTrail:
         if error.code == "NB-1101" and not bears_token:
             return
         person = person or connection.scope.get("state", {}).get("person")
-        if person is None:
+        if isinstance(whose := error.facts.get("whose"), UUID):
+            self._count(_Kind(error.code, whose, None, ""), 1)
+        elif person is None:
             network = find_network(connection.client.host if connection.client else "")
             self._count(_Kind(error.code, None, None, network), 1)
         else:

@@ -154,9 +154,10 @@ class People:
 
     async def find_person(self, token: str) -> Person | None:
         """
-        Whom `token` stands for; None where it is unknown, revoked, expired or no token at all.
+        Whom `token` stands for; None where it is unknown or no token at all.
 
-        Raises AccessDenied: its student has withdrawn (NB-1340), or was erased (NB-1345).
+        Raises AccessDenied: it has expired or was revoked (NB-1161, and `whose` it was), its student has withdrawn
+        (NB-1340) or was erased (NB-1345).
         """
         parsed = parse_token(token)
         if parsed is None:
@@ -170,6 +171,9 @@ class People:
                     raise AccessDenied("NB-1340")
                 if self.marker is not None:
                     await refuse_erased(connection, self.marker.mark_token(token_id, hash_secret(secret)))
+                ended = await connection.fetchrow("SELECT * FROM find_ended_token($1)", token_id)
+                if ended is not None and is_hash_of(ended["secret_hash"], secret):
+                    raise AccessDenied("NB-1161", whose=ended["user_id"])
                 return None
             if not is_hash_of(row["secret_hash"], secret):
                 return None

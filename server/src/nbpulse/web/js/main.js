@@ -19,6 +19,7 @@ const page = signal({ name: "connecting" });
  * @type {Record<string, () => Promise<any>>}
  */
 const COURSE_PAGES = {
+  data: async () => (await import("./views/data.js")).Data,
   projector: async () => (await import("./views/projector.js")).Projector,
   map: async () => (await import("./views/map.js")).CourseMap,
   people: async () => (await import("./views/people.js")).People,

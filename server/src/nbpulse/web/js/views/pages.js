@@ -15,12 +15,12 @@ export function Page({ name, title, children }) {
   </div>`;
 }
 
-/** A page of one course: with the way to its others. @param {{name: string, title: string, courseId: string, course: string, children?: any}} props */
-export function CoursePage({ name, title, courseId, course: courseTitle, children }) {
+/** A page of one course: with the way to its others. @param {{name: string, title: string, courseId: string, course: string, role?: string, children?: any}} props */
+export function CoursePage({ name, title, courseId, course: courseTitle, role, children }) {
   useEffect(listenForHelp, []);
   return html`<div class="page" data-page=${name}>
     <header class="top"><b class="brand">nbpulse</b><bdi class="muted">${courseTitle}</bdi><span class="spread"></span><${Preferences} /><${HelpButton} /></header>
-    <${CourseNav} courseId=${courseId} current=${name} />
+    <${CourseNav} courseId=${courseId} current=${name} role=${role} />
     <main class="sheet"><h1>${title}</h1>${children}</main>
     <${Help} hasShortcuts=${hasShortcuts.value} setShortcuts=${setShortcuts} />
   </div>`;
