@@ -11,6 +11,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection
 
 WAIT_S = 5.0
+CHARTS = {"funnel": "f", "trend": "x", "curve": "q"}
 
 
 class Board:
@@ -21,15 +22,19 @@ class Board:
         self.cells = [cell["id"] for cell in snapshot["cells"]]
         self.students = {student["i"]: dict(student) for student in snapshot["students"]}
         self.alerts = {alert["id"]: alert for alert in snapshot["alerts"]}
-        self.figures = {name: snapshot[name] for name in ("counts", "median", "connected")}
-        self.notebooks = snapshot["notebooks"]
+        self.figures = {name: snapshot[name] for name in ("counts", "median", "connected", "exercises", *CHARTS)}
+        self.notebooks, self.staff = snapshot["notebooks"], snapshot["staff"]
 
     def apply(self, frame: dict[str, Any]) -> None:
         assert frame["seq"] == self.seq + 1, "a gap"
         self.seq = frame["seq"]
         self.cells = [cell["id"] for cell in frame["cells"]] if "cells" in frame else self.cells
         self.notebooks = frame.get("notebooks", self.notebooks)
+        self.staff = frame.get("staff", self.staff)
         self.figures |= {name: frame[name] for name in self.figures if name in frame}
+        for name, delta in CHARTS.items():
+            entries = {entry[0]: entry for entry in (*self.figures[name], *frame.get(delta, ()))}
+            self.figures[name] = list(entries.values())
         for student in frame.get("students", ()):
             self.students[student["i"]] = dict(student)
         for i, column, state in frame.get("c", ()):

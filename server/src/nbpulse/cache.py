@@ -126,6 +126,12 @@ class Cache:
         async with _deadline():
             await self._redis.publish(f"nbpulse:live:{course_id}", _encode({"t": "mail"}))
 
+    async def announce_staff(self, course_id: UUID, user_id: UUID, name: str) -> None:
+        """Tell the boards that this member of staff has one open."""
+        message = {"t": "staff", "user_id": str(user_id), "name": name, "at": round(time.time() * 1000)}
+        async with _deadline():
+            await self._redis.publish(f"nbpulse:live:{course_id}", _encode(message))
+
     async def read_presence(self, course_id: UUID) -> dict[str, int]:
         """Who was heard of in the last minute: user id -> when, in ms. Older entries are removed on the way."""
         oldest_ms = round((time.time() - PRESENCE_LIFE_S) * 1000)

@@ -19,6 +19,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from boards import Board, follow, read, settle
 from nbpulse.embedded import EmbeddedValkey
 from nbpulse.errors import Unavailable
+from nbpulse.hub import view
 from nbpulse.stream import LANES
 from stage import Stage, make_run, open_stage, serve_api
 
@@ -419,7 +420,8 @@ async def test_who_is_staff_no_more_is_sent_away(stage: Stage, monkeypatch: pyte
     monkeypatch.setattr("nbpulse.api.sockets.RECHECK_S", 0.4)
     async with stage.watch() as socket:
         assert (await read(socket))["t"] == "hello"
-        assert (await read(socket))["t"] == "ping"
+        while (await read(socket))["t"] != "ping":
+            pass  # frames: that they look is told to the boards
         connection = await asyncpg.connect(stage.database_url)
         try:
             await connection.execute("DELETE FROM enrolments WHERE course_id = $1", stage.course.id)
@@ -462,3 +464,44 @@ async def test_open_boards_are_listed_as_specified(stage: Stage, embedded_valkey
             assert mine[0]["last_activity"] == pytest.approx(time.time(), abs=5)
         await asyncio.sleep(0.3)
         assert await redis.hlen("websocket_connections") == 0
+
+
+async def test_staff_who_look_are_shown_and_with_whom_they_are_busy(stage: Stage) -> None:
+    (token,) = await make_class(stage, 1)
+    await stage.post(token, make_run(event_type="help_request", notebook_path=None, data={}))
+    await stage.work()
+    board = Board(first := await stage.snapshot())
+    async with stage.watch(first) as socket:
+        await follow(socket, board, lambda b: [one["here"] for one in b.staff] == [True] and bool(b.alerts))
+        assert [one["id"] for one in board.staff] == [str(stage.teacher_id)]
+        assert board.staff[0]["name"]
+        assert board.staff[0]["with"] is None
+        (alert,) = board.alerts.values()
+        body = {"id": str(uuid4()), "user_id": board.students[alert["i"]]["id"]}
+        path = f"/api/v1/courses/{stage.course.id}/alerts/{alert['id']}/claim"
+        assert (await stage.http.post(path, json=body, headers=stage.staff)).status_code == 200
+        await follow(socket, board, lambda b: [one["with"] for one in b.staff] == [alert["i"]])
+    assert (await stage.snapshot())["staff"] == board.staff
+
+
+async def test_a_frame_is_encoded_once_however_many_watch(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    (token,) = await make_class(stage, 1)
+    first = await stage.snapshot()
+    boards = [Board(first) for _ in range(20)]
+    encoded: list[int] = []
+    encode = view._encode
+
+    def count(whole: Any) -> bytes:
+        if isinstance(whole, dict) and whole.get("t") == "d":
+            encoded.append(whole["seq"])
+        return encode(whole)
+
+    async with AsyncExitStack() as stack:
+        sockets = [await stack.enter_async_context(stage.watch(first)) for _ in boards]
+        monkeypatch.setattr(view, "_encode", count)
+        await stage.post(token, make_run(0, "error"))
+        await stage.work()
+        for socket, board in zip(sockets, boards, strict=True):
+            await follow(socket, board, lambda b: b.students[0]["s"] == "3")
+    assert encoded
+    assert len(encoded) == len(set(encoded))

@@ -24,6 +24,7 @@ ROLES = ("app_writer", "app_reader", "nbpulse_operator", "app_maintenance")
 COMMANDS = {"S": "SELECT", "I": "INSERT", "U": "UPDATE", "D": "DELETE"}
 # A column every reader of the table may read and, where anybody may change something, change.
 COLUMNS = {"tokens": "last_used_at", "users": "username", "courses": "title", "sealing_keys": "canary"}
+COLUMNS |= {"notebooks": "title", "notebook_cells": "title"}
 COLUMNS |= {"learner_states": "inbox_revision", "messages": "state", "passwords": "changed_at"}
 # Who adds a row, and whose.
 ADDED = (
@@ -61,6 +62,7 @@ class School:
     database_url: str
     courses: list[UUID] = field(default_factory=lambda: [uuid4(), uuid4()])
     notebooks: list[UUID] = field(default_factory=lambda: [uuid4(), uuid4()])
+    meetings: list[UUID] = field(default_factory=lambda: [uuid4(), uuid4()])
     # Name -> (id, number of the course); `fresh` is in no course and has no row but their own.
     people: dict[str, tuple[UUID, int]] = field(
         default_factory=lambda: {
@@ -92,6 +94,8 @@ class School:
             "consents": mine | {"id": uuid4(), "course_id": course_id, "action": "accept"},
             "invitations": {"id": uuid4(), "course_id": course_id, "role": "assistant", "secret_hash": b"x"}
             | {"created_by": user_id, "expires_at": when, "revoked_at": None},
+            "report_shares": {"id": uuid4(), "course_id": course_id, "meeting_id": self.meetings[course]}
+            | {"secret_hash": b"x", "created_by": user_id, "expires_at": when, "revoked_at": None},
             "notebooks": {"course_id": course_id, "path": f"{number}.ipynb"},
             "notebook_cells": {"notebook_id": notebook_id, "cell_id": str(number)},
             "class_meetings": {"course_id": course_id, "ended_at": when},
@@ -232,12 +236,15 @@ def school(embedded_postgres: str) -> School:
 async def found_school(server_url: str) -> School:
     school = School(await create_database(server_url))
     async with connect(school.database_url) as owner:
-        for course_id, notebook_id in zip(school.courses, school.notebooks, strict=True):
+        for course_id, notebook_id, meeting_id in zip(school.courses, school.notebooks, school.meetings, strict=True):
             await owner.execute(
                 "INSERT INTO courses (id, title, short_name) VALUES ($1, 'x', $2)", course_id, course_id.hex
             )
             await owner.execute(
                 "INSERT INTO notebooks (id, course_id, path) VALUES ($1, $2, 'x')", notebook_id, course_id
+            )
+            await owner.execute(
+                "INSERT INTO class_meetings (id, course_id, ended_at) VALUES ($1, $2, now())", meeting_id, course_id
             )
         for name, (user_id, course) in school.people.items():
             await owner.execute("INSERT INTO users (id, username) VALUES ($1, $2)", user_id, name)

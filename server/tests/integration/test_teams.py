@@ -112,6 +112,12 @@ async def test_history_is_of_their_students_alone(teams: Teams) -> None:
     assert (await teams.ask(f"messages?student={blue}"))["threads"] == []
 
 
+async def test_charts_are_of_their_students_alone(teams: Teams) -> None:
+    for headers, counts in ((teams.headers, (2, 1, 0)), (teams.stage.staff, (3, 1, 1))):
+        for query, count in zip(("", "?team=red", "?team=blue"), counts, strict=True):
+            assert (await teams.ask(f"charts{query}", headers))["funnel"][0][1] == count, query
+
+
 async def test_the_numbers_of_a_notebook_are_of_their_students_and_never_kept_for_the_others(teams: Teams) -> None:
     notebook = (await teams.ask("live"))["notebook"]["id"]
     for headers, count in ((teams.headers, 2), (teams.stage.staff, 3), (teams.headers, 2)):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
+from nbpulse.classroom.figures import find_difference
 from servers import CHROMIUM_FLAGS
 
 pytestmark = pytest.mark.browser
@@ -15,6 +16,7 @@ pytestmark = pytest.mark.browser
 Snapshot = dict[str, Any]
 Frame = dict[str, Any]
 
+CHARTS = {"funnel": "f", "trend": "x", "curve": "q"}
 STATUSES = ["help", "stuck", "idle", "behind", "ok", "paused", "offline"]
 
 # Everything a viewer can see; not when it came or by which way.
@@ -58,6 +60,12 @@ class RandomClass:
             "students": [],
             "alerts": [],
             "errors": [],
+            "funnel": [],
+            "trend": [],
+            "curve": [],
+            "exercises": [],
+            "ago": None,
+            "staff": [],
             "median": None,
         }
         for _ in range(self.random.randrange(8)):
@@ -76,14 +84,25 @@ class RandomClass:
             "median": float(reached[len(reached) // 2]) if reached else None,
             "h": {"lag_ms": self.random.randrange(400), "received": self.made, "stored": self.made},
         }
+        for name in CHARTS:
+            self.redraw(name)
         return copy.deepcopy(self.truth)
+
+    def redraw(self, name: str) -> None:
+        """Entries change, more come, and now and then the chart is another."""
+        chart = [entry if self.random.random() < 0.7 else [entry[0], self.made] for entry in self.truth[name]]
+        following = chart[-1][0] + 1 if chart else 0
+        chart += [[following + n, self.made] for n in range(self.random.choice([0, 0, 0, 2]))]
+        if self.random.random() < 0.1:
+            chart = [[entry[0] + 1, entry[1]] for entry in chart[1:]]
+        self.truth[name] = chart
 
     def live_on(self) -> None:
         """A quarter of a second passes."""
         self.clock += 250
         deeds = [self.run_cell] * 6 + [self.change_status, self.raise_alert, self.change_alert, self.clear_alert]
         deeds += [self.claim_alert]
-        rare = [self.share_error, self.add_student, self.rename_student, self.add_cell]
+        rare = [self.share_error, self.end_exercise, self.add_student, self.rename_student, self.add_cell]
         for _ in range(self.random.randrange(9)):
             self.random.choice(deeds)()
         if self.random.random() < 0.3:
@@ -160,6 +179,11 @@ class RandomClass:
         error = {"fp": self.new_id(), "label": "NameError df", "cell": "c", "n": self.made, "since": self.clock}
         self.truth["errors"] = [error, *self.truth["errors"]][:3]
 
+    def end_exercise(self) -> None:
+        self.truth["exercises"] = [["Q1", self.made, 0]]
+        self.truth["staff"] = [{"id": "s", "name": "田中", "here": self.random.random() < 0.5, "with": None}]
+        self.truth["ago"] = {"at": self.clock, "counts": {"help": self.made}}
+
     def clear_alert(self) -> None:
         if alert := self.pick("alerts"):
             self.truth["alerts"].remove(alert)
@@ -169,9 +193,13 @@ class RandomClass:
         after = self.take_snapshot()
         after["seq"] = self.truth["seq"] = before["seq"] + 1
         frame: Frame = {"t": "d", "seq": after["seq"], "at": after["at"], "h": after["h"]}
-        for name in ("counts", "median", "connected", "cells", "notebooks", "errors"):
+        for name in ("counts", "median", "connected", "cells", "notebooks", "errors", "exercises", "ago", "staff"):
             if before[name] != after[name]:
                 frame[name] = after[name]
+        for name, delta in CHARTS.items():
+            if before[name] != after[name]:
+                difference = find_difference(before[name], after[name])
+                frame[name if difference is None else delta] = after[name] if difference is None else difference
         frame |= describe_rows(before, after) | describe_alerts(before["alerts"], after["alerts"])
         return frame, after
 

@@ -1,5 +1,6 @@
 """The board's words and vendored files: what a reader of the page or of the licences would trip over."""
 
+import gzip
 import hashlib
 import json
 import re
@@ -128,3 +129,18 @@ def test_imports_are_relative_so_that_the_page_needs_no_import_map() -> None:
 
 def test_the_board_stays_within_its_budget_of_lines() -> None:
     assert sum(len(source.read_text(encoding="utf-8").splitlines()) for source in SOURCES) <= LINES_MOST
+
+
+def test_what_the_live_page_loads_stays_within_its_budget_of_bytes() -> None:
+    """Scripts and styles, compressed; pages that are loaded when they are opened are not in it."""
+    loaded, waiting = {WEB / "app.css"}, [WEB / "js" / "main.js"]
+    while waiting:
+        source = waiting.pop()
+        if source not in loaded:
+            loaded.add(source)
+            text = source.read_text(encoding="utf-8")
+            targets = re.findall(r'^(?:import|export)\b[^;]*?"(\.[^"]+)"', text, flags=re.M)
+            waiting += [(source.parent / target).resolve() for target in targets]
+    assert WEB / "js" / "views" / "board.js" in loaded
+    assert WEB / "js" / "views" / "people.js" not in loaded
+    assert sum(len(gzip.compress(one.read_bytes())) for one in loaded) <= 80_000

@@ -52,14 +52,20 @@ class Rule(Enum):
     """The same, or an analyst of it, who is answered without names (downloads.py)."""
     INSTRUCTOR = auto()
     """An instructor of the course in the path."""
+    CREATOR = auto()
+    """Who may change something in whatever course is theirs; whether they may make one, the database says."""
     FIRST_MESSAGE = auto()
     """Staff of the course, proved by the WebSocket's first message (sockets.py)."""
 
 
 RULES: Final[dict[str, Rule]] = {
     "GET /": Rule.ANYONE,
+    "GET /courses": Rule.ANYONE,
     "GET /courses/{course_id}": Rule.ANYONE,
     "GET /courses/{course_id}/{page:path}": Rule.ANYONE,
+    "GET /join": Rule.ANYONE,
+    "GET /join/{code}": Rule.ANYONE,
+    "GET /shared/report": Rule.ANYONE,
     "GET /web/{path:path}": Rule.ANYONE,
     "GET /health": Rule.ANYONE,
     "GET /health/live": Rule.ANYONE,
@@ -91,7 +97,15 @@ RULES: Final[dict[str, Rule]] = {
     "GET /api/v1/me/session": Rule.STUDENT,
     "GET /api/v1/me/collection": Rule.STUDENT,
     "POST /api/v1/me/consent": Rule.STUDENT,
+    "GET /api/v1/courses": Rule.SIGNED_IN,
+    "POST /api/v1/courses": Rule.CREATOR,
+    "PATCH /api/v1/courses/{course_id}": Rule.INSTRUCTOR,
+    "POST /api/v1/courses/{course_id}/copies": Rule.INSTRUCTOR,
+    "POST /api/v1/courses/{course_id}/notebooks": Rule.INSTRUCTOR,
+    "GET /api/v1/courses/{course_id}/join-code.svg": Rule.STAFF,
+    "GET /api/v1/courses/{course_id}/readiness": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/live": Rule.STAFF,
+    "GET /api/v1/courses/{course_id}/charts": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/projector": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/series": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/notebooks/{notebook_id}/summary": Rule.STAFF,
@@ -112,6 +126,13 @@ RULES: Final[dict[str, Rule]] = {
     "GET /api/v1/courses/{course_id}/meetings": Rule.STAFF,
     "POST /api/v1/courses/{course_id}/meetings": Rule.STAFF,
     "POST /api/v1/courses/{course_id}/meetings/end": Rule.STAFF,
+    "POST /api/v1/courses/{course_id}/meetings/{meeting_id}/reopen": Rule.STAFF,
+    "GET /api/v1/courses/{course_id}/meetings/{meeting_id}/report": Rule.STAFF,
+    "GET /api/v1/courses/{course_id}/meetings/{meeting_id}/report.csv": Rule.STAFF,
+    "GET /api/v1/courses/{course_id}/meetings/{meeting_id}/report/shares": Rule.INSTRUCTOR,
+    "POST /api/v1/courses/{course_id}/meetings/{meeting_id}/report/shares": Rule.INSTRUCTOR,
+    "DELETE /api/v1/courses/{course_id}/meetings/{meeting_id}/report/shares/{share_id}": Rule.INSTRUCTOR,
+    "POST /api/v1/shared/report": Rule.ANYONE,
     "POST /api/v1/courses/{course_id}/alerts/{alert_id}/{action}": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/interventions": Rule.STAFF,
     "POST /api/v1/courses/{course_id}/messages": Rule.STAFF,
@@ -195,7 +216,7 @@ class Gate:
         if rule is Rule.DELIVERER or rule is Rule.STUDENT:
             scope = "events:write" if rule is Rule.DELIVERER else "inbox:read"
             person = _as_student(person, scope, request.headers.get(COURSE_HEADER))
-        elif rule is Rule.OWNER and person.kind not in _IN_PERSON:
+        elif (rule is Rule.OWNER and person.kind not in _IN_PERSON) or (rule is Rule.CREATOR and not person.may_create):
             raise AccessDenied("NB-1103")
         elif (reach := find_scope(route)) is not None:
             course = check_staff(person, request.path_params.get("course_id"), or_analyst=rule is Rule.READER)
@@ -339,6 +360,8 @@ def _as_student(person: Person, scope: str, course: str | None) -> Person:
     if person.course_id is None:  # there is nowhere to put an event
         raise AccessDenied("NB-1103")
     if scope == "events:write":
+        if person.course_id in person.archived:
+            raise AccessDenied("NB-1211")
         role = person.roles.get(person.course_id)
         if role == "waiting":
             raise NotYet("NB-1140")

@@ -29,6 +29,24 @@ async def show_live(request: Request, course_id: str, notebook: str | None = Non
     return Response(view.encode_snapshot(), 200, {"Cache-Control": "no-store"}, "application/json")
 
 
+@router.get("/courses/{course_id}/charts")
+async def show_charts(
+    request: Request,
+    course_id: str,
+    notebook: str | None = None,
+    team: Annotated[str | None, Query(max_length=100)] = None,
+    minutes: Annotated[int | None, Query(ge=1, le=1_440)] = None,
+) -> Response:
+    """
+    The board's charts (`funnel`, `trend`, `curve`, `exercises`) and `errors` as in its snapshot, of one team's students
+    and of what was run in the last `minutes`; left out: of all students, of all they have run.
+    """
+    notebook_id = parse_id(notebook) if notebook else None
+    course = parse_id(course_id)
+    view = await get_context(request).hub.open_view(course, notebook_id, get_person(request).teams.get(course))
+    return Response(view.encode_part(team, minutes), 200, {"Cache-Control": "no-store"}, "application/json")
+
+
 @router.get("/courses/{course_id}/projector")
 async def show_projector(request: Request, course_id: str) -> Response:
     """

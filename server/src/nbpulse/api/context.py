@@ -37,6 +37,8 @@ from nbpulse.records.meetings import Meetings
 from nbpulse.records.messages import Messages
 from nbpulse.records.own_tokens import OwnTokens
 from nbpulse.records.people import People, Person
+from nbpulse.records.report_shares import ReportShares
+from nbpulse.records.reports import Reports
 from nbpulse.records.views import ClassReader
 from nbpulse.records.work import WorkReader
 from nbpulse.stream import EventStream
@@ -102,6 +104,8 @@ class Context:
     work: WorkReader
     meetings: Meetings
     interventions: Interventions
+    reports: Reports
+    report_shares: ReportShares
     messages: Messages
     inboxes: Inboxes
     consents: Consents
@@ -139,6 +143,8 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
     limits = RequestLimits(options.limits)
     gate = Gate(parts.people, limits, options.public_url, hub_gate)
     trail = AuditTrail(AuditLog(parts.people))
+    interventions = Interventions(parts.people, parts.people.seal)
+    messages = Messages(parts.people, parts.people.seal)
     context = Context(
         options=options,
         stream=parts.stream,
@@ -154,8 +160,10 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         history=CourseHistory(parts.people),
         work=WorkReader(parts.people),
         meetings=Meetings(parts.people),
-        interventions=Interventions(parts.people, parts.people.seal),
-        messages=Messages(parts.people, parts.people.seal),
+        interventions=interventions,
+        messages=messages,
+        reports=Reports(parts.people, interventions, messages),
+        report_shares=ReportShares(parts.people),
         inboxes=Inboxes(parts.people, parts.people.seal),
         consents=Consents(parts.people),
         own_tokens=OwnTokens(parts.people),

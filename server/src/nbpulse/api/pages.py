@@ -20,8 +20,12 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.get("/")
+@router.get("/courses")
+@router.get("/join")
+@router.get("/join/{code}")
 @router.get("/courses/{course_id}")
 @router.get("/courses/{course_id}/{page:path}")
+@router.get("/shared/report")
 async def show_board(request: Request) -> Response:
     """The board; which course and which of its pages it shows, it reads from its own address (main.js)."""
     return _send_file(request, "index.html")

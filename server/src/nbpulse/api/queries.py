@@ -221,7 +221,7 @@ async def _answer_sessions(
         scope.span,
         user_id=user_id,
         notebook_id=scope.notebook_id,
-        after=_read_cursor(cursor),
+        after=read_place(cursor),
         limit=limit + 1,
     )
     page = msgspec.structs.replace(table, rows=table.rows[:limit])
@@ -299,8 +299,8 @@ def _make_cursor(table: Table) -> str:
     return encode_cursor(Place(last["started_at"], last["id"]))
 
 
-def _read_cursor(cursor: str | None) -> Place | None:
-    """Where the sessions before ended. Raises InvalidInput (NB-1205): no cursor of ours."""
+def read_place(cursor: str | None) -> Place | None:
+    """Where the page before ended, in time. Raises InvalidInput (NB-1205): no cursor of ours."""
     if not cursor:
         return None
     place = decode_cursor(cursor, Place)

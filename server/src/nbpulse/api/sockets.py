@@ -171,6 +171,7 @@ class _Board:
         self._heard_seq: int | None = None  # None: it reads a snapshot and says "resume" after it
         self._turn = 0  # rises with each jump of `_heard_seq`
         self._id = secrets.token_hex(8)
+        self._name: str | None = None
 
     async def serve(self, hello: ClientMessage) -> None:
         """Send frames and read messages until either side ends. Raises _Closed, WebSocketDisconnect."""
@@ -331,6 +332,10 @@ class _Board:
     async def _announce(self) -> None:
         try:
             await self._context.cache.note_connection(self._id, self._person.user_id)
+            if not self.is_projector:
+                if self._name is None:
+                    self._name, _ = await self._context.people.describe_person(self._person)
+                await self._context.cache.announce_staff(self._course_id, self._person.user_id, self._name)
         except Unavailable as error:
             _log.debug("sockets.not_announced", code=error.code)
 

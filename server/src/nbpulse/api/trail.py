@@ -40,6 +40,7 @@ LOOKS: Final = frozenset(
     _COURSE + place
     for place in (
         "live",
+        "charts",
         "series",
         "notebooks/{notebook_id}/summary",
         "sessions",
@@ -56,8 +57,11 @@ LOOKS: Final = frozenset(
         "activity",
         "error-rate",
         "integrity",
+        "meetings/{meeting_id}/report",
+        "meetings/{meeting_id}/report.csv",
         "interventions",
         "messages",
+        "readiness",
     )
 )
 """The reads that show students' work."""
@@ -111,7 +115,8 @@ class AuditTrail:
         if place not in LOOKS:
             return
         course_id, subject_id = (_parse(request.path_params.get(name)) for name in ("course_id", "user_id"))
-        form = request.query_params.get("format")
+        # A table has its form in the query; the report's has it in its name.
+        form = "csv" if place.endswith(".csv") else request.query_params.get("format")
         if form in _DOWNLOADS:
             facts: dict[str, str | int | bool] = {"what": place.rpartition("/")[2], "form": form}
             if request.query_params.get("identified", "0").lower() not in _NO:

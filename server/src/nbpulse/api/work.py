@@ -19,7 +19,7 @@ from starlette.responses import Response
 from nbpulse.api.bodies import NO_NUL
 from nbpulse.api.context import get_context, parse_id
 from nbpulse.api.joining import answer
-from nbpulse.api.queries import Cursor, decode_cursor, encode_cursor
+from nbpulse.api.queries import Cursor, encode_cursor, read_place
 from nbpulse.classroom import Learner, is_current
 from nbpulse.classroom.compare import compare_lines, group_sources
 from nbpulse.classroom.errorgroups import FINGERPRINT_VERSION
@@ -86,12 +86,11 @@ async def list_student_runs(
     """A student's runs with the texts that were collected, newest first; of one cell where it is named."""
     course, student = parse_id(course_id), parse_id(user_id)
     await _find_learner(request, course, student)
-    after = decode_cursor(cursor, Place) if cursor else None
     rows = await get_context(request).work.list_runs(
         *(course, student),
         notebook_id=parse_id(notebook) if notebook else None,
         cell_id=cell,
-        after=after and Place(after.started_at.astimezone(UTC), after.session_id),
+        after=read_place(cursor),
         limit=limit + 1,
     )
     page = rows[:limit]
@@ -129,8 +128,8 @@ async def show_cell(
     learners = {one.user_id: one for one in await context.classes.load_roster(course)}
     # In a thread: texts of a large class are megabytes to compare.
     body = await asyncio.to_thread(_compose_cell, work, learners, Asked(q.casefold(), state, sort, skip, limit))
-    told = {"notebook_id": notebook, "cell_id": cell, **work.cell, "original": work.source, "span": span._asdict()}
-    return answer({"cell": told, "collects": _describe_policy(policy), **body})
+    told = {"notebook_id": notebook, "cell_id": cell, **work.cell, "original": work.source}
+    return answer({"cell": told, "span": span._asdict(), "collects": _describe_policy(policy), **body})
 
 
 @router.get("/errors/{fingerprint}")

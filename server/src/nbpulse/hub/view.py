@@ -20,6 +20,10 @@ from nbpulse.identity import get_asker
 
 TICK_S: Final = 0.25
 RING_S: Final = 60.0
+PART_S: Final = 1.0
+STAFF_HERE_MS: Final = 50_000
+"""Open boards say every 20 s that they are."""
+STAFF_KEPT_MS: Final = 1_800_000
 
 _encode = msgspec.json.Encoder().encode
 
@@ -58,6 +62,8 @@ class LoadedClass(Protocol):
     def learners(self) -> Sequence[Learner]: ...
     @property
     def states(self) -> Sequence[LearnerState]: ...
+    @property
+    def runs(self) -> Sequence[tuple[str, int, int, int]]: ...
 
 
 class ClassSource(Protocol):
@@ -73,12 +79,13 @@ class ClassSource(Protocol):
 
 
 class LiveMessage(msgspec.Struct):
-    """What comes over `nbpulse:live:<course_id>`: states, presence, roster, actions, whose inbox has news, or mail."""
+    """What comes over `nbpulse:live:<course_id>`: states, presence, roster, actions, news of inboxes, mail, staff."""
 
     t: str
     received_ms: int = 0
     states: list[LearnerState] = []
     user_id: str = ""
+    name: str = ""
     state: str = ""
     at: int = 0
     actions: list[Action] = []
@@ -121,6 +128,9 @@ class View:
         self._skipped: set[str] = set()
         self._unseen: set[str] = set()
         self._snapshot: tuple[float, bytes] = (0.0, b"")
+        self._staff: dict[str, tuple[str, int]] = {}
+        self._staff_told: list[dict[str, Any]] = []
+        self._parts: dict[tuple[str | None, int | None], tuple[float, bytes]] = {}
         self._cells_seen: set[str] = set()
         self.classroom = Classroom(
             str(course_id),
@@ -133,6 +143,7 @@ class View:
         self.classroom.set_mail(loaded.pulse.mail)
         for state in loaded.states:
             self._apply(state)
+        self.classroom.set_runs(loaded.runs)
         self._columns = {column.id for column in loaded.pulse.columns}
         self._projection: Projection | None = None
 
@@ -164,6 +175,8 @@ class View:
             self.wants_roster = True
         elif message.t == "mail":
             self.wants_reconcile = True
+        elif message.t == "staff":
+            self._staff[message.user_id] = (message.name, message.at)
         self.classroom.apply_actions(message.actions)
         for state in message.states:
             if not self.classroom.has_learner(state.user_id):
@@ -229,6 +242,9 @@ class View:
         if projection is not None and projection.is_due() and projection.show(self.classroom.snapshot(), now_ms):
             metrics.live_frames.inc()
             self.wake_viewers()
+        staff = self._describe_staff(now_ms)
+        if staff != self._staff_told:
+            self._staff_told = self._extra["staff"] = staff
         body = {**self.classroom.take_changes(), **self._extra}
         now = time.monotonic()
         while self._ring and now - self._ring[0].made_at > RING_S:
@@ -270,6 +286,7 @@ class View:
                 "notebook": notebook and {name: notebook[name] for name in ("id", "path", "title")},
                 "notebooks": self._notebooks,
                 "meeting": self._meeting,
+                "staff": self._staff_told,
                 **self.classroom.snapshot(),
                 "h": self._describe_health(),
             }
@@ -277,6 +294,29 @@ class View:
         # The time is the answer's own: browsers set their clock by it.
         times = _encode({"server_time": datetime.now(UTC), "at": round(time.time() * 1000)})
         return times[:-1] + b"," + self._snapshot[1][1:]
+
+    def encode_part(self, team: str | None, minutes: int | None) -> bytes:
+        """One team's charts and shared errors (None: of all) of the last so many minutes (None: all) as JSON; drawn at
+        most once a second, however many ask."""
+        now = time.monotonic()
+        self.used_at = now
+        made_at, body = self._parts.get((team, minutes), (0.0, b""))
+        if now - made_at > PART_S:
+            now_ms = round(time.time() * 1000)
+            since_ms = 0 if minutes is None else now_ms - minutes * 60_000
+            body = _encode({"at": now_ms, **self.classroom.describe_team(team, since_ms, now_ms)})
+            fresh = {key: part for key, part in self._parts.items() if now - part[0] <= PART_S}
+            self._parts = {**fresh, (team, minutes): (now, body)}
+        return body
+
+    def _describe_staff(self, now_ms: int) -> list[dict[str, Any]]:
+        """Who of the staff has a board open, with whom of these students they are busy, and who was here lately."""
+        busy = self.classroom.list_claims()
+        self._staff = {one: seen for one, seen in self._staff.items() if now_ms - seen[1] <= STAFF_KEPT_MS}
+        return [
+            {"id": user_id, "name": name, "here": now_ms - at_ms <= STAFF_HERE_MS, "with": busy.get(user_id)}
+            for user_id, (name, at_ms) in sorted(self._staff.items(), key=lambda one: (one[1][0], one[0]))
+        ]
 
     def _take_meeting(self, meeting: dict[str, Any] | None) -> None:
         self._meeting = meeting

@@ -28,6 +28,7 @@ from nbpulse.shards import get_shard_number
 
 HELPED: Final = "helped"
 """`data.reason` of the help_cancel that we make for a student who was helped."""
+_EVER: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _COLUMNS: Final = "id, user_id, alert_id, staff_id, action, hand_id, undoes, at, until_at, revision"
 _READ: Final = f"""
 SELECT {_COLUMNS} FROM interventions
@@ -42,7 +43,7 @@ _LOG: Final = f"""
 SELECT {_COLUMNS}, rule, cell_id, note, CASE WHEN cell_id IS NOT NULL THEN EXISTS (
     SELECT FROM learner_cells c WHERE c.user_id = i.user_id AND c.course_id = i.course_id AND c.cell_id = i.cell_id
         AND c.last_ok_at > i.at) END AS got_past
-FROM interventions i WHERE course_id = $1 AND at < $2 AND ($4::uuid IS NULL OR user_id = $4)
+FROM interventions i WHERE course_id = $1 AND at < $2 AND at >= $5 AND ($4::uuid IS NULL OR user_id = $4)
 ORDER BY at DESC, id LIMIT $3
 """  # noqa: S608
 _HELPED_HANDS: Final = """
@@ -139,12 +140,18 @@ class Interventions:
         return fold_actions([*known, action]).describe(alert_id), action
 
     async def list_log(
-        self, course_id: UUID, before: datetime | None, limit: int, student_id: UUID | None = None
+        self,
+        course_id: UUID,
+        before: datetime | None,
+        limit: int,
+        student_id: UUID | None = None,
+        *,
+        since: datetime = _EVER,
     ) -> list[Intervention]:
-        """What was done (for one student), newest first; `before`: only what is older."""
+        """What was done (for one student), newest first; `before`: only what is older; `since`: only what is not."""
         async with self._people.connect("list_interventions") as connection:
             earlier = before or datetime.max.replace(tzinfo=UTC)
-            rows = await connection.fetch(_LOG, course_id, earlier, limit, student_id)
+            rows = await connection.fetch(_LOG, course_id, earlier, limit, student_id, since)
             undone = await connection.fetch(
                 "SELECT undoes FROM interventions WHERE course_id = $1 AND undoes = ANY($2::uuid[])",
                 course_id,

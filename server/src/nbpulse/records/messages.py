@@ -6,7 +6,7 @@ others get it; texts are sealed for each student apart.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID, uuid5
 
@@ -23,6 +23,7 @@ from nbpulse.records.people import People
 from nbpulse.shards import get_shard_number
 
 BATCHES_MAX: Final = 50
+_RECENT: Final = timedelta(hours=24)
 THREAD_MESSAGES_MAX: Final = 200
 _STUDENTS: Final = """
 SELECT user_id FROM enrolments WHERE course_id = $1 AND role = 'student' AND ($2::uuid[] IS NULL OR user_id = ANY($2))
@@ -53,7 +54,7 @@ SELECT m.batch_id, min(m.created_at) AS at, min(m.kind) AS kind, (array_agg(m.se
 FROM messages m LEFT JOIN learner_cells c
     ON (c.user_id, c.shard, c.notebook_id, c.cell_id) = (m.user_id, m.shard, m.notebook_id, m.cell_id)
 WHERE m.course_id = $1 AND m.is_from_staff
-    AND (m.batch_id = $2 OR $2 IS NULL AND m.created_at > now() - interval '24 hours')
+    AND (m.batch_id = $2 OR $2 IS NULL AND m.created_at >= $4 AND m.created_at <= $5)
 GROUP BY m.batch_id ORDER BY at DESC LIMIT $3
 """
 _THREADS: Final = """
@@ -177,10 +178,14 @@ class Messages:
             await self._insert(connection, course_id, sender_id, dispatch, runs=runs, revisions=revisions)
         return Sent(dispatch.id, list(revisions), unknown, True)
 
-    async def list_batches(self, course_id: UUID, batch_id: UUID | None) -> list[Batch]:
-        """The batches of the last 24 hours, newest first; or that one, however old."""
+    async def list_batches(
+        self, course_id: UUID, batch_id: UUID | None, span: tuple[datetime, datetime] | None = None
+    ) -> list[Batch]:
+        """The batches within `span` (None: the last 24 hours), newest first; or that one, however old."""
+        now = datetime.now(UTC)
+        within = span or (now - _RECENT, now + _RECENT)
         async with self._people.connect("list_messages") as connection:
-            rows = await connection.fetch(_BATCHES, course_id, batch_id, BATCHES_MAX)
+            rows = await connection.fetch(_BATCHES, course_id, batch_id, BATCHES_MAX, *within)
             names = await read_staff_names(connection, self._seal, {row["sender_id"] for row in rows})
         return [self._read_batch(row, names) for row in rows]
 

@@ -52,6 +52,8 @@ class LoadedClass(msgspec.Struct, frozen=True):
     pulse: Pulse
     learners: list[Learner]
     states: list[LearnerState]
+    runs: list[tuple[str, int, int, int]] = []
+    """Of the last hour: user id, half minute since 1970, runs, errors among them."""
 
 
 _COURSE = "SELECT id, title, time_zone, join_code, is_demo FROM courses WHERE id = $1"
@@ -78,8 +80,8 @@ FROM class_meetings WHERE course_id = $1 ORDER BY started_at DESC LIMIT 1
 """
 # A cell makes a column when the teacher registered it, or 3 students (or 10 % of a small class) ran it. Markdown never.
 _COLUMNS = """
-SELECT cell_id, cell_index, title FROM notebook_cells WHERE notebook_id = $1 AND cell_type IS DISTINCT FROM 'markdown'
-    AND (is_registered OR student_count >=
+SELECT cell_id, cell_index, title, exercise_id FROM notebook_cells
+WHERE notebook_id = $1 AND cell_type IS DISTINCT FROM 'markdown' AND (is_registered OR student_count >=
     greatest(1, least(3, ceil(0.1 * (SELECT count(*) FROM enrolments WHERE course_id = $2 AND role = 'student')))))
 ORDER BY cell_index NULLS LAST, cell_id LIMIT 500
 """
@@ -93,7 +95,13 @@ SELECT user_id, course_id, notebook_id, cell_id, cell_index, revision, attempt_c
 FROM learner_cells WHERE notebook_id = $1 AND ($2::uuid[] IS NULL OR user_id = ANY($2::uuid[]))
 """
 
-
+_RUNS = """
+SELECT user_id::text, floor(extract(epoch FROM occurred_at) / 30)::int, count(*)::int,
+    (count(*) FILTER (WHERE data->>'status' = 'error'))::int
+FROM events WHERE course_id = $1 AND notebook_id = $2 AND occurred_at > now() - interval '1 hour'
+    AND event_type = 'cell_execution' AND data->>'status' IS DISTINCT FROM 'aborted' AND cell_id IS NOT NULL
+GROUP BY 1, 2
+"""
 _SUMMARY = f"""
 WITH asked AS (SELECT id, course_id FROM notebooks WHERE id = $1 AND course_id = $2), {DONE},
 students AS (
@@ -132,13 +140,16 @@ class ClassReader:
                 notebook_id = pulse.default_notebook_id
             elif str(notebook_id) not in {notebook["id"] for notebook in pulse.notebooks}:
                 raise NotFound("NB-1201")
-            return LoadedClass(
+            loaded = LoadedClass(
                 course={**dict(course), "id": str(course_id)},
                 notebook_id=notebook_id,
                 pulse=pulse,
                 learners=self._read_roster(await connection.fetch(_ROSTER, course_id)),
                 states=await self._read_states(connection, course_id, notebook_id, None),
             )
+        async with self._people.connect("load_runs", is_staff=True) as connection:
+            runs = [tuple(row) for row in await connection.fetch(_RUNS, course_id, notebook_id)]
+        return msgspec.structs.replace(loaded, runs=runs)
 
     async def load_pulse(self, course_id: UUID, notebook_id: UUID | None) -> Pulse:
         """Revisions, columns and notebooks as they stand."""
@@ -220,7 +231,7 @@ class ClassReader:
         teams = await connection.fetchval("SELECT find_my_teams($1)", course_id)
         return Pulse(
             learner_revisions={str(row["user_id"]): row["revision"] for row in revisions},
-            columns=[Column(row["cell_id"], row["cell_index"], row["title"]) for row in columns],
+            columns=[Column(row["cell_id"], row["cell_index"], row["title"], row["exercise_id"]) for row in columns],
             notebooks=[{**dict(row), "id": str(row["id"])} for row in notebooks],
             default_notebook_id=default,
             meeting={**dict(meeting), "id": str(meeting["id"])} if meeting else None,

@@ -3,6 +3,10 @@
 import { language } from "./i18n.js";
 import { course } from "./store.js";
 
+const NOTEBOOK_TYPE = "application/x-ipynb+json";
+/** As what a file is sent; what is none of them is a table. */
+const FILE_TYPES = [NOTEBOOK_TYPE, "image/png", "image/jpeg"];
+
 export class ApiError extends Error {
   /** @param {number} status 0 when the server was not reached @param {any} problem an RFC 9457 body, may be {} */
   constructor(status, problem) {
@@ -27,7 +31,7 @@ export async function request(method, path, body) {
   /** @type {Record<string, string>} */
   const headers = { Accept: "application/json", "Accept-Language": language.value };
   const isFile = body instanceof Blob;
-  if (body !== undefined) headers["Content-Type"] = isFile ? (body.type.startsWith("image/") ? body.type : "text/csv") : "application/json";
+  if (body !== undefined) headers["Content-Type"] = !isFile ? "application/json" : FILE_TYPES.includes(body.type) ? body.type : "text/csv";
   let response;
   try {
     response = await fetch(path, {
@@ -71,13 +75,22 @@ export function fetchLive(courseId, notebookId) {
   return request("GET", `/api/v1/courses/${encodeURIComponent(courseId)}/live${query}`);
 }
 
+/**
+ * Charts and shared errors of one team ("" all), of what was run in the last minutes (0 all). @param {string} courseId
+ * @param {?string} notebookId @param {string} team @param {number} minutes
+ */
+export function fetchCharts(courseId, notebookId, team, minutes) {
+  const query = new URLSearchParams({ ...(notebookId && { notebook: notebookId }), ...(team && { team }), ...(minutes && { minutes: String(minutes) }) });
+  return request("GET", `/api/v1/courses/${encodeURIComponent(courseId)}/charts?${query}`);
+}
+
 /** @param {string} courseId @returns {Promise<import("./views/projector.js").Projection>} */
 export const fetchProjector = (courseId) => request("GET", `/api/v1/courses/${encodeURIComponent(courseId)}/projector`);
 
 /** @typedef {{user_id: string, sign: string, count: number, off_s: ?number}} Sign */
-/** @param {string} courseId @param {number} startMs @returns {Promise<{integrity: Sign[]}>} */
-export const fetchIntegrity = (courseId, startMs) =>
-  request("GET", `/api/v1/courses/${encodeURIComponent(courseId)}/integrity?start=${new Date(startMs).toISOString()}`);
+/** @param {string} courseId @param {number} startMs @param {string} [student] one student's alone @returns {Promise<{integrity: Sign[]}>} */
+export const fetchIntegrity = (courseId, startMs, student = "") =>
+  request("GET", ofPeople(courseId, `integrity?start=${new Date(startMs).toISOString()}&student=${student}`));
 
 /** @param {string} courseId */
 export const startMeeting = (courseId) =>
@@ -85,6 +98,46 @@ export const startMeeting = (courseId) =>
 /** @param {string} courseId */
 export const endMeeting = (courseId) =>
   request("POST", `/api/v1/courses/${encodeURIComponent(courseId)}/meetings/end`, {});
+
+/** Takes its end back, for some seconds after it. @param {string} courseId @param {string} meetingId */
+export const reopenMeeting = (courseId, meetingId) =>
+  request("POST", `/api/v1/courses/${encodeURIComponent(courseId)}/meetings/${meetingId}/reopen`, {});
+
+export const fetchCourses = () => request("GET", "/api/v1/courses");
+/** @param {{title: string, short_name: ?string, time_zone: string}} wanted */
+export const createCourse = (wanted) => request("POST", "/api/v1/courses", wanted);
+/** @param {string} id @param {{title: string}} wanted */
+export const copyCourse = (id, wanted) => request("POST", ofPeople(id, "copies"), wanted);
+/** @param {string} id @param {boolean} isArchived */
+export const archiveCourse = (id, isArchived) =>
+  request("PATCH", `/api/v1/courses/${encodeURIComponent(id)}`, { is_archived: isArchived });
+/** @param {string} id */
+export const fetchReadiness = (id) => request("GET", ofPeople(id, "readiness"));
+/** @param {string} id */
+export const fetchCollection = (id) => request("GET", ofPeople(id, "collection"));
+/** @param {string} code of whom nothing else is known yet */
+export const fetchNotice = (code) => request("GET", `/api/v1/join/notice?code=${encodeURIComponent(code)}`);
+export const fetchHealth = () => request("GET", "/health");
+/** @param {string} id @param {File} file @returns {Promise<{file_name: string, text: string}>} the prepared one */
+export const prepareNotebook = (id, file) =>
+  request("POST", ofPeople(id, `notebooks?name=${encodeURIComponent(file.name)}`), new Blob([file], { type: NOTEBOOK_TYPE }));
+
+/** @param {string} courseId @returns {Promise<import("./report.js").Meeting[]>} the newest first */
+export const fetchMeetings = async (courseId) => (await request("GET", `/api/v1/courses/${encodeURIComponent(courseId)}/meetings?limit=500`)).meetings;
+/** @param {string} courseId @param {string} meetingId */
+const ofReport = (courseId, meetingId) => `/api/v1/courses/${encodeURIComponent(courseId)}/meetings/${encodeURIComponent(meetingId)}/report`;
+/** @param {string} courseId @param {string} meetingId @returns {Promise<import("./report.js").Report>} */
+export const fetchReport = (courseId, meetingId) => request("GET", ofReport(courseId, meetingId));
+/** Where its table is. @param {string} courseId @param {string} meetingId */
+export const reportTable = (courseId, meetingId) => `${ofReport(courseId, meetingId)}.csv`;
+/** @param {string} courseId @param {string} meetingId @returns {Promise<{shares: any[]}>} */
+export const fetchShares = (courseId, meetingId) => request("GET", `${ofReport(courseId, meetingId)}/shares`);
+/** @param {string} courseId @param {string} meetingId @param {number} days @returns {Promise<{code: string}>} */
+export const shareReport = (courseId, meetingId, days) => request("POST", `${ofReport(courseId, meetingId)}/shares`, { days });
+/** @param {string} courseId @param {string} meetingId @param {string} shareId */
+export const revokeShare = (courseId, meetingId, shareId) => request("DELETE", `${ofReport(courseId, meetingId)}/shares/${shareId}`);
+/** @param {string} code @returns {Promise<import("./report.js").Report & {expires_at: string}>} */
+export const fetchSharedReport = (code) => request("POST", "/api/v1/shared/report", { code });
 
 /** @param {string} id @param {string} rest */
 const ofPeople = (id, rest) => `/api/v1/courses/${encodeURIComponent(id)}/${rest}`;
@@ -97,6 +150,22 @@ export const changeMap = (id, version, places) => request("PUT", ofPeople(id, "m
 export const changePicture = (id, version, picture) => request("PUT", ofPeople(id, `map/picture?version=${version}`), picture);
 /** @param {string} id @param {number} version @returns {Promise<RoomMap>} */
 export const removePicture = (id, version) => request("DELETE", ofPeople(id, `map/picture?version=${version}`));
+/** @param {string} id @param {string} userId */
+export const fetchStudent = (id, userId) => request("GET", ofPeople(id, `students/${encodeURIComponent(userId)}`));
+/**
+ * @param {string} id @param {string} userId @param {Record<string, string>} [which] `cursor`, or one cell's `notebook` and `cell`
+ * @returns {Promise<{runs: any[], next: ?string}>}
+ */
+export const fetchRuns = (id, userId, which = {}) =>
+  request("GET", ofPeople(id, `students/${encodeURIComponent(userId)}/runs?${new URLSearchParams(which)}`));
+/** @param {string} id @param {string} notebookId @param {Record<string, string>} which `cell`, and which answers in which order */
+export const fetchCell = (id, notebookId, which) => request("GET", ofPeople(id, `cells/${encodeURIComponent(notebookId)}?${new URLSearchParams(which)}`));
+/** @param {string} id @param {string} fingerprint */
+export const fetchError = (id, fingerprint) => request("GET", ofPeople(id, `errors/${encodeURIComponent(fingerprint)}`));
+/** @param {string} id @param {string} userId @returns {Promise<{sessions: any[]}>} */
+export const fetchSessions = (id, userId) => request("GET", ofPeople(id, `students/${encodeURIComponent(userId)}/sessions`));
+/** @param {string} id @param {string} userId @returns {Promise<{interventions: any[]}>} */
+export const fetchInterventions = (id, userId) => request("GET", ofPeople(id, `interventions?limit=20&student=${encodeURIComponent(userId)}`));
 /** @param {string} id */
 export const fetchPeople = (id) => request("GET", ofPeople(id, "people"));
 /** @param {string} id @param {string} userId @param {any} change */

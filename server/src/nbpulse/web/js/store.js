@@ -1,6 +1,7 @@
 // @ts-check
 /** What the page shows now, as signals: the class, the line to it, and the viewer's own choices. */
 import { computed, signal } from "./preact.js";
+import { countStatuses, inOrder, ofTeam } from "./narrowing.js";
 import { filterRows, rankAlerts, supposeAlerts } from "./state.js";
 
 /** @type {{value: ?import("./state.js").State}} */
@@ -12,15 +13,34 @@ export const link = signal({ phase: "connecting", lagMs: null, asOf: null, probl
 /** @template T @param {(state: import("./state.js").State) => T} pick @returns {import("./preact.js").Signal<T>} */
 const part = (pick) => computed(() => pick(/** @type {any} */ (classroom.value)));
 export const course = part((state) => state.course);
-export const counts = part((state) => state.counts);
+const classCounts = part((state) => state.counts);
 export const cells = part((state) => state.cells);
 export const rows = part((state) => state.rows);
 /** @type {{value: Record<string, import("./state.js").Guess>, peek: () => Record<string, import("./state.js").Guess>}} */
 export const guesses = signal({});
 const toldAlerts = part((state) => state.alerts);
 export const alerts = computed(() => supposeAlerts(toldAlerts.value, guesses.value));
-export const sharedErrors = part((state) => state.errors);
-export const rankedAlerts = computed(() => rankAlerts(alerts.value));
+export const hotCells = part((state) => state.hot);
+
+/** What everything on the page is narrowed to: a team ("" all), and the last so many minutes (0 all) of its charts. */
+export const team = signal("");
+export const minutes = signal(0);
+/** @type {{value: ?{errors: import("./state.js").SharedError[], charts: import("./state.js").Charts}}} what the server drew of that */
+export const narrowed = signal(null);
+const classCharts = part((state) => state.charts);
+const classErrors = part((state) => state.errors);
+export const charts = computed(() => narrowed.value?.charts ?? classCharts.value);
+export const sharedErrors = computed(() => narrowed.value?.errors ?? classErrors.value);
+/** The students of the team that is chosen, of all teams without. */
+export const teamRows = computed(() => ofTeam(rows.value, team.value));
+export const counts = computed(() => (team.value ? countStatuses(teamRows.value) : classCounts.value));
+/** Alerts of these students. */
+export const teamAlerts = computed(() => {
+  if (!team.value) return alerts.value;
+  const mine = new Set(teamRows.value.map((row) => row.i));
+  return Object.fromEntries(Object.entries(alerts.value).filter(([, alert]) => mine.has(alert.i)));
+});
+export const rankedAlerts = computed(() => rankAlerts(teamAlerts.value));
 export const cellNumbers = computed(() => new Map(cells.value.map((cell) => [cell.id, cell.idx + 1])));
 
 /** Server time in ms, ticking each second; `minute` each 15 s for what shows minutes only. */
@@ -33,16 +53,25 @@ export const gaps = signal({});
 
 export const isNamed = signal(sessionStorage.getItem("nbpulse.names") === "shown");
 export const searchText = signal("");
-export const shownRows = computed(() => filterRows(rows.value, searchText.value));
+/** @type {{value: "number"|"seat"|"name"|"progress"}} */
+export const order = signal(/** @type {any} */ (localStorage.getItem("nbpulse.order") ?? "number"));
+/** @type {{value: ?Map<number, number>}} places in that order, renewed now and then: rows do not move under the hand */
+export const places = signal(null);
+export const shownRows = computed(() => inOrder(filterRows(teamRows.value, searchText.value), places.value));
+/** Size of the grid: 0 small, 1 normal, 2 large. */
+export const zoom = signal(Number(localStorage.getItem("nbpulse.zoom") ?? 1));
+/** The section of the notebook that is pointed out. */
+export const section = signal("");
+export const hasCharts = signal(localStorage.getItem("nbpulse.charts") !== "off");
 /** @type {{value: ?number}} index of the student the teacher points at */
 export const selected = signal(null);
-/** @type {{value: "attention"|"grid"|"shared"}} */
+/** @type {{value: "attention"|"grid"|"shared"|"charts"}} */
 export const tab = signal("attention");
 /** Who looks. */
 export const me = signal({ user_id: "", display_name: "" });
 /** What was just done, told at the bottom. */
 export const notes = signal(/** @type {any[]} */ ([]));
-/** @type {{value: ?{student: string}|?{key: string, drafts: string[], error?: any}}} to whom the viewer writes */
+/** @type {{value: ?{student: string}|?{key: string, drafts: string[], error?: any, to?: any, title?: string}}} to whom the viewer writes */
 export const talk = signal(null);
 /** Announcements made here: fingerprint -> batch. */
 export const announced = signal(/** @type {Record<string, string>} */ ({}));
@@ -67,6 +96,23 @@ export function toggleNames() {
 export function setShortcuts(wanted) {
   hasShortcuts.value = wanted;
   localStorage.setItem("nbpulse.shortcuts", wanted ? "on" : "off");
+}
+
+/** @param {"number"|"seat"|"name"|"progress"} wanted */
+export function setOrder(wanted) {
+  order.value = wanted;
+  localStorage.setItem("nbpulse.order", wanted);
+}
+
+/** @param {number} wanted */
+export function setZoom(wanted) {
+  zoom.value = Math.min(2, Math.max(0, wanted));
+  localStorage.setItem("nbpulse.zoom", String(zoom.value));
+}
+
+export function toggleCharts() {
+  hasCharts.value = !hasCharts.value;
+  localStorage.setItem("nbpulse.charts", hasCharts.value ? "on" : "off");
 }
 
 /** @param {string} wanted "auto" | "light" | "dark" */

@@ -1,22 +1,26 @@
 // @ts-check
 /** The live page of one class: its parts, laid out for wall, tablet and phone. */
-import { ApiError, fetchIntegrity, fetchMe } from "../api.js";
+import { ApiError, fetchIntegrity } from "../api.js";
 import { effect, html, useEffect, useState } from "../preact.js";
-import { Connection } from "../connection.js";
 import { claim, help } from "../actions.js";
 import { t } from "../i18n.js";
 import {
-  alerts, classroom, clockOffsetMs, course, counts, gaps, hasShortcuts, isHelpOpen, labelOf, layout, link, me, minute,
+  alerts, classroom, course, counts, gaps, hasCharts, hasShortcuts, isHelpOpen, labelOf, layout, link, minute,
   rankedAlerts, rows, searchText, selected, setShortcuts, tab, talk, toggleNames,
 } from "../store.js";
 import { Notes } from "./acts.js";
 import { Attention, explain } from "./attention.js";
+import { Bar } from "./bar.js";
+import { AllCharts, Charts } from "./charts.js";
 import { Counters } from "./counters.js";
 import { Grid } from "./grid.js";
+import { Hot } from "./hot.js";
 import { Header, Help } from "./header.js";
+import { useClass } from "./live.js";
 import { openProjector } from "./nav.js";
 import { Refused, Waiting, Connecting } from "./pages.js";
 import { Shared } from "./shared.js";
+import { Staff } from "./staff.js";
 import { Talk } from "./talk.js";
 
 const POLITE_EVERY_MS = 10_000;
@@ -25,31 +29,14 @@ const GAPS_WITHIN_MS = 3 * 3_600_000;
 
 /** @param {{courseId: string}} props */
 export function Board({ courseId }) {
-  const [refusal, setRefusal] = useState(/** @type {?import("../api.js").ApiError} */ (null));
-  const [connection, setConnection] = useState(/** @type {?Connection} */ (null));
-  useEffect(() => {
-    /** @type {Connection} */
-    const line = new Connection(courseId, {
-      onState: (state) => {
-        clockOffsetMs.value = line.clockOffsetMs;
-        classroom.value = state;
-      },
-      onLink: (state) => (link.value = state),
-      onRefused: setRefusal,
-    });
-    setConnection(line);
-    line.start();
-    // Without it a claim of one's own bears no name until the server's word has come.
-    fetchMe().then((who) => (me.value = who), (error) => console.warn(error));
-    return () => line.stop();
-  }, [courseId]);
+  const { connection, refusal } = useClass(courseId);
   useEffect(() => keepGaps(courseId), [courseId]);
   useEffect(listenToKeys, []);
   if (refusal) return html`<${Refused} error=${refusal} />`;
   if (!classroom.value) return html`<${Connecting} />`;
   return html`<div class="board" data-layout=${layout.value} data-tab=${tab.value} data-link=${link.value.phase}>
     <${Header} showNotebook=${(/** @type {string} */ id) => connection?.showNotebook(id)} />
-    ${rows.value.length === 0 ? html`<${Waiting} />` : html`<${Counters} /><${Room} />`}
+    ${rows.value.length === 0 ? html`<${Waiting} />` : html`<${Counters} /><${Bar} /><${Hot} /><${Room} />`}
     <${Foot} />
     <${Announcer} />
     <${Notes} />
@@ -59,12 +46,13 @@ export function Board({ courseId }) {
 }
 
 function Room() {
-  if (layout.value === "wide") return html`<main class="room"><div class="side"><${Attention} /><${Shared} /></div><${Grid} /></main>`;
+  if (layout.value === "wide") return html`<main class="room"><div class="side"><${Attention} /><${Shared} /></div>
+    <div class="field" data-charts=${hasCharts.value}><${Grid} />${hasCharts.value && html`<${Charts} />`}</div></main>`;
   if (layout.value === "phone") return html`<main class="room"><${Attention} /></main>`;
-  const view = { attention: Attention, grid: Grid, shared: Shared }[tab.value];
+  const view = { attention: Attention, grid: Grid, shared: Shared, charts: AllCharts }[tab.value];
   return html`<main class="room"><${view} /></main>
     <nav class="tabs" aria-label=${t("tabs.title")}>
-      ${["attention", "grid", "shared"].map((name) => html`<button key=${name} data-tab-button=${name} aria-current=${tab.value === name ? "page" : "false"}
+      ${["attention", "grid", "shared", "charts"].map((name) => html`<button key=${name} data-tab-button=${name} aria-current=${tab.value === name ? "page" : "false"}
         onClick=${() => (tab.value = /** @type {any} */ (name))}>${t(`${name}.title`)}</button>`)}
     </nav>`;
 }
@@ -74,6 +62,7 @@ function Foot() {
   return html`<footer class="foot">
     <span>${t("course.join_code")} <b data-join-code>${course.value.join_code}</b></span>
     ${course.value.is_demo && html`<span>${t("demo.explain")}</span>`}
+    <${Staff} />
     <span class="spread"></span>
     ${health && html`<span data-received=${health.received} data-stored=${health.stored}>${t("health.received_stored", { received: health.received, stored: health.stored })}</span>`}
   </footer>`;

@@ -3,7 +3,8 @@
 import { html } from "../preact.js";
 import { formatNumber, formatWait, t } from "../i18n.js";
 import { cellNumberAt, oldestSince } from "../state.js";
-import { alerts, cells, classroom, counts, now } from "../store.js";
+import { cells, classroom, counts, now, team, teamAlerts, teamRows } from "../store.js";
+import { findMedian } from "../narrowing.js";
 import { Glyph } from "./glyph.js";
 
 const ALARMS = ["help", "stuck", "idle", "behind"];
@@ -18,15 +19,26 @@ export function Counters() {
 /** @param {{kind: import("../state.js").Status}} props */
 function Alarm({ kind }) {
   const count = counts.value[kind];
-  const since = oldestSince(alerts.value, kind);
+  const since = oldestSince(teamAlerts.value, kind);
+  const oldest = since === null ? "" : t("counters.oldest", { time: formatWait(now.value - since) });
   return html`<div class="counter" data-counter=${kind} data-zero=${count === 0}>
     <p class="figure"><${Glyph} kind=${kind} /><b>${formatNumber(count)}</b> <span>${t(`status.${kind}`)}</span></p>
-    <p class="aside">${since === null ? "\u00a0" : t("counters.oldest", { time: formatWait(now.value - since) })}</p>
+    <p class="aside">${[oldest, describeChange(kind, count)].filter(Boolean).join(" · ") || "\u00a0"}</p>
   </div>`;
 }
 
+/** How many more or fewer than some minutes ago; of a team that is not known. @param {import("../state.js").Status} kind @param {number} count */
+function describeChange(kind, count) {
+  const { ago, at } = /** @type {import("../state.js").State} */ (classroom.value);
+  const change = ago ? count - ago.counts[kind] : 0;
+  if (!ago || team.value || change === 0) return "";
+  const words = { n: Math.abs(change), minutes: Math.max(1, Math.round((at - ago.at) / 60_000)) };
+  return t(change > 0 ? "counters.more" : "counters.fewer", words);
+}
+
 function OnTrack() {
-  const { median, connected } = /** @type {import("../state.js").State} */ (classroom.value);
+  const whole = /** @type {import("../state.js").State} */ (classroom.value);
+  const { median, connected } = team.value ? findMedian(teamRows.value) : whole;
   const [middle, total] = [median ?? 0, cells.value.length].map((column) => cellNumberAt(cells.value, column));
   return html`<div class="counter" data-counter="ok">
     <p class="figure">

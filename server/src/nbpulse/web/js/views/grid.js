@@ -7,17 +7,19 @@
 import { Component, html, memo, useEffect, useRef, useState } from "../preact.js";
 import { formatClock, formatWait, language, t } from "../i18n.js";
 import { cellNumberAt, SQUARE_NAMES } from "../state.js";
-import { cells, gaps, isNamed, link, minute, rows, searchText, selected, shownRows } from "../store.js";
+import { cells, charts, classroom, course, gaps, isNamed, link, minute, rows, searchText, section, selected, shownRows, team, teamRows, zoom } from "../store.js";
+import { describeEntry, Funnel } from "./funnel.js";
 import { Glyph } from "./glyph.js";
+import { cellPath, studentPath } from "./paths.js";
 
 /** @typedef {import("../state.js").Row} Row */
 /** @typedef {import("../state.js").Cell} Cell */
-/** @typedef {{row: ?Row, column: number}} Spot column -1 is the name */
+/** @typedef {{row: ?Row, column: number, isFunnel?: boolean}} Spot column -1 is the name */
 
 const NAME_WIDTH_PX = 206;
 const SCROLLBAR_PX = 16;
-const PITCH_LEAST_PX = 12;
-const PITCH_MOST_PX = 26;
+const PITCH_LEAST_PX = [8, 12, 24]; // by zoom
+const PITCH_MOST_PX = [18, 26, 36];
 const EACH_NUMBERED = 24; // so few columns are wide enough for a number each
 const GROUP_GAP_PX = 4; // after each fifth column
 
@@ -25,28 +27,38 @@ export function Grid() {
   const panel = useRef(/** @type {any} */ (null));
   const [spot, setSpot] = useState(/** @type {Spot} */ ({ row: null, column: -1 }));
   const columns = cells.value;
-  useEffect(() => fitSquares(panel.current, columns.length), [columns.length]);
+  useEffect(() => fitSquares(panel.current, columns.length, zoom.value), [columns.length, zoom.value]);
+  useEffect(() => {
+    if (section.value) panel.current.querySelector('.head [data-section="true"]')?.scrollIntoView({ block: "nearest", inline: "start" });
+  }, [section.value]);
   useEffect(() => {
     if (selected.value === null) return;
     panel.current.querySelector('[data-selected="true"]')?.scrollIntoView({ block: "center" });
   }, [selected.value]);
   const live = spot.row && shownRows.value.length > 0 && rows.value[spot.row.i];
-  return html`<section class="grid-panel panel" ref=${panel} aria-labelledby="grid-title" data-link=${link.value.phase}>
+  const pointed = spot.isFunnel && columns[spot.column] && `${cellTitle(columns[spot.column])} — ${describeEntry(charts.value.funnel[spot.column])}`;
+  const readout = live ? describeSpot(live, spot.column, columns) : pointed || (columns.length ? "" : t("grid.no_cells"));
+  const clear = () => {
+    searchText.value = "";
+    team.value = "";
+  };
+  return html`<section class="grid-panel panel" ref=${panel} aria-labelledby="grid-title" data-link=${link.value.phase} data-zoom=${zoom.value}>
     <header class="panel-head">
       <h2 id="grid-title">${t("grid.title")}</h2>
       <span class="count" data-row-count=${shownRows.value.length}>${t("grid.students", { n: shownRows.value.length })}</span>
-      <output class="readout">${live ? describeSpot(live, spot.column, columns) : columns.length ? "" : t("grid.no_cells")}</output>
+      <output class="readout">${readout}</output>
     </header>
     ${shownRows.value.length === 0
-      ? html`<p class="calm">${t("grid.no_match")} <button onClick=${() => (searchText.value = "")}>${t("grid.clear")}</button></p>`
+      ? html`<p class="calm">${t("grid.no_match")} <button onClick=${clear}>${t("grid.clear")}</button></p>`
       : html`<div
           class="grid" role="grid" tabindex="0" aria-labelledby="grid-title"
-          aria-rowcount=${shownRows.value.length + 1} aria-colcount=${columns.length + 1}
+          aria-rowcount=${shownRows.value.length + 2} aria-colcount=${columns.length + 1}
           onKeyDown=${moveFocus} onFocusIn=${(/** @type {any} */ e) => setSpot(spotOf(e.target))}
           onPointerOver=${(/** @type {any} */ e) => setSpot(spotOf(e.target))}
           onPointerLeave=${() => setSpot({ row: null, column: -1 })}
         >
-          <${Header} columns=${columns} />
+          <${Header} columns=${columns} section=${section.value} />
+          <${Funnel} funnel=${charts.value.funnel} columns=${columns} size=${teamRows.value.length} />
           ${shownRows.value.map((/** @type {Row} */ row) => html`<${Line}
             key=${row.id} row=${row} columns=${columns} isNamed=${isNamed.value} isSelected=${selected.value === row.i}
             minute=${row.st === "ok" ? 0 : minute.value} gap=${describeGap(gaps.value[row.id])}
@@ -56,11 +68,11 @@ export function Grid() {
   </section>`;
 }
 
-const Header = memo(({ columns }) => html`<div class="row head" role="row">
+const Header = memo(({ columns, section }) => html`<div class="row head" role="row">
   <div class="who" role="columnheader">${t("grid.student")}</div>
   <div class="squares" role="none">
-    ${columns.map((/** @type {Cell} */ cell, /** @type {number} */ column) => html`<span role="columnheader" key=${cell.id} aria-label=${cellTitle(cell)}>
-      ${column === 0 || (column + 1) % 5 === 0 || columns.length <= EACH_NUMBERED ? cell.idx + 1 : html`<b class="unseen">${cell.idx + 1}</b>`}
+    ${columns.map((/** @type {Cell} */ cell, /** @type {number} */ column) => html`<span role="columnheader" key=${cell.id} aria-label=${cellTitle(cell)} data-section=${section !== "" && cell.title === section}>
+      <a tabindex="-1" href=${pathOf(cell.id)}>${column === 0 || (column + 1) % 5 === 0 || columns.length <= EACH_NUMBERED ? cell.idx + 1 : html`<b class="unseen">${cell.idx + 1}</b>`}</a>
     </span>`)}
   </div>
 </div>`);
@@ -72,7 +84,8 @@ const Line = memo(({ row, columns, isNamed, isSelected, minute, gap }) => html`<
     <span class="state" title=${row.quiet ? t("grid.quiet", { time: formatClock(row.quiet).slice(0, 5) }) : null}>
       ${row.st !== "ok" ? html`<${Glyph} kind=${row.st} />` : row.quiet ? html`<${Glyph} kind="later" />` : null}
     </span>
-    <bdi class="name">${isNamed ? row.name : row.num}</bdi>
+    ${row.do && html`<span class="doing" data-doing=${row.do} title=${t(`doing.${row.do}`)}><${Glyph} kind=${row.do} /></span>`}
+    <a class="name" tabindex="-1" href=${studentPath(course.peek().id, row.id)}><bdi>${isNamed ? row.name : row.num}</bdi></a>
     ${gap && html`<span class="gap" title=${gap} aria-hidden="true">…</span>`}
     <span class="pos">${cellNumberAt(columns, row.pos) || ""}</span>
   </div>
@@ -137,6 +150,9 @@ function Legend() {
   </footer>`;
 }
 
+/** A column's cell, on its page. @param {string} cellId */
+const pathOf = (cellId) => cellPath(course.peek().id, classroom.peek()?.notebook?.id ?? "", cellId);
+
 /** @param {Cell} cell */
 function cellTitle(cell) {
   const place = t("attention.at_cell", { cell: cell.idx + 1 });
@@ -148,11 +164,12 @@ function describeRow(row, columns, at) {
   const [pos, total] = [row.pos, columns.length].map((column) => cellNumberAt(columns, column));
   const wait = row.st === "ok" || !row.since ? "" : formatWait(Math.max(0, at - row.since));
   const name = isNamed.peek() ? row.name : row.num;
-  return t("grid.row_summary", { name, pos, total, status: t(`status.${row.st}`), wait }).trim();
+  const summary = t("grid.row_summary", { name, pos, total, status: t(`status.${row.st}`), wait }).trim();
+  return row.do ? `${summary} · ${t(`doing.${row.do}`)}` : summary;
 }
 
 /** What of a student's data is missing, in words; "" where nothing is. @param {import("../api.js").Sign[] | undefined} signs */
-function describeGap(signs) {
+export function describeGap(signs) {
   if (!signs) return "";
   const what = signs.map(({ sign, count, off_s }) => t(`gap.${sign}`, { n: count, minutes: Math.round(Math.abs(off_s ?? 0) / 60) }));
   return t("grid.gap", { what: new Intl.ListFormat(language.value, { type: "unit" }).format(what) });
@@ -167,12 +184,13 @@ function describeSpot(row, column, columns) {
 
 /** @param {HTMLElement} target @returns {Spot} */
 function spotOf(target) {
-  const line = target.closest("[data-student]");
+  const line = target.closest("[data-student], .funnel");
   const i = line?.querySelector(".who")?.getAttribute("data-i");
   const row = i === null || i === undefined ? null : rows.peek()[+i];
-  const column = target.matches("i[data-cell]") ? [...(target.parentElement?.children ?? [])].indexOf(target) : -1;
+  const square = target.closest("[data-cell]");
+  const column = square ? [...(square.parentElement?.children ?? [])].indexOf(square) : -1;
   if (row && column >= 0) target.ariaLabel = describeSpot(row, column, cells.peek());
-  return { row, column };
+  return { row, column, isFunnel: Boolean(line && !row) };
 }
 
 /** @type {Record<string, [number, number]>} rows down, columns right */
@@ -181,10 +199,14 @@ const STEPS = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], Arrow
 /** One tab stop; arrows walk over names and squares. @param {KeyboardEvent & {currentTarget: HTMLElement}} event */
 function moveFocus(event) {
   const from = /** @type {HTMLElement} */ (event.target);
-  const lines = [...event.currentTarget.querySelectorAll("[data-student]")];
-  const spots = (/** @type {Element} */ of) => [...of.querySelectorAll(".who, i[data-cell]")];
-  const line = from.closest("[data-student]");
+  const lines = [...event.currentTarget.querySelectorAll("[data-student], .funnel")];
+  const spots = (/** @type {Element} */ of) => [...of.querySelectorAll(".who, [data-cell]")];
+  const line = from.closest("[data-student], .funnel");
   const [at, column] = line ? [lines.indexOf(line), spots(line).indexOf(from)] : [-1, 0];
+  if (event.key === "Enter" && line && !from.matches("a")) {
+    const { cell } = from.dataset;
+    return location.assign(event.shiftKey && cell ? pathOf(cell) : studentPath(course.peek().id, /** @type {any} */ (line).dataset.student));
+  }
   const [down, right] = STEPS[event.key] ?? [0, 0];
   const target = { Home: [at, 0], End: [at, Infinity] }[event.key] ?? (down || right ? [at + down, column + right] : null);
   if (!target) return;
@@ -195,11 +217,11 @@ function moveFocus(event) {
   next.scrollIntoView({ block: "nearest", inline: "nearest" });
 }
 
-/** Makes squares as wide as the panel allows; returns the undo. @param {HTMLElement} panel @param {number} count */
-function fitSquares(panel, count) {
+/** Makes squares as wide as the panel allows; returns the undo. @param {HTMLElement} panel @param {number} count @param {number} size */
+function fitSquares(panel, count, size) {
   const fit = () => {
     const room = panel.clientWidth - SCROLLBAR_PX - NAME_WIDTH_PX - Math.floor(count / 5) * GROUP_GAP_PX;
-    const pitch = Math.min(PITCH_MOST_PX, Math.max(PITCH_LEAST_PX, Math.floor(room / Math.max(count, 1))));
+    const pitch = Math.min(PITCH_MOST_PX[size], Math.max(PITCH_LEAST_PX[size], Math.floor(room / Math.max(count, 1))));
     panel.style.setProperty("--pitch", `${pitch}px`);
     panel.dataset.overflow = String(pitch * count > room); // sticky names cost paint: only where one can scroll sideways
   };
