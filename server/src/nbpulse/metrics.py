@@ -102,6 +102,7 @@ PostgresQuery = Literal[
     "show_readiness",
     "keep_meetings",
     "report",
+    "replay",
     "share_report",
     # what staff do, and inboxes
     "act_on_alert",
@@ -132,6 +133,7 @@ PostgresQuery = Literal[
     "read_runs",
     "read_cell",
     "read_error",
+    "read_own_progress",
     # privacy
     "find_tombstone",
     "export_person",

@@ -15,13 +15,14 @@ from typing import Final
 from urllib.parse import urlsplit
 from uuid import UUID
 
+import msgspec
 from starlette.requests import HTTPConnection, Request
 
 from nbpulse.api.cookies import SESSION, Cookies
 from nbpulse.api.hub_access import COURSE_HEADER, KIND, HubGate, choose_course
 from nbpulse.api.limits import RequestLimits, find_address
 from nbpulse.errors import AccessDenied, NotFound, NotYet, Unavailable
-from nbpulse.records.people import COURSE_READ, COURSE_WRITE, People, Person
+from nbpulse.records.people import COURSE_READ, COURSE_WRITE, INBOX_READ, People, Person
 
 YES_LIFE_S: Final = 30.0
 _REFRESH_AFTER_S: Final = 20.0
@@ -60,6 +61,7 @@ class Rule(Enum):
 
 RULES: Final[dict[str, Rule]] = {
     "GET /": Rule.ANYONE,
+    "GET /me": Rule.ANYONE,
     "GET /courses": Rule.ANYONE,
     "GET /courses/{course_id}": Rule.ANYONE,
     "GET /courses/{course_id}/{page:path}": Rule.ANYONE,
@@ -95,6 +97,8 @@ RULES: Final[dict[str, Rule]] = {
     "POST /api/v1/me/messages": Rule.DELIVERER,
     "PUT /api/v1/me/messages/{message_id}/state": Rule.DELIVERER,
     "GET /api/v1/me/session": Rule.STUDENT,
+    "GET /api/v1/me/progress": Rule.STUDENT,
+    "POST /api/v1/me/link": Rule.STUDENT,
     "GET /api/v1/me/collection": Rule.STUDENT,
     "POST /api/v1/me/consent": Rule.STUDENT,
     "GET /api/v1/courses": Rule.SIGNED_IN,
@@ -126,6 +130,7 @@ RULES: Final[dict[str, Rule]] = {
     "GET /api/v1/courses/{course_id}/meetings": Rule.STAFF,
     "POST /api/v1/courses/{course_id}/meetings": Rule.STAFF,
     "POST /api/v1/courses/{course_id}/meetings/end": Rule.STAFF,
+    "GET /api/v1/courses/{course_id}/meetings/{meeting_id}/replay": Rule.STAFF,
     "POST /api/v1/courses/{course_id}/meetings/{meeting_id}/reopen": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/meetings/{meeting_id}/report": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/meetings/{meeting_id}/report.csv": Rule.STAFF,
@@ -352,7 +357,15 @@ def check_staff(person: Person, course_id: object, *, or_analyst: bool = False) 
 
 
 def _as_student(person: Person, scope: str, course: str | None) -> Person:
-    """The person in the one course in which they do this: that of the token; a hub's token is made for none."""
+    """
+    The person in the one course in which they do this: that of the token; a hub's token is made for none, and who is
+    signed in at the board names one of those in which they are a student.
+    """
+    if person.kind == "session" and person.course_id is None and scope == INBOX_READ:
+        named = next((one for one, role in person.roles.items() if role == "student" and str(one) == course), None)
+        if named is None:
+            raise AccessDenied("NB-1103")
+        return msgspec.structs.replace(person, course_id=named)
     if scope not in person.scopes:
         raise AccessDenied("NB-1103")
     if person.kind == KIND:

@@ -20,6 +20,7 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.get("/")
+@router.get("/me")
 @router.get("/courses")
 @router.get("/join")
 @router.get("/join/{code}")

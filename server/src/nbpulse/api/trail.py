@@ -57,6 +57,7 @@ LOOKS: Final = frozenset(
         "activity",
         "error-rate",
         "integrity",
+        "meetings/{meeting_id}/replay",
         "meetings/{meeting_id}/report",
         "meetings/{meeting_id}/report.csv",
         "interventions",

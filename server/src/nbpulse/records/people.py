@@ -27,6 +27,7 @@ from nbpulse.records.failures import UNAVAILABLE
 from nbpulse.records.tokens import (
     LINK_LIFE,
     PASSWORD_SET,
+    PROVIDED_LIFE,
     SESSION_IDLE,
     add_secret,
     add_session,
@@ -42,7 +43,8 @@ from nbpulse.roster import is_same_name
 from nbpulse.shards import get_shard_number
 from nbpulse.tombstones import Marker
 
-STUDENT_SCOPES: Final = ("events:write", "inbox:read")
+INBOX_READ: Final = "inbox:read"
+STUDENT_SCOPES: Final = ("events:write", INBOX_READ)
 COURSE_READ: Final = "course:read"
 COURSE_WRITE: Final = "course:write"
 STAFF_ROLES: Final = frozenset({"assistant", "instructor"})
@@ -80,8 +82,13 @@ class Person(msgspec.Struct, frozen=True):
     """Of the courses in which they see a part of the students: whose."""
 
     def may(self, scope: str) -> bool:
-        """Whether the token reaches so far: a session, or a token of the operator's making, as far as its owner."""
-        return scope in self.scopes or (self.kind in ("staff", "session") and scope in (COURSE_READ, COURSE_WRITE))
+        """
+        Whether the token reaches so far: a session, or a token of the operator's making, as far as its owner.
+
+        A session of one course began with the link that a student's Jupyter made: it is theirs as a student.
+        """
+        is_whole = self.kind == "staff" or (self.kind == "session" and self.course_id is None)
+        return scope in self.scopes or (is_whole and scope in (COURSE_READ, COURSE_WRITE))
 
     @property
     def may_create(self) -> bool:
@@ -223,6 +230,16 @@ class People:
             await note_audit(connection, "link_created", subject_id=user_id)
         return code
 
+    async def create_own_link(self, user_id: UUID, course_id: UUID) -> str:
+        """
+        A one-use code of 10 minutes with which a student's Jupyter opens their own page: its session is of that course
+        and theirs as a student alone, sets no password, and ends after 12 hours.
+        """
+        async with self.connect("create_token") as connection:
+            code = await add_token(connection, "link", user_id, course_id, life=LINK_LIFE)
+            await note_audit(connection, "link_created", course_id=course_id, subject_id=user_id)
+        return code
+
     async def use_link(self, code: str) -> tuple[UUID, str]:
         """
         Exchange a link's code for a session: the user and the session's token.
@@ -241,7 +258,11 @@ class People:
             )
             if used != "UPDATE 1":  # somebody else was quicker
                 raise AccessDenied("NB-1104")
-            token = await add_session(connection, row["user_id"], scopes=(PASSWORD_SET,))
+            if (course_id := row["course_id"]) is None:
+                token = await add_session(connection, row["user_id"], scopes=(PASSWORD_SET,))
+            else:
+                whose = (row["user_id"], course_id)
+                token = await add_token(connection, "session", *whose, scopes=(INBOX_READ,), life=PROVIDED_LIFE)
             await note_audit(connection, "session_started", subject_id=row["user_id"], facts={"by": "link"})
         return row["user_id"], token
 

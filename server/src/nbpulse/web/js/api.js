@@ -24,12 +24,14 @@ export class ApiError extends Error {
 
 /**
  * @param {string} method @param {string} path @param {any} [body]
+ * @param {string} [ownCourse] of which of one's courses, where one asks as its student
  * @returns {Promise<any>} the decoded answer, null for 204
  * @throws {ApiError}
  */
-export async function request(method, path, body) {
+export async function request(method, path, body, ownCourse) {
   /** @type {Record<string, string>} */
   const headers = { Accept: "application/json", "Accept-Language": language.value };
+  if (ownCourse) headers["NBPULSE-Course"] = ownCourse;
   const isFile = body instanceof Blob;
   if (body !== undefined) headers["Content-Type"] = !isFile ? "application/json" : FILE_TYPES.includes(body.type) ? body.type : "text/csv";
   let response;
@@ -67,6 +69,16 @@ export const signOutEverywhere = () => request("POST", "/api/v1/sign-out/everywh
 export const fetchAccount = () => request("GET", "/api/v1/me/account");
 /** @param {string} wanted @param {string} [present] */
 export const setPassword = (wanted, present) => request("PUT", "/api/v1/me/password", { new: wanted, present });
+/** @param {string} course @returns {Promise<{notebooks: any[]}>} */
+export const fetchOwnProgress = (course) => request("GET", "/api/v1/me/progress", undefined, course);
+/** @param {string} course */
+export const fetchOwnCollection = (course) => request("GET", "/api/v1/me/collection", undefined, course);
+/** @param {string} course @returns {Promise<{help: any}>} */
+export const fetchOwnInbox = (course) => request("GET", "/api/v1/me/inbox?wait_s=0", undefined, course);
+/** @param {string} course @param {number} version the notice's that was shown last */
+export const withdraw = (course, version) => request("POST", "/api/v1/me/consent", { version, action: "withdraw" }, course);
+/** @param {?number} before @returns {Promise<{entries: any[], next: ?number}>} */
+export const fetchOwnAudit = (before) => request("GET", `/api/v1/me/audit?limit=20${before ? `&before=${before}` : ""}`);
 export const fetchMe = () => request("GET", "/api/v1/me");
 
 /** @param {string} courseId @param {?string} notebookId */
@@ -130,6 +142,11 @@ const ofReport = (courseId, meetingId) => `/api/v1/courses/${encodeURIComponent(
 export const fetchReport = (courseId, meetingId) => request("GET", ofReport(courseId, meetingId));
 /** Where its table is. @param {string} courseId @param {string} meetingId */
 export const reportTable = (courseId, meetingId) => `${ofReport(courseId, meetingId)}.csv`;
+/** @param {string} courseId @param {string} meetingId @param {{notebook: ?string, at: ?number, step_ms: number, span_ms: number}} wanted @returns {Promise<import("./player.js").Stretch>} */
+export function fetchReplay(courseId, meetingId, wanted) {
+  const query = new URLSearchParams(Object.entries(wanted).flatMap(([name, value]) => (value === null ? [] : [[name, String(value)]])));
+  return request("GET", `${ofReport(courseId, meetingId).replace(/report$/, "replay")}?${query}`);
+}
 /** @param {string} courseId @param {string} meetingId @returns {Promise<{shares: any[]}>} */
 export const fetchShares = (courseId, meetingId) => request("GET", `${ofReport(courseId, meetingId)}/shares`);
 /** @param {string} courseId @param {string} meetingId @param {number} days @returns {Promise<{code: string}>} */

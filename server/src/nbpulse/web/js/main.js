@@ -29,6 +29,7 @@ const COURSE_PAGES = {
   projector: async () => (await import("./views/projector.js")).Projector,
   map: async () => (await import("./views/map.js")).CourseMap,
   people: async () => (await import("./views/people.js")).People,
+  replay: async () => (await import("./views/replay.js")).Replay,
   report: async () => (await import("./views/report.js")).Reports,
 };
 
@@ -147,6 +148,13 @@ async function route() {
     if (isPasswordWanted && !refused) {
       isPasswordWanted = false;
       page.value = { name: "password", done: route };
+      return;
+    }
+    const attended = courses.filter((/** @type {any} */ one) => one.role === "student");
+    const isStudent = attended.length > 0 && !courses.some((/** @type {any} */ one) => STAFF.includes(one.role));
+    if (location.pathname === "/me" || (location.pathname === "/" && isStudent)) {
+      if (location.pathname !== "/me") history.replaceState(null, "", `/me${location.search}`);
+      page.value = { name: "course_page", view: (await import("./views/me.js")).Me, courses: attended };
       return;
     }
     const staffed = courses.filter((/** @type {any} */ one) => STAFF.includes(one.role) && !one.is_archived);
