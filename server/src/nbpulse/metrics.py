@@ -113,6 +113,8 @@ PostgresQuery = Literal[
     "read_inbox",
     "write_message",
     "set_message_state",
+    "find_map",
+    "change_map",
     "check_notebook",
     "find_session",
     "list_members",

@@ -51,6 +51,7 @@ AuditAction = Literal[
     "letter_dropped",
     "letter_viewed",
     "link_created",
+    "map_changed",
     "meeting_ended",
     "meeting_reopened",
     "meeting_started",

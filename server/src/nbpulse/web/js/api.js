@@ -4,6 +4,8 @@ import { language } from "./i18n.js";
 import { course } from "./store.js";
 
 const NOTEBOOK_TYPE = "application/x-ipynb+json";
+/** As what a file is sent; what is none of them is a table. */
+const FILE_TYPES = [NOTEBOOK_TYPE, "image/png", "image/jpeg"];
 
 export class ApiError extends Error {
   /** @param {number} status 0 when the server was not reached @param {any} problem an RFC 9457 body, may be {} */
@@ -31,7 +33,7 @@ export async function request(method, path, body, ownCourse) {
   const headers = { Accept: "application/json", "Accept-Language": language.value };
   if (ownCourse) headers["NBPULSE-Course"] = ownCourse;
   const isFile = body instanceof Blob;
-  if (body !== undefined) headers["Content-Type"] = !isFile ? "application/json" : body.type === NOTEBOOK_TYPE ? body.type : "text/csv";
+  if (body !== undefined) headers["Content-Type"] = !isFile ? "application/json" : FILE_TYPES.includes(body.type) ? body.type : "text/csv";
   let response;
   try {
     response = await fetch(path, {
@@ -156,6 +158,15 @@ export const fetchSharedReport = (code) => request("POST", "/api/v1/shared/repor
 
 /** @param {string} id @param {string} rest */
 const ofPeople = (id, rest) => `/api/v1/courses/${encodeURIComponent(id)}/${rest}`;
+/** @typedef {import("./views/map.js").RoomMap} RoomMap */
+/** @param {string} id @returns {Promise<RoomMap>} */
+export const fetchMap = (id) => request("GET", ofPeople(id, "map"));
+/** @param {string} id @param {number} version @param {import("./views/places.js").Place[]} places @returns {Promise<RoomMap>} */
+export const changeMap = (id, version, places) => request("PUT", ofPeople(id, "map"), { version, places });
+/** @param {string} id @param {number} version @param {Blob} picture @returns {Promise<RoomMap>} */
+export const changePicture = (id, version, picture) => request("PUT", ofPeople(id, `map/picture?version=${version}`), picture);
+/** @param {string} id @param {number} version @returns {Promise<RoomMap>} */
+export const removePicture = (id, version) => request("DELETE", ofPeople(id, `map/picture?version=${version}`));
 /** @param {string} id @param {string} userId */
 export const fetchStudent = (id, userId) => request("GET", ofPeople(id, `students/${encodeURIComponent(userId)}`));
 /**

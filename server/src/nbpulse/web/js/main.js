@@ -27,6 +27,7 @@ const COURSE_PAGES = {
   errors: async () => (await import("./views/error.js")).ErrorPage,
   data: async () => (await import("./views/data.js")).Data,
   projector: async () => (await import("./views/projector.js")).Projector,
+  map: async () => (await import("./views/map.js")).CourseMap,
   people: async () => (await import("./views/people.js")).People,
   replay: async () => (await import("./views/replay.js")).Replay,
   report: async () => (await import("./views/report.js")).Reports,

@@ -1,9 +1,9 @@
 // @ts-check
 /** Pages around the board: sign-in needed, courses, waiting for students, refusals. None is ever blank. */
-import { html, useState } from "../preact.js";
+import { html, useEffect, useState } from "../preact.js";
 import { t } from "../i18n.js";
-import { course, link } from "../store.js";
-import { Preferences } from "./header.js";
+import { course, hasShortcuts, isHelpOpen, link, setShortcuts } from "../store.js";
+import { Help, HelpButton, Preferences } from "./header.js";
 import { CourseNav } from "./nav.js";
 import { SignIn } from "./sign_in.js";
 
@@ -17,11 +17,22 @@ export function Page({ name, title, children }) {
 
 /** A page of one course: with the way to its others. @param {{name: string, title: string, courseId: string, course: string, role?: string, children?: any}} props */
 export function CoursePage({ name, title, courseId, course: courseTitle, role, children }) {
+  useEffect(listenForHelp, []);
   return html`<div class="page" data-page=${name}>
-    <header class="top"><a class="brand" href="/courses" title=${t("nav.courses")}>nbpulse</a><bdi class="muted">${courseTitle}</bdi><span class="spread"></span><${Preferences} /></header>
+    <header class="top"><a class="brand" href="/courses" title=${t("nav.courses")}>nbpulse</a><bdi class="muted">${courseTitle}</bdi><span class="spread"></span><${Preferences} /><${HelpButton} /></header>
     <${CourseNav} courseId=${courseId} current=${name} role=${role} />
     <main class="sheet"><h1>${title}</h1>${children}</main>
+    <${Help} hasShortcuts=${hasShortcuts.value} setShortcuts=${setShortcuts} />
   </div>`;
+}
+
+function listenForHelp() {
+  const press = (/** @type {KeyboardEvent} */ event) => {
+    const isTyping = /** @type {HTMLElement} */ (event.target).matches("input, select, textarea");
+    if (event.key === "?" && hasShortcuts.value && !isTyping) isHelpOpen.value = true;
+  };
+  addEventListener("keydown", press);
+  return () => removeEventListener("keydown", press);
 }
 
 /** What went wrong, with its code and what to do. @param {{error: import("../api.js").ApiError}} props */
