@@ -34,9 +34,11 @@ async def hold_class(stage: Stage) -> None:
 async def test_rules_are_tried_on_the_last_class_saved_and_reset(stage: Stage, browser: Browser) -> None:
     await hold_class(stage)
     async with open_as_teacher(stage, browser, "/settings") as page:
+        await page.wait_for_selector("[data-part=rules]")
         count = page.locator("[name=stuck_error_count]")
         await expect(count).to_have_value("3")
         await page.click("[data-action=try-rules]")
+        await page.wait_for_selector("[data-trial]")
         await expect(page.locator("[data-tried=stuck]")).to_have_text("would have fired 1 times, for 1 student")
         await expect(page.locator("[data-trial]")).to_contain_text("6 events of 3 students")
         await count.fill("1")
@@ -62,6 +64,7 @@ async def test_rules_are_tried_on_the_last_class_saved_and_reset(stage: Stage, b
 
 async def test_the_level_of_collection_is_another_version(stage: Stage, browser: Browser) -> None:
     async with open_as_teacher(stage, browser, "/settings") as page:
+        await page.wait_for_selector("[data-part=rules]")
         await page.check("[name=level][value=source]")
         await page.click("[data-action=save-level]")
         await expect(page.locator("[data-part=collection]")).to_contain_text("Version 2")
@@ -72,7 +75,8 @@ async def test_the_level_of_collection_is_another_version(stage: Stage, browser:
 async def test_the_page_has_no_barriers_in_any_look(stage: Stage, browser: Browser, look: dict[str, object]) -> None:
     await hold_class(stage)
     async with open_as_teacher(stage, browser, "/settings", **look) as page:
+        await page.wait_for_selector("[data-part=rules]")
         await page.click("[data-action=try-rules]")
-        await expect(page.locator("[data-trial]")).to_be_visible()
+        await page.wait_for_selector("[data-trial]")
         assert await find_barriers(page) == []
         await photograph(page, "settings", look)

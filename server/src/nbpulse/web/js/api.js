@@ -125,8 +125,6 @@ export const archiveCourse = (id, isArchived) =>
   request("PATCH", `/api/v1/courses/${encodeURIComponent(id)}`, { is_archived: isArchived });
 /** @param {string} id */
 export const fetchReadiness = (id) => request("GET", ofPeople(id, "readiness"));
-/** @param {string} id */
-export const fetchCollection = (id) => request("GET", ofPeople(id, "collection"));
 /** @param {string} code of whom nothing else is known yet */
 export const fetchNotice = (code) => request("GET", `/api/v1/join/notice?code=${encodeURIComponent(code)}`);
 export const fetchHealth = () => request("GET", "/health");
