@@ -68,7 +68,7 @@ async def test_the_level_of_collection_is_another_version(stage: Stage, browser:
         await page.check("[name=level][value=source]")
         await page.click("[data-action=save-level]")
         await expect(page.locator("[data-part=collection]")).to_contain_text("Version 2")
-        await expect(page.locator("[data-part=kept]")).to_contain_text("days")
+        await expect(page.locator("[data-part=kept]")).to_contain_text("for ever")
 
 
 @pytest.mark.parametrize("look", LOOKS)
