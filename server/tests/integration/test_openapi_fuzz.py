@@ -139,8 +139,6 @@ class World:
         ids: dict[UUID, str] = {}
         if not teaches_there:
             ids |= dict.fromkeys(self.ids["elsewhere"] | self.ids["student-elsewhere"], "elsewhere")
-        if teaches_here:
-            ids.pop(callers.ids["token-elsewhere"], None)  # of both courses' staff
         if not teaches_here:
             # What both students' rows bear is the course's: itself, its notebook.
             shared = self.ids["student"] & self.ids["classmate"]
@@ -151,6 +149,8 @@ class World:
                 ids |= dict.fromkeys(self.ids["course"] - {callers.stage.course.id}, "course")
             if name == "analyst":
                 ids = {one: whose for one, whose in ids.items() if one not in self.ids["notebooks"]}
+        if teaches_here or teaches_there:
+            ids.pop(callers.ids["token-elsewhere"], None)  # of both courses' staff
         ids.pop(callers.ids.get(name, UUID(int=0)), None)  # their own
         course = callers.other if teaches_there else callers.stage.course
         # Who is told a class's code may join it; the others must not learn one.
