@@ -12,7 +12,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from tables import compose_abuse, compose_api_reads, compose_capture_cost, compose_influx_outage, compose_timeseries
+from tables import (
+    compose_abuse,
+    compose_api_reads,
+    compose_board_speed,
+    compose_capture_cost,
+    compose_influx_outage,
+    compose_timeseries,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -40,6 +47,7 @@ ROWS: tuple[Row, ...] = (
 SECTIONS = {
     "abuse": compose_abuse,
     "api_reads": compose_api_reads,
+    "board_speed": compose_board_speed,
     "capture_cost": compose_capture_cost,
     "influx_outage": compose_influx_outage,
     "timeseries": compose_timeseries,

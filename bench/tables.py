@@ -183,6 +183,34 @@ def compose_abuse(result: Result) -> str:
     return "\n".join([*lines, "", " ".join(said)])
 
 
+_AIMS = {200: (100, 25, 400, 100), 1000: (300, 0, 0, 0)}
+"""By students: main-thread ms/s, frame p95, event to pixel p95, snapshot p95, in ms; 0 for none."""
+
+
+def compose_board_speed(result: Result) -> str:
+    """What the live page costs a browser, and how soon it shows what happened."""
+    lines = [
+        _describe(result)
+        + " Chromium, without a window, draws by software on the same cores; 100 squares change a second. Milliseconds;"
+        " of the main thread per second. Pixel: from when an event was due; load: load average at the end.",
+        "",
+        "| class | main thread | its CPU | script, style, layout | frame p95 | pixel p50 | p95 | snapshot p95 | load |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, one in result["classes"].items():
+        figures = one["main_thread_ms_per_s"], one["frame"]["p95_ms"], one["pixel"]["p95_ms"], one["snapshot"]["p95_ms"]
+        thread, frame, pixel, snapshot = (
+            f"{figure:g}" + (f" (≤ {aim}{' **missed**' if figure > aim else ''})" if aim else "")
+            for figure, aim in zip(figures, _AIMS[one["students"]], strict=True)
+        )
+        parts = ", ".join(f"{one[f'{part}_ms_per_s']:g}" for part in ("script", "style", "layout"))
+        lines.append(
+            f"| {name} | {thread} | {one['main_thread_cpu_ms_per_s']:g} | {parts} | {frame} |"
+            f" {one['pixel']['p50_ms']:g} | {pixel} | {snapshot} | {one['load_average']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
 def compose_timeseries(result: Result) -> str:
     """Both series stores side by side."""
     lines = [_describe(result) + f" {result['distribution']}", ""]

@@ -48,6 +48,8 @@ EXPECTED: Final[dict[Rule, dict[str, str]]] = {
     Rule.STAFF: _STAFF,
     Rule.READER: _STAFF | {"analyst": "yes"},
     Rule.INSTRUCTOR: _expect({"instructor", "reader", "hub-instructor"}, strangers=_STRANGERS),
+    # Whether they may make one is then said by the database (NB-1210), of the assistant too.
+    Rule.CREATOR: _expect({"instructor", "staff-elsewhere", "operator"}),
     # By the WebSocket's close codes; a hub's token opens none, its user's session does.
     Rule.FIRST_MESSAGE: _expect(_OF_COURSE | {"reader"}, no="4403", nobody="4401")
     | {"hub-student": "4401", "hub-instructor": "4401"},

@@ -123,6 +123,10 @@ class FakeApi:
             status, problem = self.tell_answers.pop(0) if self.tell_answers else (201, {})
             reply(request, status, problem)
             return
+        if request.path == "/api/v1/me/link":
+            known = request.headers.get("Authorization") == "Bearer tok-1"
+            reply(request, 201 if known else 401, {"code": "nbp_link_1"} if known else {"code": "NB-1101"})
+            return
         if request.path == "/api/v1/me/consent":
             self.take_consent(request, content)
             return

@@ -155,3 +155,13 @@ def test_what_a_server_says_gives_the_terminal_no_order(order: str, capsys: pyte
     assert out.startswith("情報")
     assert out.endswith("\n\tA\n")
     assert json.loads(err) == {"course": order}
+
+
+def test_a_link_to_ones_own_page_is_printed_and_only_for_who_has_joined(
+    joined: Path, api: FakeApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["me"]) == 0
+    assert f"{api.url}/me#code=nbp_link_1" in capsys.readouterr().out
+    assert main(["leave"]) == 0
+    assert main(["me"]) == 1
+    assert "NB-7001" in capsys.readouterr().err

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.resources import files
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ LOOKS = [
 ]
 """How a page is looked at: every width, in both schemes and languages."""
 
+VIEWS = Path(str(files("nbpulse") / "web" / "js" / "views"))
 PRESSED = ".sheet button, dialog button, .acts button, .note button"
 
 
@@ -76,3 +79,23 @@ async def photograph(page: Page, name: str, look: dict[str, Any] | None = None) 
     if look:
         name = f"{name}-{look['locale'][:2]}-{look['color_scheme']}-{look['viewport']['width']}"
     await page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
+
+
+def list_course_pages() -> list[str]:
+    """The pages of a course as the board itself lists them, so that none is forgotten: by their word in the address."""
+    table = re.search(
+        r"COURSE_PAGES = \{\n(.*?)\n\};", (VIEWS.parent / "main.js").read_text(encoding="utf-8"), re.DOTALL
+    )
+    assert table
+    return re.findall(r"^  (\w+): async \(\) =>", table[1], re.MULTILINE)
+
+
+def find_item(name: str, board: dict[str, Any]) -> str:
+    """What a page is opened of ("" for the whole course), from a snapshot of the live page."""
+    items = {
+        "students": lambda: board["students"][0]["id"],
+        "cells": lambda: f"{board['notebook']['id']}/{board['cells'][0]['id']}",
+        "errors": lambda: board["errors"][0]["fp"],
+        "replay": lambda: board["meeting"]["id"],
+    }
+    return f"/{items[name]()}" if name in items else ""

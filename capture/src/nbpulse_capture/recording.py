@@ -9,6 +9,8 @@ import time
 from nbpulse_capture import consent, notices
 from nbpulse_capture.membership import Membership, MembershipFile
 from nbpulse_capture.messages import RefusedError, get_language, get_text, say
+from nbpulse_capture.sender import describe_problem
+from nbpulse_capture.wire import UnreachableError, Wire
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -21,6 +23,8 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     notice = commands.add_parser("notice", help="what your class records / 授業の記録の範囲を見る")
     notice.add_argument("--accept", action="store_true", help="you have read it / 読んで確認した")
     notice.set_defaults(action=show_notice)
+    me = commands.add_parser("me", help="a link to what your class knows of you / 自分の記録のページを開く")
+    me.set_defaults(action=link_own_page)
     withdraw = commands.add_parser("withdraw", help="end recording for good / 記録への参加を撤回する")
     withdraw.add_argument("--yes", action="store_true", help="do not ask / 確認しない")
     withdraw.set_defaults(action=withdraw_consent)
@@ -39,6 +43,23 @@ def resume_recording(_arguments: argparse.Namespace) -> int:
     need_membership()
     consent.resume()
     say(get_text("resumed"))
+    return 0
+
+
+def link_own_page(_arguments: argparse.Namespace) -> int:
+    """Print a link that opens the student's own page at the board, once, within 10 minutes."""
+    membership = need_membership()
+    wire = Wire(membership.url, course=membership.course_id)
+    try:
+        answer = wire.post("/api/v1/me/link", {}, token=membership.token)
+    except UnreachableError as error:
+        raise RefusedError("NB-7003", url=membership.url, reason=error) from error
+    finally:
+        wire.close()
+    code = answer.content.get("code") if isinstance(answer.content, dict) else None
+    if answer.status != 201 or not isinstance(code, str):
+        raise RefusedError("NB-7089", reason=describe_problem(answer.content))
+    say(get_text("own_page", link=f"{membership.url}/me#code={code}"))
     return 0
 
 

@@ -6,6 +6,7 @@ Promises: doing it again changes nothing; a database that is up to date never wa
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -24,12 +25,20 @@ LOGINS: Final = ("nbpulse_api", "nbpulse_worker", "nbpulse_operator")
 COURSE_SHORT_NAME: Final = "class"
 DEMO_SHORT_NAME: Final = "demo"
 _TOKEN_FILE = "teacher.token"
+_REVISION = re.compile(r'^revision = "(\w+)"\ndown_revision = (?:"(\w+)"|None)$', re.MULTILINE)
 
 
 def list_revisions() -> list[str]:
-    """Every migration's number, from its file's name: Alembic need not be imported for it."""
-    versions = Path(__file__).parent / "migrations" / "versions"
-    return sorted(path.name[:4] for path in versions.glob("[0-9]*.py"))
+    """Every migration's number, the oldest first, as each file names the one before: Alembic need not be imported."""
+    after: dict[str | None, str] = {}
+    for path in (Path(__file__).parent / "migrations" / "versions").glob("[0-9]*.py"):
+        found = _REVISION.search(path.read_text(encoding="utf-8"))
+        assert found is not None, path  # noqa: S101 - a file of ours
+        after[found[2]] = found[1]
+    revisions: list[str] = []
+    while (following := after.get(revisions[-1] if revisions else None)) is not None:
+        revisions.append(following)
+    return revisions
 
 
 def find_newest_revision() -> str:

@@ -54,6 +54,7 @@ async def age(stage: Stage, minutes: int) -> None:
             ("class_meetings", ("started_at", "ended_at")),
             ("learner_states", ("last_activity_at",)),
             ("events", ("occurred_at",)),
+            ("help_requests", ("opened_at",)),
         ):
             moved = ", ".join(f"{one} = {one} - interval '{minutes} minutes'" for one in columns)
             await owner.execute(f"UPDATE {table} SET {moved} WHERE course_id = $1", stage.course.id)
@@ -157,6 +158,8 @@ async def test_after_its_end_no_alert_fires_and_a_raised_hand_is_told(stage: Sta
     assert not (await keep(stage, worker_pool)).withdrawals
     await end(stage)
     await until(lambda: shows_alerts(stage, []), 10)
+    assert not (await keep(stage, worker_pool)).withdrawals, "its end can still be undone"
+    await age(stage, 1)
     first, second = await keep(stage, worker_pool), await keep(stage, worker_pool)
     assert [one.event_id for one in first.withdrawals] == [one.event_id for one in second.withdrawals]
     await stage.parts.stream.append([*first.withdrawals, *second.withdrawals])
@@ -170,6 +173,47 @@ async def test_after_its_end_no_alert_fires_and_a_raised_hand_is_told(stage: Sta
     assert "授業が終了" in message["text"]["ja"]
     later = (await stage.http.get(f"/api/v1/me/inbox?wait_s=0&after={inbox['after']}", headers=headers)).json()
     assert later["messages"] == []
+
+
+async def reopen(stage: Stage, meeting_id: str) -> Any:
+    return await stage.http.post(path(stage, f"/{meeting_id}/reopen"), json={}, headers=stage.staff)
+
+
+async def test_an_end_can_be_undone_as_if_it_had_not_been(stage: Stage, worker_pool: asyncpg.Pool) -> None:
+    meeting_id = (await start(stage)).json()["id"]
+    (token,) = await run(stage, 1)
+    assert (await stage.post(token, make_run(event_type="help_request", data={}))).status_code == 202
+    await stage.work()
+    before = (await stage.snapshot())["alerts"]
+    assert [one["kind"] for one in before] == ["help"]
+    await end(stage)
+    await until(lambda: shows_alerts(stage, []), 20)
+    answers = await asyncio.gather(*(reopen(stage, meeting_id) for _ in range(3)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert {(answer.json()["ended_at"], answer.json()["ended_by"]) for answer in answers} == {(None, None)}
+    await until(lambda: shows_alerts(stage, ["help"]), 20)
+    assert (await stage.snapshot())["alerts"][0]["id"] == before[0]["id"]
+    assert not (await keep(stage, worker_pool)).withdrawals
+    async with connect(stage.database_url) as owner:
+        rows = await owner.fetch(
+            "SELECT action, actor_id FROM audit_log WHERE course_id = $1 AND action LIKE 'meeting%' ORDER BY id",
+            stage.course.id,
+        )
+    assert [row["action"] for row in rows] == ["meeting_started", "meeting_ended", "meeting_reopened"]
+    assert {row["actor_id"] for row in rows} == {stage.teacher_id}
+
+
+async def test_an_end_of_long_ago_or_before_another_class_stays(stage: Stage, worker_pool: asyncpg.Pool) -> None:
+    first = (await start(stage)).json()["id"]
+    await end(stage)
+    await start(stage)
+    refused = await reopen(stage, first)
+    assert (refused.status_code, refused.json()["code"]) == (409, "NB-1216")
+    second = (await end(stage)).json()["id"]
+    await age(stage, 1)
+    assert (await reopen(stage, second)).json()["code"] == "NB-1216"
+    for unknown in (str(uuid4()), "x"):
+        assert (await reopen(stage, unknown)).status_code == 404
 
 
 async def test_the_reason_is_ours_to_say(stage: Stage) -> None:

@@ -299,6 +299,9 @@ class TestImproperInventoryManagement:
     )
     UNDESCRIBED: ClassVar = {
         "GET /": "a page",
+        "GET /courses": "a page",
+        "GET /join": "a page",
+        "GET /join/{code}": "a page",
         "GET /courses/{course_id}": "a page",
         "GET /courses/{course_id}/{page:path}": "a page",
         "GET /web/{path:path}": "files of the pages",

@@ -24,6 +24,7 @@ ROLES = ("app_writer", "app_reader", "nbpulse_operator", "app_maintenance")
 COMMANDS = {"S": "SELECT", "I": "INSERT", "U": "UPDATE", "D": "DELETE"}
 # A column every reader of the table may read and, where anybody may change something, change.
 COLUMNS = {"tokens": "last_used_at", "users": "username", "courses": "title", "sealing_keys": "canary"}
+COLUMNS |= {"notebooks": "title", "notebook_cells": "title"}
 COLUMNS |= {"learner_states": "inbox_revision", "messages": "state", "passwords": "changed_at"}
 # Who adds a row, and whose.
 ADDED = (

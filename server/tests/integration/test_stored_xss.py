@@ -9,9 +9,10 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 from playwright.async_api import TimeoutError as PlaywrightTimeout
 
-from browsing import photograph
+from browsing import find_item, list_course_pages, photograph
 from payloads import PAYLOADS, PLACES, WATCH
 from stage import Stage, make_run
+from stores import connect
 
 pytestmark = pytest.mark.browser
 
@@ -63,13 +64,7 @@ async def test_nothing_a_student_writes_runs_on_the_board(stage: Stage, browser:
     for place, payload in enumerate(PAYLOADS):
         await write_everywhere(stage, payload, PAYLOADS[place // 6 * 6], raises_hand=place % 2 == 0)
     await stage.work()
-    page = await browser.new_page(viewport={"width": 1280, "height": 800}, locale="en-US")
-    await page.add_init_script(WATCH)
-    told: list[str] = []
-    page.on("dialog", lambda dialog: told.append(f"dialog {dialog.message}"))
-    page.on("pageerror", lambda error: told.append(f"error {error}"))
-    page.on("popup", lambda popup: told.append(f"popup {popup.url}"))
-    page.on("request", lambda asked: told.append(asked.url) if not asked.url.startswith(stage.url) else None)
+    page, told = await open_watched(stage, browser)
     code = await stage.people.create_link(stage.teacher_id)
     await page.goto(f"{stage.url}/courses/{stage.course.id}#code={code}")
     await page.wait_for_selector("[data-alert]")
@@ -77,6 +72,88 @@ async def test_nothing_a_student_writes_runs_on_the_board(stage: Stage, browser:
     assert await page.locator("body").locator(FOREIGN).count() == 0
     assert await page.evaluate("window.attempts") == []
     assert told == []
+
+
+async def open_watched(stage: Stage, browser: Browser) -> tuple[Page, list[str]]:
+    """A page on which everything a script of somebody else's could do is noted."""
+    page = await browser.new_page(viewport={"width": 1280, "height": 800}, locale="en-US")
+    await page.add_init_script(WATCH)
+    told: list[str] = []
+    page.on("dialog", lambda dialog: told.append(f"dialog {dialog.message}"))
+    page.on("pageerror", lambda error: told.append(f"error {error}"))
+    page.on("popup", lambda popup: told.append(f"popup {popup.url}"))
+    page.on("request", lambda asked: told.append(asked.url) if not asked.url.startswith(stage.url) else None)
+    return page, told
+
+
+async def write_as_staff(stage: Stage) -> None:
+    """What staff can write, and where students sit, is a payload too; of each as much as may be."""
+    short = [payload for payload in PAYLOADS if len(payload) <= 40]
+    async with connect(stage.database_url) as owner:
+        await owner.execute("UPDATE courses SET title = $2 WHERE id = $1", stage.course.id, PAYLOADS[0])
+        students = await owner.fetch(
+            "SELECT user_id FROM enrolments WHERE course_id = $1 AND role = 'student'", stage.course.id
+        )
+        for place, row in enumerate(students):
+            await owner.execute(
+                "UPDATE enrolments SET seat = $3, team = $4 WHERE course_id = $1 AND user_id = $2",
+                *(stage.course.id, row["user_id"], short[place % len(short)], short[-1 - place % len(short)]),
+            )
+    course = f"/api/v1/courses/{stage.course.id}"
+    places = [{"kind": "team", "name": name, "x": 50, "y": 50} for name in short]
+    for method, path, body in (
+        ("PUT", "map", {"version": 0, "places": places}),
+        ("POST", "messages", {"id": str(uuid4()), "to": {"all": True}, "text": PAYLOADS[1]}),
+        ("POST", "messages", {"id": str(uuid4()), "to": {"all": True}, "text": {"ja": PAYLOADS[2], "en": PAYLOADS[2]}}),
+        ("POST", "meetings", {"title": PAYLOADS[3]}),
+    ):
+        answer = await stage.http.request(method, f"{course}/{path}", headers=stage.staff, json=body)
+        assert answer.status_code in (200, 201), answer.text
+
+
+async def test_nothing_anybody_writes_runs_on_any_page_of_a_course(stage: Stage, browser: Browser) -> None:
+    for place, payload in enumerate(PAYLOADS):
+        await write_everywhere(stage, payload, PAYLOADS[place // 6 * 6], raises_hand=place % 2 == 0)
+    await stage.work()
+    await write_as_staff(stage)
+    page, told = await open_watched(stage, browser)
+    board = await stage.snapshot()
+    code = await stage.people.create_link(stage.teacher_id)
+    await page.goto(f"{stage.url}/courses/{stage.course.id}#code={code}")
+    await page.wait_for_selector("[data-alert]", timeout=30_000)
+    await page.keyboard.press("a")
+    for name in list_course_pages():
+        await page.goto(f"{stage.url}/courses/{stage.course.id}/{name}{find_item(name, board)}")
+        await page.wait_for_selector("[data-page]:not([data-page=connecting]) main", timeout=30_000)
+        await page.wait_for_load_state("networkidle")
+        for summary in await page.locator("main summary:visible").all():
+            await summary.click()
+        await look_at_one_page(page, name)
+        assert await page.locator("body").locator(f":is({FOREIGN}):not([src^='/api/v1/'])").count() == 0, name
+        assert await page.evaluate("window.attempts") == [], name
+        assert told == [], name
+
+
+async def look_at_one_page(page: Page, name: str) -> None:
+    """What a page shows when something is done on it; what was written is there as it was written."""
+    short = {payload for payload in PAYLOADS if len(payload) <= 40}
+    if name == "map":
+        assert short <= set(await read_all(page, ".ground [data-spot] bdi"))
+        await page.locator(".ground [data-spot]").last.click()
+        assert set(await read_all(page, "[data-who] a bdi")) & set(PAYLOADS)
+        await page.keyboard.press("Escape")
+        await page.click("[data-action=edit-map]")
+        assert short <= set(await read_all(page, "[data-unplaced=seat] bdi"))
+        await page.click("[data-unplaced=seat] [data-action=place-all]")
+        await page.locator("[data-list] summary").click()
+        assert short <= set(await read_all(page, "[data-list] bdi"))
+        await page.click("[data-action=leave-map]")
+    elif name == "projector":
+        await expect(page.locator("h1")).to_have_text(PAYLOADS[0])
+        await expect(page.locator("[data-announcement]")).to_have_count(2, timeout=20_000)
+        assert {one.strip() for one in await read_all(page, "[data-announcement] bdi")} == set(PAYLOADS[1:3])
+        assert set(await read_all(page, "[data-error] code")) <= {"another error"}, "no error class of a student's"
+    await photograph(page, f"stored-xss-{name}")
 
 
 async def look_at_everything(page: Page) -> None:

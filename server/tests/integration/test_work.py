@@ -6,14 +6,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-import asyncpg
 import httpx2
 import pytest
 
 from nbpulse.api.queries import encode_cursor
-from nbpulse.handouts import name_cells
-from nbpulse.records.notebooks import CourseNotebook
-from nbpulse.records.originals import register
+from nbpulse.records.originals import register_original
 from stage import NOBODY, Stage, make_run
 from stores import connect
 
@@ -128,11 +125,9 @@ async def test_a_students_page_says_who_they_are_and_what_they_did_in_this_class
 
 async def test_a_cells_answers_are_grouped_and_compared_with_the_teachers(stage: Stage) -> None:
     await collect(stage)
-    notebook_id = uuid4()
     cells = [{"cell_type": "code", "id": f"cell-{n}", "metadata": {}, "source": "x = 0\nprint(x)"} for n in range(2)]
-    kept = list(name_cells({"cells": cells, "metadata": {}}, notebook_id))
-    async with asyncpg.create_pool(stage.database_url, min_size=1, max_size=1) as owner:
-        await register(owner, stage.course.id, CourseNotebook(notebook_id, "week1.ipynb"), "Week 1", kept)
+    content = {"cells": cells, "metadata": {}}
+    notebook_id, _ = await register_original(stage.people, stage.course.id, ["week1.ipynb"], content)
     students = [await join(stage, name, student_number=str(n)) for n, name in enumerate(("A", "B", "C", "D"))]
     place = {"notebook_id": str(notebook_id)}
     await send(stage, students[0], make_told(0, 0, "x") | place, make_told(1, 1, "x = 1\nprint(x)") | place)

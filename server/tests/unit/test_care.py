@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from classes import START_MS, Class, fail
 from nbpulse import classroom
 from nbpulse.classroom import Action, LearnerState, fold_actions
+from nbpulse.classroom.attempts import find_streak
 from nbpulse.classroom.care import QUIET_MS, UNDO_MS, decide, list_effective
 from nbpulse.classroom.learners import HelpRequest
-from nbpulse.classroom.rules import AlertRules, ClassPace, Standing, find_alerts, find_streak
+from nbpulse.classroom.rules import AlertRules, ClassPace, Standing, find_alerts
 from nbpulse.errors import Conflict
 
 ALERTS = ("alert-1", "alert-2")

@@ -15,18 +15,21 @@ from hypothesis import strategies as st
 
 from classes import COURSE, NOTEBOOK, OTHER_NOTEBOOK, START_MS, Class, fail, fold, make
 from nbpulse import classroom
-from nbpulse.classroom import Action, Column, Learner, LearnerState
+from nbpulse.classroom import Action, AlertRules, Column, Learner, LearnerState
 from nbpulse.events import ReceivedEvent
 
 
 def walk_trace(seed: int, user: UUID) -> Iterator[ReceivedEvent]:
     rng = random.Random(seed)
     for step in range(rng.randrange(1, 60)):
-        kind = rng.choice(["cell_execution"] * 5 + ["cell_execution_start", "help_request", "help_cancel"])
+        kinds = ["cell_execution"] * 5 + ["cell_execution_start", "help_request", "help_cancel", "kernel_status"]
+        kind = rng.choice(kinds)
         event = make(user, rng.randrange(0, 600), kind, cell=rng.randrange(4))
         if kind == "cell_execution":
             status = rng.choice(["ok", "error", "interrupted", "aborted", "kernel_died"])
             event = msgspec.structs.replace(event, data={"status": status, "error_name": "NameError"})
+        elif kind == "kernel_status":
+            event = msgspec.structs.replace(event, data={"status": rng.choice(["started", "died", "restarted"])})
         yield msgspec.structs.replace(event, sequence=step)
 
 
@@ -82,7 +85,7 @@ def test_three_errors_on_one_cell_for_a_minute_is_stuck_and_a_success_clears_it(
 def test_errors_on_two_cells_or_with_a_success_between_are_no_streak() -> None:
     group = Class(1)
     for at_s, cell in ((0, 1), (10, 2), (20, 1), (30, 2)):
-        group.happen(fail(group.users[0], at_s, cell=cell))
+        group.happen(fail(group.users[0], at_s, cell=cell, error_message=f"name 'cell_{cell}' is not defined"))
     assert group.find_alerts(100) == set()
 
 
@@ -156,7 +159,7 @@ CHARTS = {"funnel": "f", "trend": "x", "curve": "q"}
 
 def replay(board: dict[str, Any], frame: dict[str, Any]) -> None:
     """What a viewer does with a frame (the browser's reducer, in Python)."""
-    for name in ("counts", "median", "connected", "cells", "errors", *CHARTS, "exercises", "ago"):
+    for name in ("counts", "median", "connected", "cells", "errors", "hot", *CHARTS, "exercises", "ago"):
         board[name] = frame.get(name, board[name])
     for name, delta in CHARTS.items():
         entries = {entry[0]: entry for entry in board[name]}
@@ -171,6 +174,8 @@ def replay(board: dict[str, Any], frame: dict[str, Any]) -> None:
         students[i]["pos"] = position
     for i, status, since in frame.get("st", []):
         students[i].update(st=status, since=since)
+    for i, doing in frame.get("do", []):
+        students[i]["do"] = doing
     alerts = {alert.id: alert for alert in board["alerts"]}
     alerts.update({alert.id: alert for alert in [*frame.get("a+", []), *frame.get("a~", [])]})
     for alert_id in frame.get("a-", []):
@@ -192,6 +197,7 @@ def act(rng: random.Random, user_id: str, alert_id: str, at_s: float) -> Action:
 def test_a_snapshot_and_its_frames_are_the_next_snapshot(seed: int) -> None:
     rng = random.Random(seed)
     group = Class(6, columns=5)
+    group.room.rules = AlertRules(hot_tried_min=2)
     board = {**group.look(0)}
     board["students"] = [dict(student) for student in board["students"]]
     group.room.take_changes()
@@ -200,6 +206,7 @@ def test_a_snapshot_and_its_frames_are_the_next_snapshot(seed: int) -> None:
         at_s += rng.choice([1, 20, 100])
         user = rng.choice(group.users)
         kinds = ["help_request", "help_cancel", "run", "run", "fail", "fail", "fail", "name", "column", "act", "mail"]
+        kinds += ["cell_execution_start", "kernel_status"]
         kind = rng.choice(kinds)
         if kind == "run":
             group.happen(make(user, at_s, cell=rng.randrange(5)))
@@ -215,7 +222,9 @@ def test_a_snapshot_and_its_frames_are_the_next_snapshot(seed: int) -> None:
             group.room.set_columns(
                 [Column(f"cell-{i}", i, exercise=rng.choice(["ex", None])) for i in range(rng.randrange(3, 7))]
             )
-        elif kind.startswith("help"):
+        elif kind == "kernel_status":
+            group.happen(make(user, at_s, kind, status=rng.choice(["died", "restarted"])))
+        elif kind.startswith(("help", "cell_")):
             group.happen(make(user, at_s, kind))
         wanted = group.look(at_s, away={rng.randrange(6)})
         replay(board, group.room.take_changes())

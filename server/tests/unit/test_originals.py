@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from nbpulse.classroom import make_original, read_prints, recognise
 from nbpulse.classroom.originals import print_cell
 from nbpulse.errors import InvalidInput
-from nbpulse.handouts import list_paths, mark_notebook, name_cells, read_notebook, read_notebook_id
+from nbpulse.handouts import list_paths, read_notebook
+from nbpulse.notebook import mark_notebook, name_cells, read_notebook_id
 from nbpulse_capture.notebook import print_cells
 
 CELL_IDS = st.lists(st.uuids().map(lambda one: one.hex[:8]), min_size=4, max_size=60, unique=True)

@@ -15,13 +15,14 @@ from typing import Final
 from urllib.parse import urlsplit
 from uuid import UUID
 
+import msgspec
 from starlette.requests import HTTPConnection, Request
 
 from nbpulse.api.cookies import SESSION, Cookies
 from nbpulse.api.hub_access import COURSE_HEADER, KIND, HubGate, choose_course
 from nbpulse.api.limits import RequestLimits, find_address
 from nbpulse.errors import AccessDenied, NotFound, NotYet, Unavailable
-from nbpulse.records.people import COURSE_READ, COURSE_WRITE, People, Person
+from nbpulse.records.people import COURSE_READ, COURSE_WRITE, INBOX_READ, People, Person
 
 YES_LIFE_S: Final = 30.0
 _REFRESH_AFTER_S: Final = 20.0
@@ -52,14 +53,20 @@ class Rule(Enum):
     """The same, or an analyst of it, who is answered without names (downloads.py)."""
     INSTRUCTOR = auto()
     """An instructor of the course in the path."""
+    CREATOR = auto()
+    """Who may change something in whatever course is theirs; whether they may make one, the database says."""
     FIRST_MESSAGE = auto()
     """Staff of the course, proved by the WebSocket's first message (sockets.py)."""
 
 
 RULES: Final[dict[str, Rule]] = {
     "GET /": Rule.ANYONE,
+    "GET /me": Rule.ANYONE,
+    "GET /courses": Rule.ANYONE,
     "GET /courses/{course_id}": Rule.ANYONE,
     "GET /courses/{course_id}/{page:path}": Rule.ANYONE,
+    "GET /join": Rule.ANYONE,
+    "GET /join/{code}": Rule.ANYONE,
     "GET /shared/report": Rule.ANYONE,
     "GET /web/{path:path}": Rule.ANYONE,
     "GET /health": Rule.ANYONE,
@@ -90,8 +97,17 @@ RULES: Final[dict[str, Rule]] = {
     "POST /api/v1/me/messages": Rule.DELIVERER,
     "PUT /api/v1/me/messages/{message_id}/state": Rule.DELIVERER,
     "GET /api/v1/me/session": Rule.STUDENT,
+    "GET /api/v1/me/progress": Rule.STUDENT,
+    "POST /api/v1/me/link": Rule.STUDENT,
     "GET /api/v1/me/collection": Rule.STUDENT,
     "POST /api/v1/me/consent": Rule.STUDENT,
+    "GET /api/v1/courses": Rule.SIGNED_IN,
+    "POST /api/v1/courses": Rule.CREATOR,
+    "PATCH /api/v1/courses/{course_id}": Rule.INSTRUCTOR,
+    "POST /api/v1/courses/{course_id}/copies": Rule.INSTRUCTOR,
+    "POST /api/v1/courses/{course_id}/notebooks": Rule.INSTRUCTOR,
+    "GET /api/v1/courses/{course_id}/join-code.svg": Rule.STAFF,
+    "GET /api/v1/courses/{course_id}/readiness": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/live": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/charts": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/projector": Rule.STAFF,
@@ -114,6 +130,8 @@ RULES: Final[dict[str, Rule]] = {
     "GET /api/v1/courses/{course_id}/meetings": Rule.STAFF,
     "POST /api/v1/courses/{course_id}/meetings": Rule.STAFF,
     "POST /api/v1/courses/{course_id}/meetings/end": Rule.STAFF,
+    "GET /api/v1/courses/{course_id}/meetings/{meeting_id}/replay": Rule.STAFF,
+    "POST /api/v1/courses/{course_id}/meetings/{meeting_id}/reopen": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/meetings/{meeting_id}/report": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/meetings/{meeting_id}/report.csv": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/meetings/{meeting_id}/report/shares": Rule.INSTRUCTOR,
@@ -128,6 +146,11 @@ RULES: Final[dict[str, Rule]] = {
     "POST /api/v1/courses/{course_id}/rehearsals": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/collection": Rule.STAFF,
     "PUT /api/v1/courses/{course_id}/collection": Rule.STAFF,
+    "GET /api/v1/courses/{course_id}/map": Rule.STAFF,
+    "PUT /api/v1/courses/{course_id}/map": Rule.INSTRUCTOR,
+    "GET /api/v1/courses/{course_id}/map/picture": Rule.STAFF,
+    "PUT /api/v1/courses/{course_id}/map/picture": Rule.INSTRUCTOR,
+    "DELETE /api/v1/courses/{course_id}/map/picture": Rule.INSTRUCTOR,
     "GET /api/v1/courses/{course_id}/people": Rule.STAFF,
     "PATCH /api/v1/courses/{course_id}/people/{user_id}": Rule.INSTRUCTOR,
     "POST /api/v1/courses/{course_id}/people/approvals": Rule.INSTRUCTOR,
@@ -198,7 +221,7 @@ class Gate:
         if rule is Rule.DELIVERER or rule is Rule.STUDENT:
             scope = "events:write" if rule is Rule.DELIVERER else "inbox:read"
             person = _as_student(person, scope, request.headers.get(COURSE_HEADER))
-        elif rule is Rule.OWNER and person.kind not in _IN_PERSON:
+        elif (rule is Rule.OWNER and person.kind not in _IN_PERSON) or (rule is Rule.CREATOR and not person.may_create):
             raise AccessDenied("NB-1103")
         elif (reach := find_scope(route)) is not None:
             course = check_staff(person, request.path_params.get("course_id"), or_analyst=rule is Rule.READER)
@@ -334,7 +357,15 @@ def check_staff(person: Person, course_id: object, *, or_analyst: bool = False) 
 
 
 def _as_student(person: Person, scope: str, course: str | None) -> Person:
-    """The person in the one course in which they do this: that of the token; a hub's token is made for none."""
+    """
+    The person in the one course in which they do this: that of the token; a hub's token is made for none, and who is
+    signed in at the board names one of those in which they are a student.
+    """
+    if person.kind == "session" and person.course_id is None and scope == INBOX_READ:
+        named = next((one for one, role in person.roles.items() if role == "student" and str(one) == course), None)
+        if named is None:
+            raise AccessDenied("NB-1103")
+        return msgspec.structs.replace(person, course_id=named)
     if scope not in person.scopes:
         raise AccessDenied("NB-1103")
     if person.kind == KIND:
@@ -342,6 +373,8 @@ def _as_student(person: Person, scope: str, course: str | None) -> Person:
     if person.course_id is None:  # there is nowhere to put an event
         raise AccessDenied("NB-1103")
     if scope == "events:write":
+        if person.course_id in person.archived:
+            raise AccessDenied("NB-1211")
         role = person.roles.get(person.course_id)
         if role == "waiting":
             raise NotYet("NB-1140")

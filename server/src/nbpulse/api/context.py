@@ -37,6 +37,7 @@ from nbpulse.records.meetings import Meetings
 from nbpulse.records.messages import Messages
 from nbpulse.records.own_tokens import OwnTokens
 from nbpulse.records.people import People, Person
+from nbpulse.records.replays import Replays
 from nbpulse.records.report_shares import ReportShares
 from nbpulse.records.reports import Reports
 from nbpulse.records.views import ClassReader
@@ -104,6 +105,7 @@ class Context:
     work: WorkReader
     meetings: Meetings
     interventions: Interventions
+    replays: Replays
     reports: Reports
     report_shares: ReportShares
     messages: Messages
@@ -162,6 +164,7 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         meetings=Meetings(parts.people),
         interventions=interventions,
         messages=messages,
+        replays=Replays(parts.people, parts.classes),
         reports=Reports(parts.people, interventions, messages),
         report_shares=ReportShares(parts.people),
         inboxes=Inboxes(parts.people, parts.people.seal),

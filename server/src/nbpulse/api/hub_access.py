@@ -109,8 +109,11 @@ def choose_course(person: Person, named: str | None, *, delivers: bool) -> Perso
         chosen = list(attended.values())
     if not chosen:
         raise AccessDenied("NB-1112")
+    chosen = [course for course in chosen if course not in person.archived] or chosen[:1]
     if len(chosen) > 1:
         raise AccessDenied("NB-1113", courses=", ".join(sorted(attended)))
+    if delivers and chosen[0] in person.archived:
+        raise AccessDenied("NB-1211")
     policy = person.policies.get(chosen[0])
     if policy is None:
         if delivers:
@@ -130,6 +133,7 @@ def _describe(token: str, scopes: frozenset[str], entered: Entered) -> Person:
         courses=entered.courses,
         policies=entered.policies,
         teams=entered.teams,
+        archived=entered.archived,
     )
 
 

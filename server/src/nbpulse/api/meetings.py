@@ -49,6 +49,15 @@ async def end_meeting(request: Request, course_id: str) -> Response:
     return answer(meeting)
 
 
+@router.post("/{meeting_id}/reopen")
+async def reopen_meeting(request: Request, course_id: str, meeting_id: str) -> Response:
+    """Take its end back, for some seconds after it (409 later): the meeting goes on, and so do its alerts and hands."""
+    context = get_context(request)
+    meeting = await context.meetings.reopen(parse_id(course_id), parse_id(meeting_id))
+    await _tell_boards(context, course_id)
+    return answer(meeting)
+
+
 async def _tell_boards(context: Context, course_id: str) -> None:
     try:
         await context.cache.announce_roster(parse_id(course_id))

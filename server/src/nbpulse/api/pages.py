@@ -20,6 +20,10 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.get("/")
+@router.get("/me")
+@router.get("/courses")
+@router.get("/join")
+@router.get("/join/{code}")
 @router.get("/courses/{course_id}")
 @router.get("/courses/{course_id}/{page:path}")
 @router.get("/shared/report")

@@ -48,6 +48,7 @@ _STATUS_BY_CODE: Final = {
     "NB-1104": 401,  # a used link
     "NB-1126": 404,  # no such provider is set up
     "NB-1120": 401,  # a wrong name or password
+    "NB-1301": 413,  # a picture, too large
     "NB-1110": 401,  # the hub does not know the token
     "NB-1105": 404,  # no class has this code
     "NB-1175": 431,

@@ -57,10 +57,12 @@ LOOKS: Final = frozenset(
         "activity",
         "error-rate",
         "integrity",
+        "meetings/{meeting_id}/replay",
         "meetings/{meeting_id}/report",
         "meetings/{meeting_id}/report.csv",
         "interventions",
         "messages",
+        "readiness",
     )
 )
 """The reads that show students' work."""

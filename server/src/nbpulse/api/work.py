@@ -128,8 +128,8 @@ async def show_cell(
     learners = {one.user_id: one for one in await context.classes.load_roster(course)}
     # In a thread: texts of a large class are megabytes to compare.
     body = await asyncio.to_thread(_compose_cell, work, learners, Asked(q.casefold(), state, sort, skip, limit))
-    told = {"notebook_id": notebook, "cell_id": cell, **work.cell, "original": work.source, "span": span._asdict()}
-    return answer({"cell": told, "collects": _describe_policy(policy), **body})
+    told = {"notebook_id": notebook, "cell_id": cell, **work.cell, "original": work.source}
+    return answer({"cell": told, "span": span._asdict(), "collects": _describe_policy(policy), **body})
 
 
 @router.get("/errors/{fingerprint}")

@@ -4,6 +4,7 @@ No clock, no store, no network: `now_ms` and everything else is passed in, so ev
 states shows the same class. Folding events into a state does not depend on their order, nor on how often one comes.
 """
 
+from nbpulse.classroom.attempts import find_repeats, find_streak
 from nbpulse.classroom.board import Classroom
 from nbpulse.classroom.care import Action, AlertStanding, Care, Claim, fold_actions
 from nbpulse.classroom.entries import Alert, Column, Learner
@@ -14,6 +15,7 @@ from nbpulse.classroom.learners import (
     CellFold,
     CellState,
     HelpRequest,
+    KernelWord,
     LearnerState,
     Run,
     fold_cells,
@@ -23,10 +25,13 @@ from nbpulse.classroom.learners import (
 )
 from nbpulse.classroom.originals import Original, make_original, read_prints, recognise
 from nbpulse.classroom.projection import project
-from nbpulse.classroom.rules import AlertRules, find_streak
+from nbpulse.classroom.rules import DEFAULT_RULES, LIMITS, RANKS, AlertRules, check_rules
 from nbpulse.classroom.shared import SharedError, group_errors, is_current, list_errors
 
 __all__ = [
+    "DEFAULT_RULES",
+    "LIMITS",
+    "RANKS",
     "RUN_EVENT_TYPES",
     "Action",
     "Alert",
@@ -39,6 +44,7 @@ __all__ = [
     "Classroom",
     "Column",
     "HelpRequest",
+    "KernelWord",
     "Learner",
     "LearnerState",
     "Original",
@@ -46,6 +52,8 @@ __all__ = [
     "SharedError",
     "Sign",
     "Trace",
+    "check_rules",
+    "find_repeats",
     "find_signs",
     "find_streak",
     "fingerprint_error",

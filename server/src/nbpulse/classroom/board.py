@@ -5,61 +5,38 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Set
 from typing import Final
 
-from nbpulse.classroom.care import NO_CARE, Action, fold_actions
+from nbpulse.classroom.care import Action, fold_actions
 from nbpulse.classroom.charts import Charts
 from nbpulse.classroom.entries import Alert, Changes, Column, Learner, name_alert, score_alert
-from nbpulse.classroom.figures import PassingTimes, Way
-from nbpulse.classroom.learners import CellState, LearnerState, Run
+from nbpulse.classroom.figures import PassingTimes
+from nbpulse.classroom.learners import CellState, LearnerState
+from nbpulse.classroom.pace import HotCell, Times, find_frontier, find_hot, find_median, measure_times
+from nbpulse.classroom.rows import Row
 from nbpulse.classroom.rules import (
+    CONNECTED_MS,
+    COOLDOWN_MS,
     DEFAULT_RULES,
     RANKS,
+    STATUS_OF,
     AlertRules,
     ClassPace,
     Finding,
-    Standing,
-    Streak,
     find_alerts,
     find_behind,
-    find_streak,
 )
-from nbpulse.classroom.shared import SharedError, group_errors, list_errors
+from nbpulse.classroom.shared import CURRENT_MS, SharedError, group_errors
 
 _CELL_CHARS: Final = {"running": "2", "ok": "1"}
 STATUSES: Final = ("help", "stuck", "idle", "behind", "ok", "paused", "offline")
-
-
-class _Row:
-    """One learner's line of the board."""
-
-    def __init__(self, i: int, learner: Learner, column_count: int) -> None:
-        self.i = i
-        self.learner = learner
-        self.state: LearnerState | None = None
-        self.streak: Streak | None = None
-        self.cells: dict[str, CellState] = {}
-        self.squares = ["0"] * column_count
-        self.position = 0
-        self.heard_ms = 0
-        self.active_ms = 0
-        self.is_paused = False
-        self.behind_since = 0
-        self.status = "offline"
-        self.since = 0
-        self.alerts: dict[str, Alert] = {}
-        self.actions: dict[str, Action] = {}
-        self.care = NO_CARE
-        self.quiet_until = 0
-        self.errors: dict[str, Run] = {}
-        self.mail = 0
-        self.way = Way()
+_MEASURE_EVERY_MS: Final = 1_000
 
 
 class Classroom:
     """
     One notebook of a course as its staff see it: fed with states, asked for snapshots and changes.
 
-    The same states in any order, with the same `now_ms`, show the same class (but for the memory of the behind rule's
-    hysteresis). Not safe for use from several threads.
+    The same states in any order, with the same `now_ms`, show the same class (but for the memory of hysteresis and
+    cooldown, and of who came while somebody watched). Not safe for use from several threads.
     """
 
     def __init__(
@@ -76,12 +53,16 @@ class Classroom:
         self.rules = rules
         self._columns: list[Column] = []
         self._places: dict[str, int] = {}
-        self._rows: dict[str, _Row] = {}
-        self._by_index: list[_Row] = []
+        self._rows: dict[str, Row] = {}
+        self._by_index: list[Row] = []
         self._counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
         self._connected = 0
         self._median: float | None = None
         self._errors: list[SharedError] = []
+        self._hot: list[HotCell] = []
+        self._times = Times()
+        self._measured_ms = 0
+        self._watched_ms = 0
         self._meeting_since_ms = 0
         self._is_over = False
         self._knows_runs = False
@@ -96,7 +77,7 @@ class Classroom:
         for learner in learners:
             row = self._rows.get(learner.user_id)
             if row is None:
-                row = _Row(len(self._by_index), learner, len(self._columns))
+                row = Row(len(self._by_index), learner, len(self._columns))
                 self._rows[learner.user_id] = row
                 self._by_index.append(row)
             elif row.learner == learner:
@@ -139,11 +120,7 @@ class Classroom:
         row = self._rows.get(state.user_id)
         if row is None:
             return
-        if row.state is None or state.revision >= row.state.revision:
-            row.state = state
-            row.streak = find_streak(state.recent)
-            row.errors = list_errors(state.recent)
-            row.active_ms = max(row.active_ms, state.last_activity_ms)
+        row.take_state(state)
         for cell in state.cells:
             known = row.cells.get(cell.cell_id)
             if cell.notebook_id != self.notebook_id or (known and known.revision >= cell.revision):
@@ -154,6 +131,7 @@ class Classroom:
                 before = (known.attempt_count, known.error_count) if known else (0, 0)
                 row.way.note_runs(cell.last_at_ms, cell.attempt_count - before[0], cell.error_count - before[1])
         self._place_learner(row)
+        row.find_running()
 
     def set_runs(self, runs: Iterable[tuple[str, int, int, int]]) -> None:
         """
@@ -168,7 +146,7 @@ class Classroom:
 
     def apply_actions(self, actions: Iterable[Action]) -> None:
         """Take in what staff did; what is known already changes nothing."""
-        changed: dict[str, _Row] = {}
+        changed: dict[str, Row] = {}
         for action in actions:
             row = self._rows.get(action.user_id)
             if row is not None and action.id not in row.actions:
@@ -204,42 +182,23 @@ class Classroom:
         """The learner's Jupyter was heard of; `presence` "active" counts as activity, as does a run."""
         row = self._rows.get(user_id)
         if row is not None:
-            row.is_paused = presence == "paused" if presence else row.is_paused
-            row.heard_ms = max(row.heard_ms, at_ms)
-            if presence == "active":
-                row.active_ms = max(row.active_ms, at_ms)
+            is_watched = bool(self._watched_ms) and at_ms - self._watched_ms > CONNECTED_MS
+            row.hear(at_ms, presence, is_watched=is_watched)
 
     def evaluate(self, now_ms: int) -> None:
         """Apply the rules as of `now_ms`; what differs from before is in `take_changes`."""
+        self._watched_ms = self._watched_ms or now_ms
         connected = [row for row in self._by_index if self._is_connected(row, now_ms)]
         started = sorted(row.position for row in connected if row.position > 0)
-        median = _find_median(started)
+        median = find_median(started)
         last_runs = sorted(row.state.last_run_ms if row.state else 0 for row in connected)
         median_run_ms = last_runs[len(last_runs) // 2] if last_runs else 0
-        pace = ClassPace(
-            now_ms, median, median_run_ms, PassingTimes([row.way for row in connected], len(self._columns))
-        )
+        self._measure(connected, now_ms)
+        passing = PassingTimes([row.way for row in connected], len(self._columns))
+        pace = ClassPace(now_ms, median, median_run_ms, passing, self._times.step_ms, self._times.run_ms)
         counts = dict.fromkeys(STATUSES, 0)
         for row in self._by_index:
-            is_connected = self._is_connected(row, now_ms)
-            row.behind_since = find_behind(row.behind_since, row.position, pace, self.rules)
-            standing = Standing(row.state, row.streak, is_connected, row.active_ms, row.behind_since, row.care)
-            findings = (one for one in find_alerts(standing, pace, self.rules) if self._is_of_meeting(one))
-            alerts = {one.kind: self._make_alert(row, one) for one in findings}
-            self._note_alerts(row, alerts)
-            quiet = "ok" if is_connected else "paused" if self._is_heard(row, now_ms) else "offline"
-            status = next((kind for kind in RANKS if kind in alerts), quiet)
-            # Nothing here may depend on when this process looked: every process shows the same class.
-            since = alerts[status].since if status in alerts else row.active_ms if status == "offline" else 0
-            if (status, since) != (row.status, row.since):
-                row.status, row.since = status, since
-                self._changes.statuses.add(row.i)
-            quiet_until = row.care.find_quiet_until(now_ms)
-            if quiet_until != row.quiet_until:
-                row.quiet_until = quiet_until
-                self._changes.students.add(row.i)
-            self._mark_stuck(row, alerts.get("stuck"))
-            counts[status] += 1
+            counts[self._evaluate_row(row, pace)] += 1
         if (counts, len(connected), median) != (self._counts, self._connected, self._median):
             self._counts, self._connected, self._median = counts, len(connected), median
             self._changes.counters = True
@@ -247,6 +206,37 @@ class Classroom:
         if errors != self._errors:
             self._errors, self._changes.errors = errors, True
         self._charts.draw([row.way for row in self._by_index], counts, self._meeting_since_ms, now_ms)
+
+    def _evaluate_row(self, row: Row, pace: ClassPace) -> str:
+        """Apply the rules to one learner; their status."""
+        now_ms = pace.now_ms
+        is_connected = self._is_connected(row, now_ms)
+        row.behind_since = find_behind(row.behind_since, row.position, pace, self.rules)
+        standing = row.describe_standing(is_connected=is_connected, column_count=len(self._columns))
+        findings = (one for one in find_alerts(standing, pace, self.rules) if self._is_of_meeting(one))
+        alerts = {one.kind: self._make_alert(row, one) for one in findings}
+        has_cleared = row.alerts.keys() - {"help"} and not alerts.keys() - {"help"}
+        if has_cleared and is_connected and not row.care.find_quiet_until(now_ms):
+            row.calm_until_ms = now_ms + COOLDOWN_MS
+        self._note_alerts(row, alerts)
+        quiet = "ok" if is_connected else "paused" if self._is_heard(row, now_ms) else "offline"
+        kind = next((kind for kind in RANKS if kind in alerts), None)
+        status = STATUS_OF[kind] if kind else quiet
+        # Nothing here may depend on when this process looked: every process shows the same class.
+        since = alerts[kind].since if kind else row.active_ms if status == "offline" else 0
+        if (status, since) != (row.status, row.since):
+            row.status, row.since = status, since
+            self._changes.statuses.add(row.i)
+        doing = row.find_doing(now_ms) if is_connected else ""
+        if doing != row.doing:
+            row.doing = doing
+            self._changes.doings.add(row.i)
+        quiet_until = row.care.find_quiet_until(now_ms)
+        if quiet_until != row.quiet_until:
+            row.quiet_until = quiet_until
+            self._changes.students.add(row.i)
+        self._mark_stuck(row, next((one for one in alerts.values() if STATUS_OF[one.kind] == "stuck"), None))
+        return status
 
     def describe_team(self, team: str | None, since_ms: int, now_ms: int) -> dict[str, object]:
         """
@@ -265,14 +255,22 @@ class Classroom:
             "median": self._median,
             "connected": self._connected,
             "cells": self._describe_columns(),
-            "students": [self._describe_row(row) for row in self._by_index],
-            "alerts": sorted(
-                (alert for row in self._by_index for alert in row.alerts.values()),
-                key=lambda a: (a.score, a.id),
-            ),
+            "students": [row.describe() for row in self._by_index],
+            "alerts": self.list_alerts(),
             "errors": self._errors,
+            "hot": self._hot,
             **self._charts.snapshot(),
         }
+
+    def list_alerts(self) -> list[Alert]:
+        """As of the last `evaluate`, the most urgent first."""
+        alerts = (alert for row in self._by_index for alert in row.alerts.values())
+        return sorted(alerts, key=lambda alert: (alert.score, alert.id))
+
+    @property
+    def hot(self) -> list[HotCell]:
+        """As of the last `evaluate`, in the grid's order."""
+        return self._hot
 
     def take_changes(self) -> dict[str, object]:
         """What differs since the last call, as the body of a frame; empty when nothing does."""
@@ -282,16 +280,19 @@ class Classroom:
             body.update(counts=self._counts, median=self._median, connected=self._connected)
         if changes.errors:
             body["errors"] = self._errors
+        if changes.hot:
+            body["hot"] = self._hot
         if changes.columns:
             body["cells"] = self._describe_columns()
         if changes.students:
-            body["students"] = [self._describe_row(self._by_index[i]) for i in sorted(changes.students)]
+            body["students"] = [self._by_index[i].describe() for i in sorted(changes.students)]
         rows = self._by_index
         told = changes.students
         parts: dict[str, list[object]] = {
             "c": [[i, place, int(rows[i].squares[place])] for i, place in sorted(changes.squares) if i not in told],
             "p": [[i, rows[i].position] for i in sorted(changes.positions - told)],
             "st": [[i, rows[i].status, rows[i].since] for i in sorted(changes.statuses - told)],
+            "do": [[i, rows[i].doing] for i in sorted(changes.doings - told)],
             "a+": [alert for alert in changes.alerts.values() if alert is not None and alert.id not in changes.known],
             "a~": [alert for alert in changes.alerts.values() if alert is not None and alert.id in changes.known],
             "a-": [alert_id for alert_id, alert in changes.alerts.items() if alert is None],
@@ -300,18 +301,36 @@ class Classroom:
         body.update(self._charts.take_changes())
         return body
 
-    def _is_heard(self, row: _Row, now_ms: int) -> bool:
-        return row.heard_ms > 0 and now_ms - row.heard_ms <= self.rules.connected_ms
+    def _is_heard(self, row: Row, now_ms: int) -> bool:
+        return row.heard_ms > 0 and now_ms - row.heard_ms <= CONNECTED_MS
 
-    def _is_connected(self, row: _Row, now_ms: int) -> bool:
+    def _is_connected(self, row: Row, now_ms: int) -> bool:
         """Of a student who has paused recording nothing is known: they neither need help nor count for the class."""
-        return self._is_heard(row, now_ms) and not row.is_paused
+        return self._is_heard(row, now_ms) and row.presence != "paused"
+
+    def _measure(self, connected: list[Row], now_ms: int) -> None:
+        """What cells take and which are hot, once a second of `now_ms`."""
+        if now_ms - self._measured_ms < _MEASURE_EVERY_MS:
+            return
+        self._measured_ms = now_ms
+        running: dict[str, list[int]] = {}
+        for row in connected:
+            if row.running is not None:
+                running.setdefault(row.running[0], []).append(now_ms - row.running[1])
+        rows = self._by_index
+        recent = (row.state.recent for row in rows if row.state)
+        self._times = measure_times((row.way for row in rows), recent, running)
+        since_ms = max(self._meeting_since_ms, now_ms - CURRENT_MS)
+        seen = () if self._is_over else (row.cells for row in rows)
+        hot = find_hot(seen, self._places, since_ms, self.rules, self._hot)
+        if hot != self._hot:
+            self._hot, self._changes.hot = hot, True
 
     def _is_of_meeting(self, finding: Finding) -> bool:
         """Whether the class's meeting is one in which this matters; a hand that is up at its beginning does."""
         return not self._is_over and (finding.kind == "help" or finding.since_ms >= self._meeting_since_ms)
 
-    def _lay_square(self, row: _Row, cell: CellState) -> None:
+    def _lay_square(self, row: Row, cell: CellState) -> None:
         place = self._places.get(cell.cell_id)
         if place is None:
             return
@@ -320,15 +339,17 @@ class Classroom:
             row.squares[place] = square
             self._changes.squares.add((row.i, place))
 
-    def _place_learner(self, row: _Row) -> None:
+    def _place_learner(self, row: Row) -> None:
         row.way.lay(row.cells.values(), self._places)
+        row.take_way()
+        row.frontier = find_frontier(row.cells.values(), self._places)
         self._charts.wear()
         position = row.way.position
         if position != row.position:
             row.position = position
             self._changes.positions.add(row.i)
 
-    def _mark_stuck(self, row: _Row, alert: Alert | None) -> None:
+    def _mark_stuck(self, row: Row, alert: Alert | None) -> None:
         """The square of the cell somebody is stuck on shows it, as long as it stands in error."""
         stuck = self._places.get(alert.cell or "") if alert else None
         if stuck is None and "4" not in row.squares:
@@ -339,7 +360,7 @@ class Classroom:
                 row.squares[place] = wanted
                 self._changes.squares.add((row.i, place))
 
-    def _make_alert(self, row: _Row, finding: Finding) -> Alert:
+    def _make_alert(self, row: Row, finding: Finding) -> Alert:
         place = self._places.get(finding.cell_id) if finding.cell_id else None
         alert_id = name_alert(self.course_id, row.learner.user_id, finding)
         return Alert(
@@ -352,11 +373,12 @@ class Classroom:
             label=finding.label,
             n=finding.count,
             text=finding.text,
+            typical=finding.typical_ms,
             score=score_alert(finding),
             claim=row.care.claims.get(alert_id),
         )
 
-    def _note_alerts(self, row: _Row, alerts: dict[str, Alert]) -> None:
+    def _note_alerts(self, row: Row, alerts: dict[str, Alert]) -> None:
         for kind in row.alerts.keys() | alerts.keys():
             before, after = row.alerts.get(kind), alerts.get(kind)
             if before == after:
@@ -377,28 +399,3 @@ class Classroom:
             }
             for place, column in enumerate(self._columns)
         ]
-
-    def _describe_row(self, row: _Row) -> dict[str, object]:
-        learner = row.learner
-        return {
-            "i": row.i,
-            "id": learner.user_id,
-            "name": learner.name,
-            "num": learner.number,
-            "seat": learner.seat,
-            "team": learner.team,
-            "same": learner.same_as,
-            "s": "".join(row.squares),
-            "pos": row.position,
-            "st": row.status,
-            "since": row.since,
-            "quiet": row.quiet_until,
-            "mail": row.mail,
-        }
-
-
-def _find_median(ordered: list[int]) -> float | None:
-    if not ordered:
-        return None
-    middle = len(ordered) // 2
-    return float(ordered[middle]) if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

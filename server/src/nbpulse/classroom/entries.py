@@ -49,6 +49,8 @@ class Alert(msgspec.Struct, frozen=True):
     label: str | None = None
     n: int | None = None
     text: str | None = None
+    typical: int | None = None
+    """What the class takes for the same, in ms, where that is known."""
     score: float = 0.0
     claim: Claim | None = None
 
@@ -70,10 +72,12 @@ class Changes:
         self.counters = False
         self.columns = False
         self.errors = False
+        self.hot = False
         self.students: set[int] = set()
         self.squares: set[tuple[int, int]] = set()
         self.positions: set[int] = set()
         self.statuses: set[int] = set()
+        self.doings: set[int] = set()
         self.alerts: dict[str, Alert | None] = {}
         self.known: set[str] = set()
 

@@ -61,10 +61,23 @@ def fingerprint_error(notebook_id: str, cell_id: str, data: dict[str, object]) -
     A message that says nothing (a wrong answer is an AssertionError without one) is told apart by the failing line of
     the traceback, its numbers and spaces aside, so that it survives a moved line or another cell number.
     """
+    return _hash(notebook_id, cell_id, *_describe(data))
+
+
+def fingerprint_mistake(data: dict[str, object]) -> str:
+    """The same mistake on whatever cell: as `fingerprint_error` without the place."""
+    return _hash(*_describe(data))
+
+
+def _describe(data: dict[str, object]) -> tuple[str, str]:
     name = str(data.get("error_name") or "")
     message = normalise_message(name, str(data.get("error_message") or ""))
     if not message:
         failing = _FAILING_LINE.findall(str(data.get("traceback") or ""))
         message = re.sub(r"\s+", "", failing[-1])[:200] if failing else ""
-    text = "\x1f".join((str(FINGERPRINT_VERSION), notebook_id, cell_id, name, message))
+    return name, message
+
+
+def _hash(*parts: str) -> str:
+    text = "\x1f".join((str(FINGERPRINT_VERSION), *parts))
     return hashlib.sha1(text.encode("utf-8", "replace"), usedforsecurity=False).hexdigest()[:16]

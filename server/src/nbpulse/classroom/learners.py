@@ -12,16 +12,23 @@ from uuid import UUID
 
 import msgspec
 
-from nbpulse.classroom.errorgroups import fingerprint_error, label_error
+from nbpulse.classroom.errorgroups import fingerprint_error, fingerprint_mistake, label_error
 from nbpulse.events import ReceivedEvent
 
 RECENT_RUNS: Final = 20
 # An aborted run never started (it was queued behind a failing one): it is no attempt and no error.
 FINISHED_STATUSES: Final = frozenset({"ok", "error", "interrupted", "kernel_died", "unknown"})
+# What becomes of a kernel; `kernel_status` tells other things besides.
+KERNEL_STATUSES: Final = frozenset({"started", "restarted", "interrupted", "stopped", "died"})
 
 
 class Run(msgspec.Struct, frozen=True, array_like=True, order=True):
-    """One finished execution in a learner's recent past; ordered by when it happened."""
+    """
+    One finished execution in a learner's recent past; ordered by when it happened.
+
+    `fingerprint`: the error's group on its cell. `mistake`: the same mistake on any cell; "" for none, and of runs
+    stored before it was known. `duration_ms`: 0 where it is not collected.
+    """
 
     at_ms: int
     sequence: int
@@ -31,6 +38,16 @@ class Run(msgspec.Struct, frozen=True, array_like=True, order=True):
     status: str
     label: str = ""
     fingerprint: str = ""
+    mistake: str = ""
+    duration_ms: int = 0
+
+
+class KernelWord(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """The newest that was said of a learner's kernel: `status` as on the wire; "" for nothing yet."""
+
+    at_ms: int = 0
+    sequence: int = 0
+    status: str = ""
 
 
 class CellState(msgspec.Struct, frozen=True, array_like=True):
@@ -88,6 +105,7 @@ class LearnerState(msgspec.Struct, frozen=True):
     notebook_at_ms: int = 0
     recent: tuple[Run, ...] = ()
     help: HelpRequest = HelpRequest()
+    kernel: KernelWord = KernelWord()
     cells: tuple[CellState, ...] = ()
 
 
@@ -103,7 +121,7 @@ def fold_events(state: LearnerState, events: Iterable[tuple[ReceivedEvent, UUID 
     Commutative and associative: any split and order of the same events ends in the same state (revision apart).
     Late events (over 15 min) count as history only: no run that could raise an alert, no raised hand.
     """
-    recent, help_request = list(state.recent), state.help
+    recent, help_request, kernel = list(state.recent), state.help, state.kernel
     last_activity_ms, last_run_ms = state.last_activity_ms, state.last_run_ms
     place = (state.notebook_at_ms, state.notebook_id or "")
     for event, event_notebook_id in events:
@@ -119,10 +137,13 @@ def fold_events(state: LearnerState, events: Iterable[tuple[ReceivedEvent, UUID 
             recent.append(_describe_run(event, notebook or "", at_ms))
         elif event.event_type in ("help_request", "help_cancel"):
             help_request = _merge_help(help_request, event, notebook, at_ms)
+        elif event.event_type == "kernel_status" and event.data.get("status") in KERNEL_STATUSES:
+            kernel = max(kernel, KernelWord(at_ms, event.sequence, event.data["status"]))
     return msgspec.structs.replace(
         state,
         recent=tuple(sorted(set(recent))[-RECENT_RUNS:]),
         help=help_request,
+        kernel=kernel,
         last_activity_ms=last_activity_ms,
         last_run_ms=last_run_ms,
         notebook_id=place[1] or None,
@@ -145,6 +166,7 @@ def merge_states(state: LearnerState, other: LearnerState) -> LearnerState:
             closed_sequence=closed.closed_sequence,
             closed_reason=closed.closed_reason,
         ),
+        kernel=max(state.kernel, other.kernel),
         last_activity_ms=max(state.last_activity_ms, other.last_activity_ms),
         last_run_ms=max(state.last_run_ms, other.last_run_ms),
         notebook_id=place.notebook_id,
@@ -164,6 +186,8 @@ def _describe_run(event: ReceivedEvent, notebook_id: str, at_ms: int) -> Run:
         status=status,
         label=label_error(event.data) if failed else "",
         fingerprint=fingerprint_error(notebook_id, event.cell_id or "", event.data) if failed else "",
+        mistake=fingerprint_mistake(event.data) if failed else "",
+        duration_ms=round(event.data.get("execution_duration_ms") or 0),
     )
 
 

@@ -2,62 +2,127 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Final, Protocol
 
 import msgspec
 
+from nbpulse.classroom.attempts import Repeat, Streak
 from nbpulse.classroom.care import NO_CARE, Care
-from nbpulse.classroom.learners import LearnerState, Run
+from nbpulse.classroom.learners import LearnerState
+from nbpulse.errors import InvalidInput
 
-RANKS: Final = {"help": 0, "stuck": 1, "idle": 2, "behind": 3}
+RANKS: Final = {
+    "help": 0,
+    "stuck": 1,
+    "wrong_answer": 1,
+    "same_error": 1,
+    "long_run": 2,
+    "no_progress": 2,
+    "idle": 2,
+    "not_started": 3,
+    "behind": 3,
+}
 """The kinds of alert, most urgent first."""
+STATUS_OF: Final = {
+    "help": "help",
+    "stuck": "stuck",
+    "wrong_answer": "stuck",
+    "same_error": "stuck",
+    "long_run": "stuck",
+    "no_progress": "stuck",
+    "idle": "idle",
+    "not_started": "behind",
+    "behind": "behind",
+}
+"""What a learner with that alert is counted as."""
+_MISSED_STEPS: Final = 2
+"""The class has gone on by so many cells without somebody who makes no progress."""
+_BEGUN_POSITION: Final = 2
+"""A class whose median is here has begun."""
 
 
-class AlertRules(msgspec.Struct, frozen=True):
-    """When the board says that somebody needs help. Defaults are board.md's; a course may set its own."""
+class AlertRules(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """
+    When the board says that somebody needs help. What a course leaves out is as here.
 
-    connected_ms: int = 60_000
+    `off`: kinds of alert that are not raised, and `cell_hot`; a raised hand always is. Ratios: behind of the class's
+    median position, 0..1; `long_run_ratio` of the 95th percentile of the cell's running times in the class;
+    hot of those who tried;
+    `no_progress_ratio` of the learner's own median time on a cell.
+    """
+
+    off: tuple[str, ...] = ()
     stuck_error_count: int = 3
     stuck_after_ms: int = 60_000
+    same_error_count: int = 3
+    same_error_after_ms: int = 60_000
+    wrong_answer_count: int = 3
+    wrong_answer_after_ms: int = 60_000
+    long_run_after_ms: int = 60_000
+    long_run_ratio: float = 10
+    no_progress_after_ms: int = 480_000
+    no_progress_ratio: float = 2.5
     idle_after_ms: int = 300_000
+    not_started_after_ms: int = 300_000
     behind_ratio: float = 0.5
     behind_clear_ratio: float = 0.6
     behind_median_min: float = 4
     behind_after_ms: int = 180_000
+    hot_ratio: float = 0.2
+    hot_clear_ratio: float = 0.1
+    hot_tried_min: int = 8
 
 
-DEFAULT_RULES = AlertRules()
+DEFAULT_RULES: Final = AlertRules()
+CONNECTED_MS: Final = 60_000
+COOLDOWN_MS: Final = 60_000
+"""Whose alert has just cleared is left alone for so long, whatever else holds; a raised hand is not."""
+KINDS_OFF: Final = frozenset({*RANKS, "cell_hot"} - {"help"})
+"""What a course can switch off."""
+LIMITS: Final[Mapping[str, tuple[float, float]]] = {
+    "stuck_error_count": (2, 15),
+    "stuck_after_ms": (0, 1_800_000),
+    "same_error_count": (2, 15),
+    "same_error_after_ms": (0, 1_800_000),
+    "wrong_answer_count": (2, 15),
+    "wrong_answer_after_ms": (0, 1_800_000),
+    "long_run_after_ms": (5_000, 7_200_000),
+    "long_run_ratio": (1, 1_000),
+    "no_progress_after_ms": (60_000, 7_200_000),
+    "no_progress_ratio": (1, 100),
+    "idle_after_ms": (60_000, 7_200_000),
+    "not_started_after_ms": (60_000, 7_200_000),
+    "behind_ratio": (0.05, 0.95),
+    "behind_clear_ratio": (0.05, 1),
+    "behind_median_min": (1, 100),
+    "behind_after_ms": (0, 7_200_000),
+    "hot_ratio": (0.05, 1),
+    "hot_clear_ratio": (0, 0.95),
+    "hot_tried_min": (2, 1_000),
+}
+"""Of each number the least and the most. Counts end at 15: of a learner the last 20 runs are known."""
 
 
-class Streak(msgspec.Struct, frozen=True):
-    """Consecutive errors on one cell, up to now."""
+def check_rules(rules: AlertRules) -> AlertRules:
+    """
+    `rules` with `off` sorted and once each.
 
-    notebook_id: str
-    cell_id: str
-    error_count: int
-    since_ms: int
-    label: str
-    fingerprint: str
-
-
-def find_streak(recent: tuple[Run, ...]) -> Streak | None:
-    """The errors in a row at the end of `recent`, all on one cell; an interrupt neither breaks nor adds."""
-    errors: list[Run] = []
-    for run in reversed(recent):
-        if run.status == "interrupted":
-            continue
-        if run.status != "error" or _is_other_cell(run, errors):
-            break
-        errors.append(run)
-    if not errors:
-        return None
-    newest, oldest = errors[0], errors[-1]
-    return Streak(newest.notebook_id, newest.cell_id, len(errors), oldest.at_ms, newest.label, newest.fingerprint)
-
-
-def _is_other_cell(run: Run, errors: list[Run]) -> bool:
-    return bool(errors) and (run.notebook_id, run.cell_id) != (errors[0].notebook_id, errors[0].cell_id)
+    Raises InvalidInput: a number beyond its limits (NB-1250), a kind that cannot be off (NB-1251), a rule that would be
+    left before it is entered (NB-1252).
+    """
+    for name, (least, most) in LIMITS.items():
+        value = getattr(rules, name)
+        if not least <= value <= most:  # NaN is not either
+            raise InvalidInput("NB-1250", field=name, value=value, least=least, most=most)
+    if unknown := set(rules.off) - KINDS_OFF:
+        raise InvalidInput("NB-1251", names=", ".join(sorted(unknown))[:200], known=", ".join(sorted(KINDS_OFF)))
+    for low, high in (("behind_ratio", "behind_clear_ratio"), ("hot_clear_ratio", "hot_ratio")):
+        if getattr(rules, low) >= getattr(rules, high):
+            raise InvalidInput("NB-1252", field=low, other=high)
+    return msgspec.structs.replace(rules, off=tuple(sorted(set(rules.off))))
 
 
 class PassingTimes(Protocol):
@@ -73,16 +138,27 @@ class ClassPace(msgspec.Struct, frozen=True):
 
     `median` is the median position of those who have begun, None for nobody. `median_run_ms`: half of the class has run
     something since. `passing_times[p - 1]`: when half of the class had reached position p, 0 where it has not.
+    `step_ms[p]`: three quarters of the class came from the cell before to that at position p in so long or less;
+    `run_ms[cell_id]`: 95 of 100 runs of it took so long or less. Both lack what too few have done.
     """
 
     now_ms: int
     median: float | None
     median_run_ms: int
     passing_times: PassingTimes
+    step_ms: Mapping[int, float] = {}
+    run_ms: Mapping[str, float] = {}
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """What the rules look at in one learner. `behind_since` comes from `find_behind`; `care`: what staff did."""
+    """
+    What the rules look at in one learner. `behind_since` comes from `find_behind`; `care`: what staff did.
+
+    `running`: the cell that runs and since when. `frontier`: the furthest position that runs well, and since when; 0, 0
+    for none; `is_done`: there is none further. `own_step_ms`: their own time on a cell, 0 where too few are known.
+    `connected_ms`: since when they are connected, where that was seen. `held`: kind and begin of what was found last
+    time, which goes less easily than it came. `calm_until_ms`: the end of their cooldown.
+    """
 
     state: LearnerState | None
     streak: Streak | None
@@ -90,10 +166,19 @@ class Standing(msgspec.Struct, frozen=True):
     active_ms: int
     behind_since: int
     care: Care = NO_CARE
+    repeats: tuple[Repeat, ...] = ()
+    running: tuple[str, int] | None = None
+    position: int = 0
+    is_done: bool = False
+    own_step_ms: float = 0
+    frontier: tuple[int, int] = (0, 0)
+    connected_ms: int = 0
+    held: frozenset[tuple[str, int]] = frozenset()
+    calm_until_ms: int = 0
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One rule that holds for one learner, and why."""
+    """One rule that holds for one learner, and why. `typical_ms`: what the class takes for it, where that is known."""
 
     kind: str
     since_ms: int
@@ -101,12 +186,15 @@ class Finding(msgspec.Struct, frozen=True):
     label: str | None = None
     count: int | None = None
     text: str | None = None
+    typical_ms: int | None = None
 
 
 def find_alerts(standing: Standing, pace: ClassPace, rules: AlertRules) -> Iterator[Finding]:
     """
-    Every rule that holds now and is not quiet by what staff did; when the quiet ends and it still holds, it is there
-    again. A raised hand counts whether or not its student is connected; the others do not.
+    What holds now and is not quiet by what staff did; when the quiet ends and it still holds, it is there again. Beside
+    a raised hand that is the one rule that says most: who is stuck makes no progress and falls behind too.
+
+    A raised hand counts whether or not its student is connected; the others do not.
     """
     hand_id = standing.state.help.request_id if standing.state is not None else ""
     for finding in _find_all(standing, pace, rules):
@@ -115,19 +203,82 @@ def find_alerts(standing: Standing, pace: ClassPace, rules: AlertRules) -> Itera
 
 
 def _find_all(standing: Standing, pace: ClassPace, rules: AlertRules) -> Iterator[Finding]:
-    state, streak, now_ms = standing.state, standing.streak, pace.now_ms
+    state = standing.state
     if state is not None and state.help.is_open:
         yield Finding("help", state.help.opened_ms, cell_id=state.help.cell_id, text=state.help.text)
-    if not standing.is_connected:
+    if not standing.is_connected or pace.now_ms < standing.calm_until_ms:
         return
-    is_streak = streak is not None and streak.error_count >= rules.stuck_error_count
-    if streak is not None and is_streak and now_ms - streak.since_ms >= rules.stuck_after_ms:
+    kinds = (_find_long_run, _find_errors, _find_idle, _find_no_progress, _find_behind)
+    found = (finding for find in kinds for finding in find(standing, pace, rules))
+    yield from islice((finding for finding in found if finding.kind not in rules.off), 1)
+
+
+def _find_errors(standing: Standing, pace: ClassPace, rules: AlertRules) -> Iterator[Finding]:
+    def holds(count: int, least: int, since_ms: int, after_ms: int) -> bool:
+        return count >= least and pace.now_ms - since_ms >= after_ms
+
+    for one in standing.repeats:
+        if one.is_wrong_answer and holds(
+            one.count, rules.wrong_answer_count, one.since_ms, rules.wrong_answer_after_ms
+        ):
+            yield Finding("wrong_answer", one.since_ms, one.cell_id, one.label, one.count)
+    streak = standing.streak
+    if streak and holds(streak.error_count, rules.stuck_error_count, streak.since_ms, rules.stuck_after_ms):
         yield Finding("stuck", streak.since_ms, streak.cell_id, streak.label, streak.error_count)
-    idle_since = standing.active_ms
-    if idle_since and now_ms - idle_since >= rules.idle_after_ms and pace.median_run_ms > idle_since:
-        yield Finding("idle", idle_since)
-    if standing.behind_since and now_ms - standing.behind_since >= rules.behind_after_ms:
-        yield Finding("behind", standing.behind_since)
+    for one in standing.repeats:
+        if not one.is_wrong_answer and holds(
+            one.count, rules.same_error_count, one.since_ms, rules.same_error_after_ms
+        ):
+            yield Finding("same_error", one.since_ms, one.cell_id, one.label, one.count)
+
+
+def _find_long_run(standing: Standing, pace: ClassPace, rules: AlertRules) -> Iterator[Finding]:
+    if standing.running is None:
+        return
+    cell_id, since_ms = standing.running
+    typical_ms = pace.run_ms.get(cell_id, 0)
+    ran_ms = pace.now_ms - since_ms
+    is_held = ("long_run", since_ms) in standing.held  # it runs still, so it cannot have become shorter
+    if is_held or ran_ms >= max(rules.long_run_after_ms, rules.long_run_ratio * typical_ms):
+        yield Finding("long_run", since_ms, cell_id, typical_ms=round(typical_ms) or None)
+
+
+def _find_idle(standing: Standing, pace: ClassPace, rules: AlertRules) -> Iterator[Finding]:
+    since_ms = standing.active_ms
+    if standing.is_done or standing.state is None or not standing.state.last_run_ms:
+        return  # who has run nothing has not started
+    if since_ms and pace.now_ms - since_ms >= rules.idle_after_ms and pace.median_run_ms > since_ms:
+        yield Finding("idle", since_ms)
+
+
+def _find_no_progress(standing: Standing, pace: ClassPace, rules: AlertRules) -> Iterator[Finding]:
+    """Time counts from the class's first step without them: when all listen to the teacher, nobody is late."""
+    position, since_ms = standing.frontier
+    is_held = ("no_progress", since_ms) in standing.held
+    limit_ms = 0 if is_held else max(rules.no_progress_after_ms, rules.no_progress_ratio * standing.own_step_ms)
+    if not position or pace.now_ms - since_ms < limit_ms:
+        return
+    times = pace.passing_times
+    reached = bisect_left(range(len(times)), 1, key=lambda place: int(times[place] == 0))
+    missed = bisect_right(range(reached), since_ms, lo=min(position, reached), key=times.__getitem__)
+    if reached - missed < _MISSED_STEPS:
+        return
+    typical_ms = pace.step_ms.get(position + 1, 0)
+    if pace.now_ms - max(since_ms, times[missed]) >= limit_ms:
+        yield Finding("no_progress", since_ms, typical_ms=round(typical_ms) or None)
+
+
+def _find_behind(standing: Standing, pace: ClassPace, rules: AlertRules) -> Iterator[Finding]:
+    """Who comes late has as much time again as they are late."""
+    begun_ms = pace.passing_times[0] if len(pace.passing_times) else 0
+    late_ms = max(0, standing.connected_ms - begun_ms) if begun_ms else 0
+    since_ms = standing.behind_since
+    if since_ms and pace.now_ms - max(since_ms, standing.connected_ms + late_ms) >= rules.behind_after_ms:
+        yield Finding("behind", since_ms)
+    if standing.position or not begun_ms or (pace.median or 0) < _BEGUN_POSITION:
+        return
+    if pace.now_ms - max(begun_ms, standing.connected_ms) >= rules.not_started_after_ms:
+        yield Finding("not_started", begun_ms)
 
 
 def find_behind(behind_since: int, position: int, pace: ClassPace, rules: AlertRules) -> int:

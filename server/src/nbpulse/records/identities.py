@@ -17,7 +17,7 @@ from nbpulse.records.tombstones import refuse_erased
 class Entered(msgspec.Struct, frozen=True):
     """
     Who came in, with the role in each of their courses and what may be collected of them there (None: they have
-    withdrawn), the courses by short name, and of those seen in part, whose teams.
+    withdrawn), the courses by short name, of those seen in part, whose teams, and which are over.
     """
 
     user_id: UUID
@@ -25,6 +25,7 @@ class Entered(msgspec.Struct, frozen=True):
     courses: dict[str, UUID]
     policies: dict[UUID, Policy | None]
     teams: dict[UUID, Teams]
+    archived: frozenset[UUID]
 
 
 async def enter_by_identity(
@@ -42,6 +43,7 @@ async def enter_by_identity(
             await refuse_erased(connection, people.marker.mark_identity(provider, subject))
         rows = await connection.fetch(
             "SELECT e.*, c.*, find_team_views(e.found_user) AS team_views, is_account_closed(e.found_user) AS is_closed"
+            ", is_course_archived(e.course) AS is_archived"
             " FROM enter_by_identity($1, $2, $3, $4) e"
             " LEFT JOIN LATERAL find_collection(e.found_user, e.course) c ON true",
             provider,
@@ -59,4 +61,5 @@ async def enter_by_identity(
         {row["short"]: row["course"] for row in rows},
         {row["course"]: None if row["has_withdrawn"] else read_policy(row) for row in rows},
         read_teams(rows[0]["team_views"]),
+        frozenset(row["course"] for row in rows if row["is_archived"]),
     )

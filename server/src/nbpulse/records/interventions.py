@@ -29,9 +29,9 @@ from nbpulse.shards import get_shard_number
 HELPED: Final = "helped"
 """`data.reason` of the help_cancel that we make for a student who was helped."""
 _EVER: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_COLUMNS: Final = "id, user_id, alert_id, staff_id, action, hand_id, undoes, at, until_at, revision"
+COLUMNS: Final = "id, user_id, alert_id, staff_id, action, hand_id, undoes, at, until_at, revision"
 _READ: Final = f"""
-SELECT {_COLUMNS} FROM interventions
+SELECT {COLUMNS} FROM interventions
 WHERE course_id = $1 AND action <> 'note' AND at > now() - interval '{LIFE_HOURS} hours'
     AND ($2::uuid IS NULL OR user_id = $2)
 """  # noqa: S608 - constants
@@ -40,7 +40,7 @@ INSERT INTO interventions (user_id, shard, id, course_id, alert_id, rule, cell_i
     note, at, until_at, revision) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
 """
 _LOG: Final = f"""
-SELECT {_COLUMNS}, rule, cell_id, note, CASE WHEN cell_id IS NOT NULL THEN EXISTS (
+SELECT {COLUMNS}, rule, cell_id, note, CASE WHEN cell_id IS NOT NULL THEN EXISTS (
     SELECT FROM learner_cells c WHERE c.user_id = i.user_id AND c.course_id = i.course_id AND c.cell_id = i.cell_id
         AND c.last_ok_at > i.at) END AS got_past
 FROM interventions i WHERE course_id = $1 AND at < $2 AND at >= $5 AND ($4::uuid IS NULL OR user_id = $4)

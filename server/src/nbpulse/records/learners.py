@@ -97,6 +97,7 @@ class _StoredState(msgspec.Struct, omit_defaults=True):
     notebook_at_ms: int = 0
     recent: tuple[classroom.Run, ...] = ()
     help: classroom.HelpRequest = classroom.HelpRequest()
+    kernel: classroom.KernelWord = classroom.KernelWord()
 
 
 _decode_state = msgspec.msgpack.Decoder(_StoredState).decode
@@ -279,6 +280,7 @@ def read_state(row: asyncpg.Record, seal: EncryptedField) -> LearnerState:
         notebook_at_ms=stored.notebook_at_ms,
         recent=stored.recent,
         help=help_request,
+        kernel=stored.kernel,
     )
 
 
@@ -307,5 +309,6 @@ def _store_state(state: LearnerState) -> bytes:
             notebook_at_ms=state.notebook_at_ms,
             recent=state.recent,
             help=msgspec.structs.replace(state.help, text=None),
+            kernel=state.kernel,
         )
     )

@@ -1,8 +1,9 @@
 """Class meetings: one sitting of a course, from its beginning to its end.
 
 A meeting begins by a button, or by itself when 3 students are active after 30 minutes of quiet; it ends by a button, or
-by itself after 30 minutes of quiet, as of the last activity. Promises: a course has at most one open meeting, whoever
-asks at once; beginning and ending again changes nothing.
+by itself after 30 minutes of quiet, as of the last activity. An end by the button can be undone for some seconds: until
+then no hand is taken down. Promises: a course has at most one open meeting, whoever asks at once; beginning, ending and
+undoing again changes nothing.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ from uuid import UUID, uuid5
 import asyncpg
 import msgspec
 
-from nbpulse.errors import NotFound, Unavailable
+from nbpulse.errors import Conflict, NotFound, Unavailable
 from nbpulse.events import CLASS_ENDED, ReceivedEvent
 from nbpulse.metrics import named_query
+from nbpulse.records.audit import note_audit
 from nbpulse.records.failures import UNAVAILABLE
 from nbpulse.records.people import People
 
 BEGIN_STUDENTS: Final = 3
 ACTIVE_MINUTES: Final = 5
 QUIET_MINUTES: Final = 30
+# The board offers it for 10 s; the rest is for the way here.
+UNDO_S: Final = 15
 _COLUMNS: Final = "id, title, notebook_ids, started_at, ended_at, started_by, ended_by"
 _START = f"""
 INSERT INTO class_meetings (course_id, title, started_by) VALUES ($1, $2, $3)
@@ -32,6 +36,14 @@ _END = f"""
 UPDATE class_meetings SET ended_at = greatest(now(), started_at), ended_by = $2
 WHERE course_id = $1 AND ended_at IS NULL RETURNING {_COLUMNS}
 """  # noqa: S608
+# Not where another has begun since; whoever ended it.
+_REOPEN = f"""
+UPDATE class_meetings m SET ended_at = NULL, ended_by = NULL
+WHERE course_id = $1 AND id = $2 AND ended_by IS NOT NULL AND ended_at > now() - $3 * interval '1 second'
+    AND NOT EXISTS (SELECT FROM class_meetings l WHERE l.course_id = $1 AND l.started_at > m.started_at)
+RETURNING {_COLUMNS}
+"""  # noqa: S608
+_FIND = f"SELECT {_COLUMNS} FROM class_meetings WHERE course_id = $1 AND id = $2"  # noqa: S608
 _LIST = f"SELECT {_COLUMNS} FROM class_meetings WHERE course_id = $1 ORDER BY started_at DESC LIMIT $2"  # noqa: S608
 # After one that was ended by its button there must be a gap in the course's events: the same lesson does not begin
 # twice because its students go on working.
@@ -78,7 +90,7 @@ _LEFT_HANDS = """
 SELECT h.user_id, h.course_id, h.id, m.id AS meeting_id FROM help_requests h JOIN LATERAL (
     SELECT id, ended_at FROM class_meetings WHERE course_id = h.course_id ORDER BY started_at DESC LIMIT 1
 ) m ON m.ended_at IS NOT NULL
-WHERE h.closed_at IS NULL AND h.opened_at <= m.ended_at LIMIT 500
+WHERE h.closed_at IS NULL AND h.opened_at <= m.ended_at AND m.ended_at < now() - $1 * interval '1 second' LIMIT 500
 """
 
 
@@ -108,20 +120,49 @@ class Meetings:
         self._people = people
 
     async def start(self, course_id: UUID, started_by: UUID, title: str | None = None) -> tuple[Meeting, bool]:
-        """The course's open meeting (title: at most 200 characters), and whether this call has begun it."""
+        """
+        The course's open meeting (title: at most 200 characters), and whether this call has begun it.
+
+        Raises Conflict (NB-1212): the course is archived.
+        """
         async with self._people.connect("start_meeting") as connection:
+            if await connection.fetchval("SELECT is_course_archived($1)", course_id):
+                raise Conflict("NB-1212")
             row = await connection.fetchrow(_START, course_id, title, started_by)
             is_new = row is not None
             if row is None:  # one is open
                 row = await connection.fetchrow(_LIST, course_id, 1)
+            else:
+                facts = {"meeting_id": str(row["id"])}
+                await note_audit(connection, "meeting_started", course_id=course_id, facts=facts)
         return Meeting(**dict(row)), is_new
 
     async def end(self, course_id: UUID, ended_by: UUID) -> Meeting:
         """End the course's open meeting. Raises NotFound (NB-1208) when none is open."""
         async with self._people.connect("end_meeting") as connection:
             row = await connection.fetchrow(_END, course_id, ended_by)
+            if row is None:
+                raise NotFound("NB-1208")
+            await note_audit(connection, "meeting_ended", course_id=course_id, facts={"meeting_id": str(row["id"])})
+        return Meeting(**dict(row))
+
+    async def reopen(self, course_id: UUID, meeting_id: UUID) -> Meeting:
+        """
+        Take the end of a meeting back: it goes on as if it had not ended. One that is open stays as it is.
+
+        Raises NotFound (NB-1201); Conflict (NB-1216): it ended too long ago, or by itself, or another has begun.
+        """
+        async with self._people.connect("reopen_meeting") as connection:
+            row = await connection.fetchrow(_REOPEN, course_id, meeting_id, UNDO_S)
+            if row is not None:
+                facts = {"meeting_id": str(meeting_id)}
+                await note_audit(connection, "meeting_reopened", course_id=course_id, facts=facts)
+            else:
+                row = await connection.fetchrow(_FIND, course_id, meeting_id)
         if row is None:
-            raise NotFound("NB-1208")
+            raise NotFound("NB-1201")
+        if row["ended_at"] is not None:
+            raise Conflict("NB-1216")
         return Meeting(**dict(row))
 
     async def list_meetings(self, course_id: UUID, limit: int) -> list[Meeting]:
@@ -144,7 +185,7 @@ async def keep_meetings(pool: asyncpg.Pool) -> Changed:
             ended = await connection.fetch(_END_BY_ITSELF, QUIET_MINUTES)
             begun = await connection.fetch(_BEGIN_BY_ITSELF, ACTIVE_MINUTES, QUIET_MINUTES, BEGIN_STUDENTS)
             await connection.execute(_NOTE_NOTEBOOKS)
-            hands = await connection.fetch(_LEFT_HANDS)
+            hands = await connection.fetch(_LEFT_HANDS, UNDO_S)
     except UNAVAILABLE as error:
         raise Unavailable("NB-2003") from error
     return Changed({row["course_id"] for row in (*ended, *begun)}, [_withdraw(row) for row in hands])

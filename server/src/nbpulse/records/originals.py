@@ -7,26 +7,16 @@ what students did on it, but is registered no more; two files of one name that s
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from typing import NamedTuple
+from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
 
 from nbpulse.errors import InvalidInput
-from nbpulse.metrics import name_query
+from nbpulse.notebook import OriginalCell, count_cells, name_cells, read_notebook_id
+from nbpulse.records.audit import Facts, note_audit
 from nbpulse.records.notebooks import CourseNotebook
-
-
-class OriginalCell(NamedTuple):
-    """One cell of an original; `title` is its section's heading, `source` its text as far as it is kept (code)."""
-
-    cell_id: str
-    cell_index: int
-    cell_type: str
-    title: str | None
-    exercise_id: str | None
-    source: str | None
-
+from nbpulse.records.people import People
 
 _REGISTER = """
 INSERT INTO notebooks AS n (id, course_id, path, title) VALUES ($1, $2, $3, $4)
@@ -53,18 +43,39 @@ FROM notebooks n LEFT JOIN notebook_cells c ON c.notebook_id = n.id WHERE n.cour
 """
 
 
-async def choose_notebook(
-    pool: asyncpg.Pool, course_id: UUID, wished: UUID | None, paths: Sequence[str], cell_ids: Set[str]
+async def register_original(
+    people: People, course_id: UUID, paths: Sequence[str], content: dict[str, Any]
+) -> tuple[UUID, list[OriginalCell]]:
+    """
+    Make a notebook file (`content`, whose cells are given their ids in it) the course's original: its id and cells.
+
+    `paths` are what the course may call it, the first that is free. All or nothing.
+
+    Raises InvalidInput (NB-1353): they are other notebooks'. Unavailable (NB-2003).
+    """
+    cell_ids = {cell["id"] for cell in content["cells"] if isinstance(cell.get("id"), str)}
+    async with people.connect("register_original") as connection:
+        notebook = await _choose_notebook(connection, course_id, read_notebook_id(content), paths, cell_ids)
+        cells = list(name_cells(content, notebook.id))
+        title = next((cell.title for cell in cells if cell.title), paths[0].removesuffix(".ipynb"))
+        await connection.execute(_REGISTER, notebook.id, course_id, notebook.path, title[:200])
+        columns = [list(column) for column in zip(*cells, strict=True)] or [[] for _ in OriginalCell._fields]
+        await connection.execute(_REGISTER_CELLS, notebook.id, *columns)
+        await connection.execute(_RELEASE_CELLS, notebook.id, [cell.cell_id for cell in cells])
+        facts: Facts = {"notebook_id": str(notebook.id), **count_cells(cells)}
+        await note_audit(connection, "notebook_prepared", course_id=course_id, facts=facts)
+    return notebook.id, cells
+
+
+async def _choose_notebook(
+    connection: asyncpg.Connection, course_id: UUID, wished: UUID | None, paths: Sequence[str], cell_ids: Set[str]
 ) -> CourseNotebook:
     """
     The course notebook that a file is or becomes: the one of the id it bears, where the course has that; else the first
     of `paths` that is free, was only learned from events, or holds some of the file's cells.
-
-    Raises InvalidInput (NB-1353): all are other notebooks'.
     """
-    with name_query("register_original"):
-        rows = await pool.fetch(_FIND, course_id)
-        is_taken = await pool.fetchval("SELECT EXISTS (SELECT FROM notebooks WHERE id = $1)", wished)
+    rows = await connection.fetch(_FIND, course_id)
+    is_taken = await connection.fetchval("SELECT has_notebook($1)", wished)
     if (own := next((row for row in rows if row["id"] == wished), None)) is not None:
         return CourseNotebook(own["id"], own["path"])
     by_path = {row["path"]: row for row in rows}
@@ -75,15 +86,3 @@ async def choose_notebook(
         if not cell_ids or not row["cell_ids"] or not cell_ids.isdisjoint(row["cell_ids"]):
             return CourseNotebook(row["id"], path)
     raise InvalidInput("NB-1353", path=paths[-1])
-
-
-async def register(
-    pool: asyncpg.Pool, course_id: UUID, notebook: CourseNotebook, title: str, cells: Sequence[OriginalCell]
-) -> None:
-    """Keep the notebook and its cells, all or nothing."""
-    with name_query("register_original"):
-        async with pool.acquire(timeout=5) as connection, connection.transaction():
-            await connection.execute(_REGISTER, notebook.id, course_id, notebook.path, title[:200])
-            columns = [list(column) for column in zip(*cells, strict=True)] or [[] for _ in OriginalCell._fields]
-            await connection.execute(_REGISTER_CELLS, notebook.id, *columns)
-            await connection.execute(_RELEASE_CELLS, notebook.id, [cell.cell_id for cell in cells])

@@ -27,6 +27,7 @@ from nbpulse.records.failures import UNAVAILABLE
 from nbpulse.records.tokens import (
     LINK_LIFE,
     PASSWORD_SET,
+    PROVIDED_LIFE,
     SESSION_IDLE,
     add_secret,
     add_session,
@@ -42,7 +43,8 @@ from nbpulse.roster import is_same_name
 from nbpulse.shards import get_shard_number
 from nbpulse.tombstones import Marker
 
-STUDENT_SCOPES: Final = ("events:write", "inbox:read")
+INBOX_READ: Final = "inbox:read"
+STUDENT_SCOPES: Final = ("events:write", INBOX_READ)
 COURSE_READ: Final = "course:read"
 COURSE_WRITE: Final = "course:write"
 STAFF_ROLES: Final = frozenset({"assistant", "instructor"})
@@ -59,6 +61,8 @@ class Person(msgspec.Struct, frozen=True):
     """
     Whom a token stands for, and what it may do. A token of one course bears only that course's role.
 
+    `archived`: courses that are over, of those to which their token or their system's word leads.
+
     `courses`, by short name: of who comes through another system, whose token names none.
     """
 
@@ -73,12 +77,23 @@ class Person(msgspec.Struct, frozen=True):
     """None: they have withdrawn there. Beside `courses`, of the same people."""
     collection: Policy = DEFAULT
     """What may be collected of them in the token's course."""
+    archived: frozenset[UUID] = frozenset()
     teams: dict[UUID, Teams] = {}
     """Of the courses in which they see a part of the students: whose."""
 
     def may(self, scope: str) -> bool:
-        """Whether the token reaches so far: a session, or a token of the operator's making, as far as its owner."""
-        return scope in self.scopes or (self.kind in ("staff", "session") and scope in (COURSE_READ, COURSE_WRITE))
+        """
+        Whether the token reaches so far: a session, or a token of the operator's making, as far as its owner.
+
+        A session of one course began with the link that a student's Jupyter made: it is theirs as a student.
+        """
+        is_whole = self.kind == "staff" or (self.kind == "session" and self.course_id is None)
+        return scope in self.scopes or (is_whole and scope in (COURSE_READ, COURSE_WRITE))
+
+    @property
+    def may_create(self) -> bool:
+        """Whether the token reaches to making a course, where its owner may: it is bound to none."""
+        return self.course_id is None and self.may(COURSE_WRITE)
 
     def is_analyst(self, course_id: UUID) -> bool:
         """True for who reads the course's history without names, by a token that reads courses."""
@@ -110,10 +125,12 @@ class CourseRole(msgspec.Struct, frozen=True):
     title: str
     role: str
     is_demo: bool
+    is_archived: bool
 
 
 _FIND_TOKEN = """
-SELECT t.*, c.*, CASE WHEN t.kind <> 'student' THEN find_team_views(t.user_id) END AS team_views
+SELECT t.*, c.*, CASE WHEN t.kind <> 'student' THEN find_team_views(t.user_id) END AS team_views,
+    t.course_id IS NOT NULL AND is_course_archived(t.course_id) AS is_archived
 FROM find_token($1) t LEFT JOIN LATERAL find_collection(t.user_id, t.course_id) c ON true
 """
 
@@ -213,6 +230,16 @@ class People:
             await note_audit(connection, "link_created", subject_id=user_id)
         return code
 
+    async def create_own_link(self, user_id: UUID, course_id: UUID) -> str:
+        """
+        A one-use code of 10 minutes with which a student's Jupyter opens their own page: its session is of that course
+        and theirs as a student alone, sets no password, and ends after 12 hours.
+        """
+        async with self.connect("create_token") as connection:
+            code = await add_token(connection, "link", user_id, course_id, life=LINK_LIFE)
+            await note_audit(connection, "link_created", course_id=course_id, subject_id=user_id)
+        return code
+
     async def use_link(self, code: str) -> tuple[UUID, str]:
         """
         Exchange a link's code for a session: the user and the session's token.
@@ -231,7 +258,11 @@ class People:
             )
             if used != "UPDATE 1":  # somebody else was quicker
                 raise AccessDenied("NB-1104")
-            token = await add_session(connection, row["user_id"], scopes=(PASSWORD_SET,))
+            if (course_id := row["course_id"]) is None:
+                token = await add_session(connection, row["user_id"], scopes=(PASSWORD_SET,))
+            else:
+                whose = (row["user_id"], course_id)
+                token = await add_token(connection, "session", *whose, scopes=(INBOX_READ,), life=PROVIDED_LIFE)
             await note_audit(connection, "session_started", subject_id=row["user_id"], facts={"by": "link"})
         return row["user_id"], token
 
@@ -240,7 +271,8 @@ class People:
         async with self.connect("describe_person") as connection:
             user = await connection.fetchrow("SELECT username, display_name FROM users WHERE id = $1", person.user_id)
             rows = await connection.fetch(
-                "SELECT c.id, c.title, e.role, c.is_demo FROM enrolments e JOIN courses c ON c.id = e.course_id"
+                "SELECT c.id, c.title, e.role, c.is_demo, c.archived_at IS NOT NULL AS is_archived"
+                " FROM enrolments e JOIN courses c ON c.id = e.course_id"
                 " WHERE e.user_id = $1 AND c.id = ANY($2::uuid[]) ORDER BY c.created_at DESC",
                 person.user_id,
                 list(person.roles),
@@ -267,13 +299,16 @@ class People:
 
         `notice_version` is the one the student was shown, None where the client showed none of ours.
 
-        Raises AccessDenied: no such class (NB-1105), a resume code that does not fit (NB-1106), and for newcomers a
-        code that is closed (NB-1142) or too old (NB-1143). InvalidInput (NB-1342): no such version.
+        Raises AccessDenied: no such class (NB-1105), one that is over (NB-1211), a resume code that does not fit
+        (NB-1106), and for newcomers a code that is closed (NB-1142) or too old (NB-1143). InvalidInput
+        (NB-1342): no such version.
         """
         async with self.connect("join") as connection:
             course = await connection.fetchrow("SELECT * FROM open_course_by_code($1)", clean_code(join_code))
             if course is None:
                 raise AccessDenied("NB-1105")
+            if await connection.fetchval("SELECT is_course_archived($1)", course["id"]):
+                raise AccessDenied("NB-1211")
             holder = await connection.fetchrow("SELECT * FROM find_number_holder($1, $2)", course["id"], student_number)
             holder_id = holder["user_id"] if holder else None
             if resume_code is not None:
@@ -378,6 +413,7 @@ def _read_person(row: asyncpg.Record) -> Person:
         scopes=frozenset(row["scopes"]),
         roles=dict(zip(row["courses"] or (), row["roles"] or (), strict=True)),
         collection=read_policy(row),
+        archived=frozenset((row["course_id"],) if row["is_archived"] else ()),
         teams=read_teams(row["team_views"] or "{}"),
     )
 

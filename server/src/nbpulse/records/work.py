@@ -174,6 +174,17 @@ class ErrorWork(msgspec.Struct, frozen=True):
     examples: list[dict[str, Any]]
 
 
+# The teacher's cells, and what one ran oneself: of nobody else's cells one learns not even that they are there.
+_OWN: Final = """
+SELECT n.id AS notebook_id, n.path, n.title AS notebook_title, c.cell_id, c.cell_index, c.title, l.last_status,
+    l.attempt_count, l.error_count, l.last_at
+FROM notebooks n JOIN notebook_cells c ON c.notebook_id = n.id
+LEFT JOIN learner_cells l ON (l.user_id, l.shard, l.notebook_id, l.cell_id) = ($1, $2, n.id, c.cell_id)
+WHERE n.course_id = $3 AND c.cell_type IS DISTINCT FROM 'markdown' AND (c.is_registered OR l.user_id IS NOT NULL)
+ORDER BY n.created_at, n.id, c.cell_index NULLS LAST, c.cell_id LIMIT 5000
+"""
+
+
 class WorkReader:
     """Reads it from PostgreSQL. Every method raises Unavailable (NB-2003) when that is away."""
 
@@ -225,6 +236,12 @@ class WorkReader:
         async with self._people.connect("read_runs") as connection:
             rows = await connection.fetch(_RUNS, *whose, notebook_id, cell_id, *(after or (None, None)), limit)
         return [self._read_run(user_id, row) for row in rows]
+
+    async def list_own_cells(self, course_id: UUID, user_id: UUID) -> list[dict[str, Any]]:
+        """A student's own standing on each of the course's registered cells, and on the others that they ran."""
+        async with self._people.connect("read_own_progress") as connection:
+            rows = await connection.fetch(_OWN, user_id, get_shard_number(user_id), course_id)
+        return [dict(row) for row in rows]
 
     async def read_cell(self, course_id: UUID, notebook_id: UUID, cell_id: str, span: Span) -> CellWork | None:
         """A cell with everybody's newest collected answer; None where the course has no such cell."""

@@ -3,6 +3,10 @@
 import { language } from "./i18n.js";
 import { course } from "./store.js";
 
+const NOTEBOOK_TYPE = "application/x-ipynb+json";
+/** As what a file is sent; what is none of them is a table. */
+const FILE_TYPES = [NOTEBOOK_TYPE, "image/png", "image/jpeg"];
+
 export class ApiError extends Error {
   /** @param {number} status 0 when the server was not reached @param {any} problem an RFC 9457 body, may be {} */
   constructor(status, problem) {
@@ -20,14 +24,16 @@ export class ApiError extends Error {
 
 /**
  * @param {string} method @param {string} path @param {any} [body]
+ * @param {string} [ownCourse] of which of one's courses, where one asks as its student
  * @returns {Promise<any>} the decoded answer, null for 204
  * @throws {ApiError}
  */
-export async function request(method, path, body) {
+export async function request(method, path, body, ownCourse) {
   /** @type {Record<string, string>} */
   const headers = { Accept: "application/json", "Accept-Language": language.value };
+  if (ownCourse) headers["NBPULSE-Course"] = ownCourse;
   const isFile = body instanceof Blob;
-  if (body !== undefined) headers["Content-Type"] = isFile ? "text/csv" : "application/json";
+  if (body !== undefined) headers["Content-Type"] = !isFile ? "application/json" : FILE_TYPES.includes(body.type) ? body.type : "text/csv";
   let response;
   try {
     response = await fetch(path, {
@@ -63,6 +69,16 @@ export const signOutEverywhere = () => request("POST", "/api/v1/sign-out/everywh
 export const fetchAccount = () => request("GET", "/api/v1/me/account");
 /** @param {string} wanted @param {string} [present] */
 export const setPassword = (wanted, present) => request("PUT", "/api/v1/me/password", { new: wanted, present });
+/** @param {string} course @returns {Promise<{notebooks: any[]}>} */
+export const fetchOwnProgress = (course) => request("GET", "/api/v1/me/progress", undefined, course);
+/** @param {string} course */
+export const fetchOwnCollection = (course) => request("GET", "/api/v1/me/collection", undefined, course);
+/** @param {string} course @returns {Promise<{help: any}>} */
+export const fetchOwnInbox = (course) => request("GET", "/api/v1/me/inbox?wait_s=0", undefined, course);
+/** @param {string} course @param {number} version the notice's that was shown last */
+export const withdraw = (course, version) => request("POST", "/api/v1/me/consent", { version, action: "withdraw" }, course);
+/** @param {?number} before @returns {Promise<{entries: any[], next: ?number}>} */
+export const fetchOwnAudit = (before) => request("GET", `/api/v1/me/audit?limit=20${before ? `&before=${before}` : ""}`);
 export const fetchMe = () => request("GET", "/api/v1/me");
 
 /** @param {string} courseId @param {?string} notebookId */
@@ -84,9 +100,9 @@ export function fetchCharts(courseId, notebookId, team, minutes) {
 export const fetchProjector = (courseId) => request("GET", `/api/v1/courses/${encodeURIComponent(courseId)}/projector`);
 
 /** @typedef {{user_id: string, sign: string, count: number, off_s: ?number}} Sign */
-/** @param {string} courseId @param {number} startMs @returns {Promise<{integrity: Sign[]}>} */
-export const fetchIntegrity = (courseId, startMs) =>
-  request("GET", `/api/v1/courses/${encodeURIComponent(courseId)}/integrity?start=${new Date(startMs).toISOString()}`);
+/** @param {string} courseId @param {number} startMs @param {string} [student] one student's alone @returns {Promise<{integrity: Sign[]}>} */
+export const fetchIntegrity = (courseId, startMs, student = "") =>
+  request("GET", ofPeople(courseId, `integrity?start=${new Date(startMs).toISOString()}&student=${student}`));
 
 /** @param {string} courseId */
 export const startMeeting = (courseId) =>
@@ -94,6 +110,29 @@ export const startMeeting = (courseId) =>
 /** @param {string} courseId */
 export const endMeeting = (courseId) =>
   request("POST", `/api/v1/courses/${encodeURIComponent(courseId)}/meetings/end`, {});
+
+/** Takes its end back, for some seconds after it. @param {string} courseId @param {string} meetingId */
+export const reopenMeeting = (courseId, meetingId) =>
+  request("POST", `/api/v1/courses/${encodeURIComponent(courseId)}/meetings/${meetingId}/reopen`, {});
+
+export const fetchCourses = () => request("GET", "/api/v1/courses");
+/** @param {{title: string, short_name: ?string, time_zone: string}} wanted */
+export const createCourse = (wanted) => request("POST", "/api/v1/courses", wanted);
+/** @param {string} id @param {{title: string}} wanted */
+export const copyCourse = (id, wanted) => request("POST", ofPeople(id, "copies"), wanted);
+/** @param {string} id @param {boolean} isArchived */
+export const archiveCourse = (id, isArchived) =>
+  request("PATCH", `/api/v1/courses/${encodeURIComponent(id)}`, { is_archived: isArchived });
+/** @param {string} id */
+export const fetchReadiness = (id) => request("GET", ofPeople(id, "readiness"));
+/** @param {string} id */
+export const fetchCollection = (id) => request("GET", ofPeople(id, "collection"));
+/** @param {string} code of whom nothing else is known yet */
+export const fetchNotice = (code) => request("GET", `/api/v1/join/notice?code=${encodeURIComponent(code)}`);
+export const fetchHealth = () => request("GET", "/health");
+/** @param {string} id @param {File} file @returns {Promise<{file_name: string, text: string}>} the prepared one */
+export const prepareNotebook = (id, file) =>
+  request("POST", ofPeople(id, `notebooks?name=${encodeURIComponent(file.name)}`), new Blob([file], { type: NOTEBOOK_TYPE }));
 
 /** @param {string} courseId @returns {Promise<import("./report.js").Meeting[]>} the newest first */
 export const fetchMeetings = async (courseId) => (await request("GET", `/api/v1/courses/${encodeURIComponent(courseId)}/meetings?limit=500`)).meetings;
@@ -103,6 +142,11 @@ const ofReport = (courseId, meetingId) => `/api/v1/courses/${encodeURIComponent(
 export const fetchReport = (courseId, meetingId) => request("GET", ofReport(courseId, meetingId));
 /** Where its table is. @param {string} courseId @param {string} meetingId */
 export const reportTable = (courseId, meetingId) => `${ofReport(courseId, meetingId)}.csv`;
+/** @param {string} courseId @param {string} meetingId @param {{notebook: ?string, at: ?number, step_ms: number, span_ms: number}} wanted @returns {Promise<import("./player.js").Stretch>} */
+export function fetchReplay(courseId, meetingId, wanted) {
+  const query = new URLSearchParams(Object.entries(wanted).flatMap(([name, value]) => (value === null ? [] : [[name, String(value)]])));
+  return request("GET", `${ofReport(courseId, meetingId).replace(/report$/, "replay")}?${query}`);
+}
 /** @param {string} courseId @param {string} meetingId @returns {Promise<{shares: any[]}>} */
 export const fetchShares = (courseId, meetingId) => request("GET", `${ofReport(courseId, meetingId)}/shares`);
 /** @param {string} courseId @param {string} meetingId @param {number} days @returns {Promise<{code: string}>} */
@@ -114,6 +158,31 @@ export const fetchSharedReport = (code) => request("POST", "/api/v1/shared/repor
 
 /** @param {string} id @param {string} rest */
 const ofPeople = (id, rest) => `/api/v1/courses/${encodeURIComponent(id)}/${rest}`;
+/** @typedef {import("./views/map.js").RoomMap} RoomMap */
+/** @param {string} id @returns {Promise<RoomMap>} */
+export const fetchMap = (id) => request("GET", ofPeople(id, "map"));
+/** @param {string} id @param {number} version @param {import("./views/places.js").Place[]} places @returns {Promise<RoomMap>} */
+export const changeMap = (id, version, places) => request("PUT", ofPeople(id, "map"), { version, places });
+/** @param {string} id @param {number} version @param {Blob} picture @returns {Promise<RoomMap>} */
+export const changePicture = (id, version, picture) => request("PUT", ofPeople(id, `map/picture?version=${version}`), picture);
+/** @param {string} id @param {number} version @returns {Promise<RoomMap>} */
+export const removePicture = (id, version) => request("DELETE", ofPeople(id, `map/picture?version=${version}`));
+/** @param {string} id @param {string} userId */
+export const fetchStudent = (id, userId) => request("GET", ofPeople(id, `students/${encodeURIComponent(userId)}`));
+/**
+ * @param {string} id @param {string} userId @param {Record<string, string>} [which] `cursor`, or one cell's `notebook` and `cell`
+ * @returns {Promise<{runs: any[], next: ?string}>}
+ */
+export const fetchRuns = (id, userId, which = {}) =>
+  request("GET", ofPeople(id, `students/${encodeURIComponent(userId)}/runs?${new URLSearchParams(which)}`));
+/** @param {string} id @param {string} notebookId @param {Record<string, string>} which `cell`, and which answers in which order */
+export const fetchCell = (id, notebookId, which) => request("GET", ofPeople(id, `cells/${encodeURIComponent(notebookId)}?${new URLSearchParams(which)}`));
+/** @param {string} id @param {string} fingerprint */
+export const fetchError = (id, fingerprint) => request("GET", ofPeople(id, `errors/${encodeURIComponent(fingerprint)}`));
+/** @param {string} id @param {string} userId @returns {Promise<{sessions: any[]}>} */
+export const fetchSessions = (id, userId) => request("GET", ofPeople(id, `students/${encodeURIComponent(userId)}/sessions`));
+/** @param {string} id @param {string} userId @returns {Promise<{interventions: any[]}>} */
+export const fetchInterventions = (id, userId) => request("GET", ofPeople(id, `interventions?limit=20&student=${encodeURIComponent(userId)}`));
 /** @param {string} id */
 export const fetchPeople = (id) => request("GET", ofPeople(id, "people"));
 /** @param {string} id @param {string} userId @param {any} change */

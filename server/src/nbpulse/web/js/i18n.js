@@ -46,14 +46,19 @@ export async function chooseLanguage(lang) {
 }
 
 /**
- * A text in another language than the page's, for its reader. @param {string} lang one of LANGUAGES
- * @param {string} key @param {Record<string, string|number>} params
+ * The words of another language than the page's, for their reader: `t` of that language.
+ * @param {string} lang one of LANGUAGES
+ * @returns {Promise<(key: string, params?: Record<string, string|number>) => string>}
  */
-export async function draft(lang, key, params) {
+export async function loadWords(lang) {
   const response = await fetch(`/web/messages/${lang}.json`);
   if (!response.ok) throw new Error(`messages/${lang}.json: HTTP ${response.status}`);
-  return fill((await response.json())[key], params, makeFormats(lang));
+  const [messages, by] = [await response.json(), makeFormats(lang)];
+  return (key, params = {}) => fill(messages[key], params, by);
 }
+
+/** One of them. @param {string} lang @param {string} key @param {Record<string, string|number>} params */
+export const draft = async (lang, key, params) => (await loadWords(lang))(key, params);
 
 /**
  * The message of a key; `{name}` is replaced by params.name, `n` chooses the plural form.

@@ -7,7 +7,7 @@ import { clockOffsetMs, me, now, setTheme, theme } from "./store.js";
 import { Account } from "./views/account.js";
 import { Board } from "./views/board.js";
 import { Invited } from "./views/invited.js";
-import { Connecting, Courses, Failed, NoSuchPage, Refused } from "./views/pages.js";
+import { Connecting, Failed, NoSuchPage, Refused } from "./views/pages.js";
 import { FirstPassword, SignIn, takeReturnPath } from "./views/sign_in.js";
 
 /** @type {{value: {name: string, [detail: string]: any}}} */
@@ -19,15 +19,23 @@ const page = signal({ name: "connecting" });
  * @type {Record<string, () => Promise<any>>}
  */
 const COURSE_PAGES = {
+  before: async () => (await import("./views/before.js")).Before,
+  join: async () => (await import("./views/join.js")).JoinLarge,
+  handout: async () => (await import("./views/join.js")).Handout,
+  students: async () => (await import("./views/student.js")).StudentPage,
+  cells: async () => (await import("./views/cell.js")).CellPage,
+  errors: async () => (await import("./views/error.js")).ErrorPage,
   data: async () => (await import("./views/data.js")).Data,
   projector: async () => (await import("./views/projector.js")).Projector,
+  map: async () => (await import("./views/map.js")).CourseMap,
   people: async () => (await import("./views/people.js")).People,
+  replay: async () => (await import("./views/replay.js")).Replay,
   report: async () => (await import("./views/report.js")).Reports,
 };
 
 function App() {
   const { name, view: loaded, ...detail } = page.value;
-  const view = { connecting: Connecting, board: Board, course_page: loaded, courses: Courses, failed: Failed, sign_in: SignIn, password: FirstPassword, refused: Refused, invited: Invited, no_page: NoSuchPage }[name];
+  const view = { connecting: Connecting, board: Board, course_page: loaded, courses: loaded, join_student: loaded, failed: Failed, sign_in: SignIn, password: FirstPassword, refused: Refused, invited: Invited, no_page: NoSuchPage }[name];
   return html`<${view} ...${detail} /><${Account} />`;
 }
 
@@ -102,6 +110,12 @@ async function showInvitation() {
 
 async function route() {
   page.value = { name: "connecting" };
+  const joining = /^\/join(?:\/([^/]+))?\/?$/.exec(location.pathname);
+  if (joining) {
+    const { Join } = await import("./views/join.js");
+    page.value = { name: "join_student", view: Join, code: decodeURIComponent(joining[1] ?? "") };
+    return;
+  }
   if (location.pathname === "/shared/report") {
     // Nobody signs in for it, and the secret stays in the fragment, so that the page can be kept and loaded again.
     page.value = { name: "course_page", view: (await import("./views/shared_report.js")).SharedReport, code: location.hash.slice(1) };
@@ -136,12 +150,19 @@ async function route() {
       page.value = { name: "password", done: route };
       return;
     }
-    const staffed = courses.filter((/** @type {any} */ one) => STAFF.includes(one.role));
-    if (staffed.length === 1) {
+    const attended = courses.filter((/** @type {any} */ one) => one.role === "student");
+    const isStudent = attended.length > 0 && !courses.some((/** @type {any} */ one) => STAFF.includes(one.role));
+    if (location.pathname === "/me" || (location.pathname === "/" && isStudent)) {
+      if (location.pathname !== "/me") history.replaceState(null, "", `/me${location.search}`);
+      page.value = { name: "course_page", view: (await import("./views/me.js")).Me, courses: attended };
+      return;
+    }
+    const staffed = courses.filter((/** @type {any} */ one) => STAFF.includes(one.role) && !one.is_archived);
+    if (staffed.length === 1 && location.pathname === "/") {
       history.replaceState(null, "", `/courses/${encodeURIComponent(staffed[0].id)}${location.search}`);
       page.value = { name: "board", courseId: staffed[0].id };
     } else {
-      page.value = { name: "courses", courses };
+      page.value = { name: "courses", view: (await import("./views/courses.js")).Courses };
     }
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;

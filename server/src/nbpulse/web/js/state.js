@@ -3,22 +3,24 @@
  * The class as the board knows it: a pure reducer, snapshot + frames -> state.
  * No DOM, no network, no clock. What did not change keeps its identity, so views compare with `===`.
  *
- * A frame is applied in this order: notebook(s), cells, students, c, p, st, alerts, figures. When the
+ * A frame is applied in this order: notebook(s), cells, students, c, p, st, do, alerts, figures. When the
  * list of columns changes, each row's squares follow their cell by its id; a new column starts as "not run".
  *
  * @typedef {{id: string, idx: number, title: ?string, exercise?: string}} Cell `title`: of the section it stands in
  * @typedef {{id: string, path: string, title: ?string, active?: number}} Notebook
  * @typedef {"help"|"stuck"|"idle"|"behind"|"ok"|"paused"|"offline"} Status
+ * @typedef {""|"running"|"thinking"|"kernel_dead"|"away"} Doing "" where the data does not say
  * @typedef {{i: number, id: string, name: string, num: string, seat: ?string, team: ?string,
- *   same?: ?string, s: string, pos: number, st: Status, since: number, quiet?: number, mail?: number}} Row
+ *   same?: ?string, s: string, pos: number, st: Status, since: number, do?: Doing, quiet?: number, mail?: number}} Row
  *   `quiet`: until when nothing is said of them, 0 for not; `mail`: messages of theirs nobody has answered
  * @typedef {{by: string, name: string, at: number}} Claim who is on it
- * @typedef {{id: string, i: number, kind: "help"|"stuck"|"idle"|"behind", since: number, cell: ?string,
- *   idx: ?number, label: ?string, n: ?number, text: ?string, score: number, claim?: ?Claim}} Alert
+ * @typedef {{id: string, i: number, kind: string, since: number, cell: ?string, idx: ?number, label: ?string,
+ *   n: ?number, text: ?string, typical?: ?number, score: number, claim?: ?Claim}} Alert `kind`: of STATUS_OF; `typical`: ms
  * @typedef {{claim: ?Claim}|{isGone: true}} Guess what an action is going to change
  * @typedef {{fp: string, label: string, cell: string, n: number, since: number}} SharedError
  * @typedef {{id: string, title: string, time_zone: string, join_code: string, is_demo: boolean,
  *   join_url?: string}} Course the address students reach, where it is not the teacher's own
+ * @typedef {{cell: string, failed: number, tried: number, since: number}} HotCell
  * @typedef {[number, number, number, number, ?number, ?number, ?number, ?number]} Funnel column; learners who reached it, ok,
  *   error; 25th, 50th, 75th, 90th percentile of the seconds on it
  * @typedef {[number, number, number]} Trend start of a half minute in ms; runs; errors among them
@@ -34,6 +36,7 @@
  * @property {Record<Status, number>} counts @property {?number} median @property {number} connected
  * @property {Cell[]} cells @property {Row[]} rows @property {Record<string, Alert>} alerts
  * @property {SharedError[]} errors those that several students have now, the most widespread first
+ * @property {HotCell[]} hot cells that fail for too many of those who tried
  * @property {Charts} charts @property {?{at: number, counts: Record<Status, number>}} ago the counters some minutes ago
  * @property {?Health} health
  * @property {Staff[]} staff who has or had a board open
@@ -42,6 +45,12 @@
 
 /** States of a square, in the order of the wire's digits. */
 export const SQUARE_NAMES = ["none", "ok", "running", "error", "stuck"];
+
+/** What a student with an alert of that kind is counted as. @type {Record<string, Status>} */
+export const STATUS_OF = {
+  help: "help", stuck: "stuck", wrong_answer: "stuck", same_error: "stuck", long_run: "stuck", no_progress: "stuck",
+  idle: "idle", not_started: "behind", behind: "behind",
+};
 
 /**
  * @param {any} snapshot the answer of GET /api/v1/courses/{course_id}/live
@@ -65,6 +74,7 @@ export function applySnapshot(snapshot) {
     rows,
     alerts: Object.fromEntries(snapshot.alerts.map((/** @type {Alert} */ alert) => [alert.id, alert])),
     errors: snapshot.errors ?? [],
+    hot: snapshot.hot ?? [],
     charts: pickCharts(snapshot),
     ago: snapshot.ago ?? null,
     health: snapshot.h ?? null,
@@ -105,6 +115,7 @@ export function applyFrame(state, frame) {
     rows: changedRows(state, frame, cells),
     alerts: changedAlerts(state.alerts, frame),
     errors: frame.errors ?? state.errors,
+    hot: frame.hot ?? state.hot,
     charts: changedCharts(state.charts, frame),
     ago: "ago" in frame ? frame.ago : state.ago,
     health: frame.h ? { ...state.health, ...frame.h } : state.health,
@@ -115,7 +126,7 @@ export function applyFrame(state, frame) {
 
 /** @param {State} state @param {any} frame @param {Cell[]} cells @returns {Row[]} */
 function changedRows(state, frame, cells) {
-  if (!frame.cells && !frame.students && !frame.c && !frame.p && !frame.st) return state.rows;
+  if (!frame.cells && !frame.students && !frame.c && !frame.p && !frame.st && !frame.do) return state.rows;
   let rows = state.rows.slice();
   if (frame.cells) rows = movedColumns(rows, state.cells, cells);
   for (const student of frame.students ?? []) {
@@ -136,6 +147,7 @@ function changedRows(state, frame, cells) {
   for (const [i, squares] of touched) change(i, { s: squares.join("") });
   for (const [i, pos] of frame.p ?? []) change(i, { pos });
   for (const [i, st, since] of frame.st ?? []) change(i, { st, since });
+  for (const [i, doing] of frame.do ?? []) change(i, { do: doing });
   return rows;
 }
 
@@ -212,11 +224,11 @@ export function rankAlerts(alerts) {
   );
 }
 
-/** Start of the longest wait of one kind, ms epoch, or null. @param {Record<string, Alert>} alerts @param {string} kind */
-export function oldestSince(alerts, kind) {
+/** Start of the longest wait of one status, ms epoch, or null. @param {Record<string, Alert>} alerts @param {string} status */
+export function oldestSince(alerts, status) {
   let oldest = null;
   for (const alert of Object.values(alerts)) {
-    if (alert.kind === kind && (oldest === null || alert.since < oldest)) oldest = alert.since;
+    if (STATUS_OF[alert.kind] === status && (oldest === null || alert.since < oldest)) oldest = alert.since;
   }
   return oldest;
 }

@@ -20,6 +20,7 @@ export const rows = part((state) => state.rows);
 export const guesses = signal({});
 const toldAlerts = part((state) => state.alerts);
 export const alerts = computed(() => supposeAlerts(toldAlerts.value, guesses.value));
+export const hotCells = part((state) => state.hot);
 
 /** What everything on the page is narrowed to: a team ("" all), and the last so many minutes (0 all) of its charts. */
 export const team = signal("");
@@ -70,7 +71,7 @@ export const tab = signal("attention");
 export const me = signal({ user_id: "", display_name: "" });
 /** What was just done, told at the bottom. */
 export const notes = signal(/** @type {any[]} */ ([]));
-/** @type {{value: ?{student: string}|?{key: string, drafts: string[], error?: any}}} to whom the viewer writes */
+/** @type {{value: ?{student: string}|?{key: string, drafts: string[], error?: any, to?: any, title?: string}}} to whom the viewer writes */
 export const talk = signal(null);
 /** Announcements made here: fingerprint -> batch. */
 export const announced = signal(/** @type {Record<string, string>} */ ({}));

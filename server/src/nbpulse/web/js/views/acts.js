@@ -4,7 +4,8 @@ import { html } from "../preact.js";
 import { claim, dismiss, help, snooze } from "../actions.js";
 import { t } from "../i18n.js";
 import { Glyph } from "./glyph.js";
-import { labelOf, me, notes, rows, talk } from "../store.js";
+import { course, labelOf, me, notes, rows, talk } from "../store.js";
+import { studentPath } from "./paths.js";
 
 /** @param {{alert: import("../state.js").Alert, isDone: boolean}} props */
 export function Acts({ alert, isDone }) {
@@ -20,6 +21,7 @@ export function Acts({ alert, isDone }) {
     <button data-act="message" title=${t("act.message_key")} aria-label=${words("act.message")} onClick=${() => (talk.value = { student: row.id })}>
       <${Glyph} kind="letter" /><span class="word">${row.mail ? t("act.mail", { n: row.mail }) : t("act.message")}</span>
     </button>
+    <a class="act" data-act="open" href=${studentPath(course.value.id, row.id)} title=${words("act.open")} aria-label=${words("act.open")}><${Glyph} kind="open" /></a>
   </div>`;
 }
 

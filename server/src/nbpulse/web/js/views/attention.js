@@ -5,7 +5,7 @@
  */
 import { html, useState } from "../preact.js";
 import { formatClock, formatNumber, formatWait, t } from "../i18n.js";
-import { cellNumberAt } from "../state.js";
+import { cellNumberAt, STATUS_OF } from "../state.js";
 import { alerts, cellNumbers, cells, classroom, labelOf, layout, now, rankedAlerts, rows, selected, tab, talk } from "../store.js";
 import { Acts, OnIt } from "./acts.js";
 import { Glyph } from "./glyph.js";
@@ -77,9 +77,9 @@ function Entry({ alert, isDone }) {
     if (layout.value === "tabs") tab.value = "grid";
   };
   const seat = [row.seat, row.team].filter(Boolean).join(" · ");
-  return html`<li data-alert=${alert.id} data-kind=${alert.kind} data-alert-student=${row.id} data-done=${isDone}>
+  return html`<li data-alert=${alert.id} data-kind=${alert.kind} data-status=${STATUS_OF[alert.kind]} data-alert-student=${row.id} data-done=${isDone}>
     <${tag} class="entry" aria-pressed=${isPressable ? selected.value === alert.i : null} onClick=${isPressable ? point : null}>
-      <span class="pill"><${Glyph} kind=${alert.kind} />${t(`status.${alert.kind}`)}</span>
+      <span class="pill"><${Glyph} kind=${alert.kind} />${t(`kind.${alert.kind}`)}</span>
       <bdi class="name">${labelOf(row)}</bdi>
       <span class="between"><${OnIt} alert=${alert} />${seat && html`<bdi class="seat">${seat}</bdi>`}</span>
       <time title=${isDone ? "" : formatClock(alert.since)}>${isDone ? t("attention.done") : formatWait(now.value - alert.since)}</time>
@@ -109,11 +109,15 @@ function Mail() {
 export function explain(alert, row) {
   const cell = cellNumbers.value.get(alert.cell) ?? (alert.idx === null || alert.idx === undefined ? null : alert.idx + 1);
   const place = cell === null ? "" : t("attention.at_cell", { cell });
-  if (alert.kind === "behind") {
-    const [pos, median] = [row.pos, classroom.value?.median ?? 0].map((column) => cellNumberAt(cells.value, column));
-    return t("reason.behind", { pos, median });
-  }
-  const isCounted = alert.kind === "stuck" && alert.n && !alert.label; // else the label says "×n" itself
-  const reason = isCounted ? t("reason.stuck_times", { n: Number(alert.n) }) : t(`reason.${alert.kind}`);
+  const [pos, median] = [row.pos, classroom.value?.median ?? 0].map((column) => cellNumberAt(cells.value, column));
+  const wait = formatWait(now.value - alert.since);
+  const reason = t(`reason.${nameReason(alert, row)}`, { pos, median, wait, n: Number(alert.n), typical: formatWait(alert.typical ?? 0) });
   return [place, reason].filter(Boolean).join(" · ");
+}
+
+/** @param {Alert} alert @param {import("../state.js").Row} row */
+function nameReason(alert, row) {
+  if (alert.kind === "stuck") return alert.n && !alert.label ? "stuck_times" : "stuck"; // a label says "×n" itself
+  if (alert.kind === "idle") return row.do === "away" ? "idle_away" : "idle";
+  return Number(alert.typical) >= 1000 ? `${alert.kind}_typical` : alert.kind;
 }

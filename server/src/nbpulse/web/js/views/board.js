@@ -1,12 +1,11 @@
 // @ts-check
 /** The live page of one class: its parts, laid out for wall, tablet and phone. */
-import { ApiError, fetchIntegrity, fetchMe } from "../api.js";
+import { ApiError, fetchIntegrity } from "../api.js";
 import { effect, html, useEffect, useState } from "../preact.js";
-import { Connection } from "../connection.js";
 import { claim, help } from "../actions.js";
 import { t } from "../i18n.js";
 import {
-  alerts, classroom, clockOffsetMs, course, counts, gaps, hasCharts, hasShortcuts, isHelpOpen, labelOf, layout, link, me, minute,
+  alerts, classroom, course, counts, gaps, hasCharts, hasShortcuts, isHelpOpen, labelOf, layout, link, minute,
   rankedAlerts, rows, searchText, selected, setShortcuts, tab, talk, toggleNames,
 } from "../store.js";
 import { Notes } from "./acts.js";
@@ -15,7 +14,9 @@ import { Bar } from "./bar.js";
 import { AllCharts, Charts } from "./charts.js";
 import { Counters } from "./counters.js";
 import { Grid } from "./grid.js";
+import { Hot } from "./hot.js";
 import { Header, Help } from "./header.js";
+import { useClass } from "./live.js";
 import { openProjector } from "./nav.js";
 import { Refused, Waiting, Connecting } from "./pages.js";
 import { Shared } from "./shared.js";
@@ -28,31 +29,14 @@ const GAPS_WITHIN_MS = 3 * 3_600_000;
 
 /** @param {{courseId: string}} props */
 export function Board({ courseId }) {
-  const [refusal, setRefusal] = useState(/** @type {?import("../api.js").ApiError} */ (null));
-  const [connection, setConnection] = useState(/** @type {?Connection} */ (null));
-  useEffect(() => {
-    /** @type {Connection} */
-    const line = new Connection(courseId, {
-      onState: (state) => {
-        clockOffsetMs.value = line.clockOffsetMs;
-        classroom.value = state;
-      },
-      onLink: (state) => (link.value = state),
-      onRefused: setRefusal,
-    });
-    setConnection(line);
-    line.start();
-    // Without it a claim of one's own bears no name until the server's word has come.
-    fetchMe().then((who) => (me.value = who), (error) => console.warn(error));
-    return () => line.stop();
-  }, [courseId]);
+  const { connection, refusal } = useClass(courseId);
   useEffect(() => keepGaps(courseId), [courseId]);
   useEffect(listenToKeys, []);
   if (refusal) return html`<${Refused} error=${refusal} />`;
   if (!classroom.value) return html`<${Connecting} />`;
   return html`<div class="board" data-layout=${layout.value} data-tab=${tab.value} data-link=${link.value.phase}>
     <${Header} showNotebook=${(/** @type {string} */ id) => connection?.showNotebook(id)} />
-    ${rows.value.length === 0 ? html`<${Waiting} />` : html`<${Counters} /><${Bar} /><${Room} />`}
+    ${rows.value.length === 0 ? html`<${Waiting} />` : html`<${Counters} /><${Bar} /><${Hot} /><${Room} />`}
     <${Foot} />
     <${Announcer} />
     <${Notes} />

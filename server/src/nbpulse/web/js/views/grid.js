@@ -7,9 +7,10 @@
 import { Component, html, memo, useEffect, useRef, useState } from "../preact.js";
 import { formatClock, formatWait, language, t } from "../i18n.js";
 import { cellNumberAt, SQUARE_NAMES } from "../state.js";
-import { cells, charts, gaps, isNamed, link, minute, rows, searchText, section, selected, shownRows, team, teamRows, zoom } from "../store.js";
+import { cells, charts, classroom, course, gaps, isNamed, link, minute, rows, searchText, section, selected, shownRows, team, teamRows, zoom } from "../store.js";
 import { describeEntry, Funnel } from "./funnel.js";
 import { Glyph } from "./glyph.js";
+import { cellPath, studentPath } from "./paths.js";
 
 /** @typedef {import("../state.js").Row} Row */
 /** @typedef {import("../state.js").Cell} Cell */
@@ -71,7 +72,7 @@ const Header = memo(({ columns, section }) => html`<div class="row head" role="r
   <div class="who" role="columnheader">${t("grid.student")}</div>
   <div class="squares" role="none">
     ${columns.map((/** @type {Cell} */ cell, /** @type {number} */ column) => html`<span role="columnheader" key=${cell.id} aria-label=${cellTitle(cell)} data-section=${section !== "" && cell.title === section}>
-      ${column === 0 || (column + 1) % 5 === 0 || columns.length <= EACH_NUMBERED ? cell.idx + 1 : html`<b class="unseen">${cell.idx + 1}</b>`}
+      <a tabindex="-1" href=${pathOf(cell.id)}>${column === 0 || (column + 1) % 5 === 0 || columns.length <= EACH_NUMBERED ? cell.idx + 1 : html`<b class="unseen">${cell.idx + 1}</b>`}</a>
     </span>`)}
   </div>
 </div>`);
@@ -83,7 +84,8 @@ const Line = memo(({ row, columns, isNamed, isSelected, minute, gap }) => html`<
     <span class="state" title=${row.quiet ? t("grid.quiet", { time: formatClock(row.quiet).slice(0, 5) }) : null}>
       ${row.st !== "ok" ? html`<${Glyph} kind=${row.st} />` : row.quiet ? html`<${Glyph} kind="later" />` : null}
     </span>
-    <bdi class="name">${isNamed ? row.name : row.num}</bdi>
+    ${row.do && html`<span class="doing" data-doing=${row.do} title=${t(`doing.${row.do}`)}><${Glyph} kind=${row.do} /></span>`}
+    <a class="name" tabindex="-1" href=${studentPath(course.peek().id, row.id)}><bdi>${isNamed ? row.name : row.num}</bdi></a>
     ${gap && html`<span class="gap" title=${gap} aria-hidden="true">…</span>`}
     <span class="pos">${cellNumberAt(columns, row.pos) || ""}</span>
   </div>
@@ -148,6 +150,9 @@ function Legend() {
   </footer>`;
 }
 
+/** A column's cell, on its page. @param {string} cellId */
+const pathOf = (cellId) => cellPath(course.peek().id, classroom.peek()?.notebook?.id ?? "", cellId);
+
 /** @param {Cell} cell */
 function cellTitle(cell) {
   const place = t("attention.at_cell", { cell: cell.idx + 1 });
@@ -159,11 +164,12 @@ function describeRow(row, columns, at) {
   const [pos, total] = [row.pos, columns.length].map((column) => cellNumberAt(columns, column));
   const wait = row.st === "ok" || !row.since ? "" : formatWait(Math.max(0, at - row.since));
   const name = isNamed.peek() ? row.name : row.num;
-  return t("grid.row_summary", { name, pos, total, status: t(`status.${row.st}`), wait }).trim();
+  const summary = t("grid.row_summary", { name, pos, total, status: t(`status.${row.st}`), wait }).trim();
+  return row.do ? `${summary} · ${t(`doing.${row.do}`)}` : summary;
 }
 
 /** What of a student's data is missing, in words; "" where nothing is. @param {import("../api.js").Sign[] | undefined} signs */
-function describeGap(signs) {
+export function describeGap(signs) {
   if (!signs) return "";
   const what = signs.map(({ sign, count, off_s }) => t(`gap.${sign}`, { n: count, minutes: Math.round(Math.abs(off_s ?? 0) / 60) }));
   return t("grid.gap", { what: new Intl.ListFormat(language.value, { type: "unit" }).format(what) });
@@ -197,6 +203,10 @@ function moveFocus(event) {
   const spots = (/** @type {Element} */ of) => [...of.querySelectorAll(".who, [data-cell]")];
   const line = from.closest("[data-student], .funnel");
   const [at, column] = line ? [lines.indexOf(line), spots(line).indexOf(from)] : [-1, 0];
+  if (event.key === "Enter" && line && !from.matches("a")) {
+    const { cell } = from.dataset;
+    return location.assign(event.shiftKey && cell ? pathOf(cell) : studentPath(course.peek().id, /** @type {any} */ (line).dataset.student));
+  }
   const [down, right] = STEPS[event.key] ?? [0, 0];
   const target = { Home: [at, 0], End: [at, Infinity] }[event.key] ?? (down || right ? [at + down, column + right] : null);
   if (!target) return;

@@ -1,7 +1,8 @@
 // @ts-check
 /** The top line: which class, how fresh, and the few things one can switch. */
 import { html, useEffect, useRef, useState } from "../preact.js";
-import { endMeeting, startMeeting } from "../api.js";
+import { say } from "../actions.js";
+import { endMeeting, reopenMeeting, startMeeting } from "../api.js";
 import { chooseLanguage, formatClock, language, LANGUAGES, t } from "../i18n.js";
 import { classroom, course, isHelpOpen, isNamed, layout, link, searchText, setTheme, theme, toggleNames } from "../store.js";
 import { AccountButton } from "./account.js";
@@ -24,7 +25,7 @@ export function Header({ showNotebook }) {
       ${isNamed.value ? t("names.hide") : t("names.show")}
     </button>
     <${Preferences} />
-    <button class="icon" data-action="help" aria-label=${t("help.title")} title=${t("help.title")} onClick=${() => (isHelpOpen.value = true)}>?</button>
+    <${HelpButton} />
   </header>`;
 }
 
@@ -45,29 +46,32 @@ export function Preferences() {
     <${AccountButton} />`;
 }
 
-/** The class meeting and its button: ending one asks once more, since alerts and raised hands end with it. */
+/** The class meeting and its button. An end can be taken back for ten seconds; then there is its report. */
 function Meeting() {
-  const [isAsking, setAsking] = useState(false);
   const [failure, setFailure] = useState("");
   const { meeting } = /** @type {import("../state.js").State} */ (classroom.value);
   const isOn = Boolean(meeting && !meeting.ended_at);
-  useEffect(() => setAsking(false), [isOn]);
-  const send = async () => {
+  const run = async (/** @type {() => Promise<any>} */ work) => {
     setFailure("");
     try {
-      await (isOn ? endMeeting : startMeeting)(course.value.id);
+      await work();
     } catch (error) {
-      setFailure(/** @type {Error} */ (error).message);
+      setFailure(/** @type {any} */ (error).title || /** @type {Error} */ (error).message);
     }
+  };
+  const courseId = course.value.id;
+  const end = async () => {
+    const { id } = await endMeeting(courseId);
+    say(t("meeting.ended_note"), () => run(() => reopenMeeting(courseId, id)));
   };
   const time = meeting ? formatClock(meeting.ended_at ?? meeting.started_at).slice(0, 5) : "";
   const words = !meeting ? "" : isOn ? t("meeting.since", { time }) : t("meeting.ended", { time });
   return html`<span class="meeting" data-meeting=${isOn ? "on" : "off"} title=${failure}>
     ${words && html`<span class="muted">${words}</span>`}
-    ${!isOn && html`<button data-action="start-meeting" onClick=${send}>${t("meeting.start")}</button>`}
-    ${isOn && !isAsking && html`<button data-action="end-meeting" onClick=${() => setAsking(true)}>${t("meeting.end")}</button>`}
-    ${isOn && isAsking && html`<button class="primary" data-action="end-meeting-now" title=${t("meeting.end_explain")} onClick=${send}>${t("meeting.end_now")}</button>
-      <button data-action="keep-meeting" onClick=${() => setAsking(false)}>${t("meeting.keep")}</button>`}
+    ${isOn
+      ? html`<button data-action="end-meeting" title=${t("meeting.end_explain")} onClick=${() => run(end)}>${t("meeting.end")}</button>`
+      : html`${meeting && html`<a data-action="report" href=${`/courses/${encodeURIComponent(courseId)}/report/${meeting.id}`}>${t("meeting.report")}</a>`}
+        <button data-action="start-meeting" onClick=${() => run(() => startMeeting(courseId))}>${t("meeting.start")}</button>`}
     ${failure && html`<span role="alert">${failure}</span>`}
   </span>`;
 }
@@ -103,6 +107,10 @@ function Search() {
   />`;
 }
 
+export function HelpButton() {
+  return html`<button class="icon" data-action="help" aria-label=${t("help.title")} title=${t("help.title")} onClick=${() => (isHelpOpen.value = true)}>?</button>`;
+}
+
 /** What each sign and key means. @param {{hasShortcuts: boolean, setShortcuts: (is: boolean) => void}} props */
 export function Help({ hasShortcuts, setShortcuts }) {
   const dialog = useRef(/** @type {any} */ (null));
@@ -110,12 +118,14 @@ export function Help({ hasShortcuts, setShortcuts }) {
     if (isHelpOpen.value) dialog.current.showModal();
     else dialog.current.close();
   }, [isHelpOpen.value]);
-  const keys = [["/", "help.search"], ["a", "help.names"], ["c", "help.claim"], ["h", "help.helped"], ["m", "help.message"], ["p", "help.projector"], ["?", "help.this"], ["Esc", "help.escape"], ["↑ ↓ ← →", "help.arrows"]];
+  const keys = [["/", "help.search"], ["a", "help.names"], ["c", "help.claim"], ["h", "help.helped"], ["m", "help.message"], ["p", "help.projector"], ["?", "help.this"], ["Esc", "help.escape"], ["↑ ↓ ← →", "help.arrows"], ["Enter", "help.enter"], ["⇧ Enter", "help.shift_enter"], ["f", "help.full_screen"], ["Shift ↑ ↓ ← →", "help.map_far"], ["Delete", "help.map_off"], ["Ctrl Z / Y", "help.map_undo"]];
   const rules = ["help", "stuck", "idle", "behind", "ok", "paused", "offline"];
+  const doings = ["thinking", "running", "kernel_dead", "away"];
   return html`<dialog ref=${dialog} class="help" aria-labelledby="help-title" onClose=${() => (isHelpOpen.value = false)}>
     <h2 id="help-title">${t("help.title")}</h2>
     <dl>${keys.map(([key, words]) => html`<div key=${key}><dt><kbd>${key}</kbd></dt><dd>${t(words)}</dd></div>`)}</dl>
     <dl>${rules.map((kind) => html`<div key=${kind}><dt><${Glyph} kind=${kind} /> ${t(`status.${kind}`)}</dt><dd>${t(`rule.${kind}`)}</dd></div>`)}</dl>
+    <dl>${doings.map((doing) => html`<div key=${doing}><dt><${Glyph} kind=${doing} /></dt><dd>${t(`doing.${doing}`)}</dd></div>`)}</dl>
     <label><input type="checkbox" checked=${hasShortcuts} onChange=${(/** @type {any} */ e) => setShortcuts(e.target.checked)} /> ${t("help.shortcuts")}</label>
     <form method="dialog"><button class="primary">${t("help.close")}</button></form>
   </dialog>`;

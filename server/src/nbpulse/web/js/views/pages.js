@@ -1,27 +1,38 @@
 // @ts-check
 /** Pages around the board: sign-in needed, courses, waiting for students, refusals. None is ever blank. */
-import { html, useState } from "../preact.js";
+import { html, useEffect, useState } from "../preact.js";
 import { t } from "../i18n.js";
-import { course, link } from "../store.js";
-import { Preferences } from "./header.js";
+import { course, hasShortcuts, isHelpOpen, link, setShortcuts } from "../store.js";
+import { Help, HelpButton, Preferences } from "./header.js";
 import { CourseNav } from "./nav.js";
 import { SignIn } from "./sign_in.js";
 
 /** @param {{name: string, title: string, children?: any}} props */
 export function Page({ name, title, children }) {
   return html`<div class="page" data-page=${name}>
-    <header class="top"><b class="brand">nbpulse</b><span class="spread"></span><${Preferences} /></header>
+    <header class="top"><a class="brand" href="/courses" title=${t("nav.courses")}>nbpulse</a><span class="spread"></span><${Preferences} /></header>
     <main class="sheet"><h1>${title}</h1>${children}</main>
   </div>`;
 }
 
 /** A page of one course: with the way to its others. @param {{name: string, title: string, courseId: string, course: string, role?: string, children?: any}} props */
 export function CoursePage({ name, title, courseId, course: courseTitle, role, children }) {
+  useEffect(listenForHelp, []);
   return html`<div class="page" data-page=${name}>
-    <header class="top"><b class="brand">nbpulse</b><bdi class="muted">${courseTitle}</bdi><span class="spread"></span><${Preferences} /></header>
+    <header class="top"><a class="brand" href="/courses" title=${t("nav.courses")}>nbpulse</a><bdi class="muted">${courseTitle}</bdi><span class="spread"></span><${Preferences} /><${HelpButton} /></header>
     <${CourseNav} courseId=${courseId} current=${name} role=${role} />
     <main class="sheet"><h1>${title}</h1>${children}</main>
+    <${Help} hasShortcuts=${hasShortcuts.value} setShortcuts=${setShortcuts} />
   </div>`;
+}
+
+function listenForHelp() {
+  const press = (/** @type {KeyboardEvent} */ event) => {
+    const isTyping = /** @type {HTMLElement} */ (event.target).matches("input, select, textarea");
+    if (event.key === "?" && hasShortcuts.value && !isTyping) isHelpOpen.value = true;
+  };
+  addEventListener("keydown", press);
+  return () => removeEventListener("keydown", press);
 }
 
 /** What went wrong, with its code and what to do. @param {{error: import("../api.js").ApiError}} props */
@@ -32,26 +43,6 @@ export function Problem({ error }) {
     ${error.detail && error.detail !== error.title && html`<p>${error.detail}</p>`}
     ${error.hint && html`<p>${error.hint}</p>`}
   </div>`;
-}
-
-/** @param {{courses: {id: string, title: string, role: string, is_demo: boolean}[]}} props */
-export function Courses({ courses }) {
-  const staffed = courses.filter((one) => one.role === "instructor" || one.role === "assistant");
-  if (staffed.length === 0) {
-    return html`<${Page} name="no-course" title=${t("courses.none")}>
-      <p>${t("courses.none_invited")}</p>
-      <details>
-        <summary>${t("courses.none_operator")}</summary>
-        <p>${t("courses.none_demo")}</p><${Command} text="nbpulse demo" />
-        <p>${t("courses.none_start")}</p><${Command} text="nbpulse up" />
-      </details>
-    <//>`;
-  }
-  return html`<${Page} name="courses" title=${t("courses.title")}>
-    <ul class="courses">${staffed.map((one) => html`<li key=${one.id}><a href=${`/courses/${one.id}`}>
-      <bdi>${one.title}</bdi>${one.is_demo && html` <span class="demo">${t("demo.badge")}</span>`}
-    </a></li>`)}</ul>
-  <//>`;
 }
 
 export function Connecting() {
@@ -67,7 +58,7 @@ export function Refused({ error }) {
   return html`<${Page} name="refused" title=${t(error.status === 404 ? "refused.not_found" : "refused.not_staff")}>
     ${error.title && html`<${Problem} error=${error} />`}
     <p>${t("refused.whom_to_ask")}</p>
-    <p><a href="/">${t("refused.my_courses")}</a></p>
+    <p><a href="/courses">${t("refused.my_courses")}</a></p>
   <//>`;
 }
 
@@ -92,9 +83,23 @@ export function Waiting() {
     <h2>${t("waiting.title")}</h2>
     <p class="muted">${t("waiting.code")}</p>
     <p class="join-code" data-join-code>${code}</p>
-    <p>${t("waiting.type")}</p>
-    <${Command} text=${`nbpulse-capture join ${url ?? location.origin} ${code}`} />
+    <${JoinSteps} address=${url ?? location.origin} code=${code} />
   </main>`;
+}
+
+export const INSTALL = "pip install nbpulse-capture";
+
+/** Address and code in one line, as Jupyter's own form takes them. @param {string} address @param {string} code */
+export const oneLine = (address, code) => `${code}@${address.replace(/^http:\/\//, "")}`;
+
+/** What a student types. @param {{address: string, code: string}} props */
+export function JoinSteps({ address, code }) {
+  return html`<ol class="steps">
+    <li>${t("join.install")}<${Command} text=${INSTALL} /></li>
+    <li>${t("join.type")}<${Command} text=${`nbpulse-capture join ${address} ${code}`} />
+      <p class="muted">${t("join.or_toolbar")}</p><${Command} text=${oneLine(address, code)} /></li>
+    <li>${t("join.then")}</li>
+  </ol>`;
 }
 
 /** @param {{text: string}} props */

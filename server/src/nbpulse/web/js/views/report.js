@@ -64,6 +64,7 @@ function Report({ courseId, title, role, meetingId }) {
       <p class="ends screen">
         <button class="toggle" data-action="names" aria-pressed=${isNamed.value} onClick=${toggleNames}>${isNamed.value ? t("names.hide") : t("names.show")}</button>
         <button data-action="print" onClick=${() => print()}>${t("report.print")}</button>
+        ${report.figures.runs > 0 && html`<a data-action="replay" href=${`/courses/${encodeURIComponent(courseId)}/replay/${encodeURIComponent(meetingId)}`}>${t("report.replay")}</a>`}
         <a data-action="csv" href=${reportTable(courseId, meetingId)} download>${t("report.csv")}</a>
       </p>
       ${report.figures.runs === 0 ? html`<p data-empty>${t("report.empty")}</p>` : html`<${Sentences} report=${report} />`}

@@ -3,7 +3,8 @@
 import { html, useEffect, useState } from "../preact.js";
 import { fetchBatches } from "../api.js";
 import { draft, formatNumber, formatWait, language, t } from "../i18n.js";
-import { announced, cellNumbers, now, sharedErrors, talk } from "../store.js";
+import { announced, cellNumbers, course, now, sharedErrors, talk } from "../store.js";
+import { errorPath } from "./paths.js";
 
 const LOOK_EVERY_MS = 5_000;
 const TOLD_OF_MS = 3_600_000;
@@ -37,7 +38,7 @@ function Item({ error, outcome }) {
   const cell = cellNumbers.value.get(error.cell);
   return html`<li class="shared-error" data-shared=${error.fp} data-students=${error.n}>
     <b>${t("shared.students", { n: error.n })}</b>
-    <code>${error.label}</code>
+    <a href=${errorPath(course.value.id, error.fp)} data-error-link><code>${error.label}</code></a>
     <span class="muted">${cell && t("attention.at_cell", { cell })}</span>
     <button data-act="announce" onClick=${() => announce(error, cell)}>${t("shared.announce")}</button>
     ${outcome && html`<${Outcome} of=${outcome} />`}
@@ -45,13 +46,13 @@ function Item({ error, outcome }) {
 }
 
 /** @param {{of: any}} props a batch */
-function Outcome({ of: { batch_id: id, passed, recipients: n, at } }) {
+export function Outcome({ of: { batch_id: id, passed, recipients: n, at } }) {
   const wait = formatWait(now.value - Date.parse(at));
   return html`<span class="outcome" data-outcome=${id}>${t("shared.outcome", { passed: passed ?? 0, n, wait })}</span>`;
 }
 
 /** @param {SharedError} error @param {number|undefined} cell */
-async function announce(error, cell) {
+export async function announce(error, cell) {
   const [kind, name] = error.label.split(" ");
   const key = (name && DRAFTS[/** @type {keyof DRAFTS} */ (kind)]) || "draft.other";
   const words = { n: error.n, name: name ?? "", label: error.label, cell: cell ?? "?" };

@@ -63,13 +63,13 @@ function Message({ message, student }) {
 
 /** @param {{to: any}} props `to`: what `talk` holds, with the drafts */
 function Announcement({ to }) {
-  const title = to.error ? t("talk.to_error", { n: to.error.n, label: to.error.label }) : t("talk.to_all");
+  const title = to.error ? t("talk.to_error", { n: to.error.n, label: to.error.label }) : to.title ?? t("talk.to_all");
   return html`<h2 id="talk-title">${title}</h2>
     <p class="muted">${t("talk.both")}</p>
     <${Form} texts=${to.drafts} labels=${[t("language.ja"), t("language.en")]} button=${t("talk.announce")}
       send=${async (/** @type {string} */ id, /** @type {string[]} */ [ja, en]) => {
         const text = ja.trim() && en.trim() ? { ja, en } : ja.trim() || en.trim();
-        const sent = await sendMessage({ id, to: to.error ? { error_fingerprint: to.error.fp } : { all: true }, text });
+        const sent = await sendMessage({ id, to: to.error ? { error_fingerprint: to.error.fp } : to.to ?? { all: true }, text });
         if (to.error) announced.value = { ...announced.peek(), [to.error.fp]: sent.batch_id };
         say(t("talk.sent", { n: sent.recipients }));
         talk.value = null;
