@@ -70,10 +70,12 @@ def serve_api(settings: Settings) -> None:
     from nbpulse.api.app import create_app
     from nbpulse.api.context import ApiOptions
     from nbpulse.api.serving import serve
+    from nbpulse.records.retention import Retention
 
+    retention = Retention(settings.retention_days, settings.session_retention_days)
     application = create_app(
         lambda: open_patiently(settings, "nbpulse_api", API_POOL_SIZE),
-        ApiOptions(public_url=settings.public_url, limits=settings.read_limits()),
+        ApiOptions(public_url=settings.public_url, limits=settings.read_limits(), retention=retention),
     )
     serve(
         application,

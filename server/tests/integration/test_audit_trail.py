@@ -16,7 +16,7 @@ from nbpulse.api.access import RULES, Rule
 from stage import Stage, make_run
 from stores import connect
 
-SHOWS_NOBODY = {"meetings", "collection", "people", "join-code.svg", "projector", "map", "picture"}
+SHOWS_NOBODY = {"meetings", "collection", "people", "join-code.svg", "projector", "rules", "map", "picture"}
 """Reads of staff that show no student's work."""
 
 

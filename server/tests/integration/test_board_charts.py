@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
-import asyncpg
 import pytest
 from playwright.async_api import Browser, Page, expect
 
 from browsing import LOOKS, find_barriers, open_as_teacher, photograph
-from nbpulse.records.notebooks import CourseNotebook
-from nbpulse.records.originals import OriginalCell, register
 from stage import Stage, make_run
 from stores import connect
 
@@ -25,9 +22,16 @@ TEAMS = ["赤", "赤", "青", "青", None]
 
 async def make_class(stage: Stage) -> list[dict[str, Any]]:
     """A prepared notebook with sections and an exercise; five students, four of them in two teams, at work."""
-    async with asyncpg.create_pool(stage.database_url, min_size=1, max_size=1) as pool:
-        cells = [OriginalCell(f"cell-{n}", n, "code", title, exercise) for n, (title, exercise) in enumerate(CELLS)]
-        await register(pool, stage.course.id, CourseNotebook(uuid4(), "week1.ipynb"), "第 1 回", cells)
+    async with connect(stage.database_url) as owner:
+        notebook_id = await owner.fetchval(
+            "INSERT INTO notebooks (course_id, path, title) VALUES ($1, 'week1.ipynb', '第 1 回') RETURNING id",
+            stage.course.id,
+        )
+        await owner.executemany(
+            "INSERT INTO notebook_cells (notebook_id, cell_id, cell_index, cell_type, title, exercise_id,"
+            " is_registered) VALUES ($1, $2, $3, 'code', $4, $5, TRUE)",
+            [(notebook_id, f"cell-{n}", n, title, exercise) for n, (title, exercise) in enumerate(CELLS)],
+        )
     students = [await stage.join(f"生徒 {n}", student_number=f"100{n}") for n in range(len(TEAMS))]
     async with connect(stage.database_url) as owner:
         for n, (student, team) in enumerate(zip(students, TEAMS, strict=True)):

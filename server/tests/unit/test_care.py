@@ -152,6 +152,7 @@ def find_alert(snapshot: dict[str, Any], kind: str) -> Any:
 
 def test_the_board_shows_who_is_on_it_and_nothing_while_it_is_quiet() -> None:
     room = Class(2)
+    room.room.rules = AlertRules(stuck_after_ms=60_000)
     user = room.users[0]
     for second in (0, 30, 61):
         room.happen(fail(user, second))

@@ -72,24 +72,24 @@ def test_a_break_is_no_time_on_a_cell() -> None:
 
 def test_stuck_is_what_the_board_showed_and_reached_whom_staff_turned_to_meanwhile() -> None:
     made = fold(
-        *(run(ANNA, at, 1, "error") for at in (0, 10, 20)),  # shown at 60 s
+        *(run(ANNA, at, 1, "error") for at in (0, 10, 20)),  # shown at 90 s
         *(run(BEN, at, 1, "error") for at in (0, 10, 20)),  # over at 50 s: never shown
         run(BEN, 50, 1),
-        *(run(CHIE, at, 1, "error") for at in (0, 40, 80)),  # shown with the third error
+        *(run(CHIE, at, 1, "error") for at in (0, 40, 80)),  # shown after the third error
         run(CHIE, 200, 1),
         run(ANNA, 300, 1, "interrupted"),
     )
     hand = Trouble(BEN, "help", 100_000, 400_000, None)
     found = made.close(500_000, [hand], [(CHIE, 140_000), (BEN, 90_000), (ANNA, 600_000)])
     assert [(one.user_id, one.kind, one.since, one.until, one.passed, one.reached_at) for one in found] == [
-        (ANNA, "stuck", 60_000, 500_000, False, None),
-        (CHIE, "stuck", 80_000, 200_000, True, 140_000),
+        (ANNA, "stuck", 90_000, 500_000, False, None),
+        (CHIE, "stuck", 90_000, 200_000, True, 140_000),
         (BEN, "help", 100_000, 400_000, None, None),
     ]
     figures = make_figures(made, [ANNA, BEN, CHIE, UUID(int=14)], found)
     assert (figures.students, figures.came, figures.runs, figures.errors) == (4, 3, 12, 9)
     assert (figures.stuck, figures.hands, figures.troubled, figures.unreached, figures.unpassed) == (2, 1, 3, 2, 1)
-    assert (figures.waits, figures.wait_median_ms, figures.wait_worst_ms) == (1, 60_000, 60_000)
+    assert (figures.waits, figures.wait_median_ms, figures.wait_worst_ms) == (1, 50_000, 50_000)
 
 
 def test_quantiles_are_those_of_percentile_cont() -> None:

@@ -75,9 +75,10 @@ async def answer_notice(request: Request) -> Response:
 
 @router.get("/courses/{course_id}/collection")
 async def show_collection(request: Request, course_id: str) -> Response:
-    """What the course collects, every version of it, and how many students were shown which."""
+    """What the course collects, every version of it, how many students were shown which, and how long it is kept."""
     notice, versions, students = await get_context(request).consents.show(parse_id(course_id))
-    return answer({**_describe(notice), "versions": versions, "students": students})
+    kept = get_context(request).options.retention
+    return answer({**_describe(notice), "versions": versions, "students": students, "kept": kept})
 
 
 @router.put("/courses/{course_id}/collection", openapi_extra=describe_body(CollectionRequest))

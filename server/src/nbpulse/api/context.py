@@ -40,6 +40,8 @@ from nbpulse.records.people import People, Person
 from nbpulse.records.replays import Replays
 from nbpulse.records.report_shares import ReportShares
 from nbpulse.records.reports import Reports
+from nbpulse.records.retention import FOR_EVER, Retention
+from nbpulse.records.rules import CourseRules
 from nbpulse.records.views import ClassReader
 from nbpulse.records.work import WorkReader
 from nbpulse.stream import EventStream
@@ -57,6 +59,8 @@ class ApiOptions:
 
     public_url: str | None = None
     limits: Limits = DEFAULT
+    retention: Retention = FOR_EVER
+    """For how long the operator keeps things."""
 
 
 class Parts(Protocol):
@@ -111,6 +115,7 @@ class Context:
     messages: Messages
     inboxes: Inboxes
     consents: Consents
+    rules: CourseRules
     own_tokens: OwnTokens
     promise: str
     limits: RequestLimits
@@ -169,6 +174,7 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         report_shares=ReportShares(parts.people),
         inboxes=Inboxes(parts.people, parts.people.seal),
         consents=Consents(parts.people),
+        rules=CourseRules(parts.people),
         own_tokens=OwnTokens(parts.people),
         promise=parts.promise,
         limits=limits,

@@ -27,6 +27,7 @@ from nbpulse.classroom.originals import Original, make_original, read_prints, re
 from nbpulse.classroom.projection import project
 from nbpulse.classroom.rules import DEFAULT_RULES, LIMITS, RANKS, AlertRules, check_rules
 from nbpulse.classroom.shared import SharedError, group_errors, is_current, list_errors
+from nbpulse.classroom.trial import Fired, Trial, try_rules
 
 __all__ = [
     "DEFAULT_RULES",
@@ -43,6 +44,7 @@ __all__ = [
     "Claim",
     "Classroom",
     "Column",
+    "Fired",
     "HelpRequest",
     "KernelWord",
     "Learner",
@@ -52,6 +54,7 @@ __all__ = [
     "SharedError",
     "Sign",
     "Trace",
+    "Trial",
     "check_rules",
     "find_repeats",
     "find_signs",
@@ -71,4 +74,5 @@ __all__ = [
     "read_prints",
     "recognise",
     "to_ms",
+    "try_rules",
 ]

@@ -94,7 +94,7 @@ class Row:
             own_step_ms=self.own_step_ms,
             frontier=self.frontier,
             connected_ms=self.connected_ms,
-            held=frozenset((alert.kind, alert.since) for alert in self.alerts.values()),
+            held=frozenset((alert.kind, alert.since, alert.cell) for alert in self.alerts.values()),
             calm_until_ms=self.calm_until_ms,
         )
 

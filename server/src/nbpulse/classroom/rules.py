@@ -19,7 +19,7 @@ RANKS: Final = {
     "stuck": 1,
     "wrong_answer": 1,
     "same_error": 1,
-    "long_run": 2,
+    "long_run": 1,
     "no_progress": 2,
     "idle": 2,
     "not_started": 3,
@@ -38,8 +38,10 @@ STATUS_OF: Final = {
     "behind": "behind",
 }
 """What a learner with that alert is counted as."""
+_ERROR_KINDS: Final = frozenset({"stuck", "wrong_answer", "same_error"})
 _MISSED_STEPS: Final = 2
 """The class has gone on by so many cells without somebody who makes no progress."""
+_AT_WORK_MS: Final = 120_000
 _BEGUN_POSITION: Final = 2
 """A class whose median is here has begun."""
 
@@ -56,20 +58,20 @@ class AlertRules(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown
 
     off: tuple[str, ...] = ()
     stuck_error_count: int = 3
-    stuck_after_ms: int = 60_000
+    stuck_after_ms: int = 90_000
     same_error_count: int = 3
-    same_error_after_ms: int = 60_000
+    same_error_after_ms: int = 90_000
     wrong_answer_count: int = 3
-    wrong_answer_after_ms: int = 60_000
+    wrong_answer_after_ms: int = 90_000
     long_run_after_ms: int = 60_000
     long_run_ratio: float = 10
     no_progress_after_ms: int = 480_000
     no_progress_ratio: float = 2.5
     idle_after_ms: int = 300_000
     not_started_after_ms: int = 300_000
-    behind_ratio: float = 0.5
-    behind_clear_ratio: float = 0.6
-    behind_median_min: float = 4
+    behind_ratio: float = 0.4
+    behind_clear_ratio: float = 0.5
+    behind_median_min: float = 8
     behind_after_ms: int = 180_000
     hot_ratio: float = 0.2
     hot_clear_ratio: float = 0.1
@@ -156,8 +158,8 @@ class Standing(msgspec.Struct, frozen=True):
 
     `running`: the cell that runs and since when. `frontier`: the furthest position that runs well, and since when; 0, 0
     for none; `is_done`: there is none further. `own_step_ms`: their own time on a cell, 0 where too few are known.
-    `connected_ms`: since when they are connected, where that was seen. `held`: kind and begin of what was found last
-    time, which goes less easily than it came. `calm_until_ms`: the end of their cooldown.
+    `connected_ms`: since when they are connected, where that was seen. `held`: kind, begin and cell of what was found
+    last time, which goes less easily than it came. `calm_until_ms`: the end of their cooldown.
     """
 
     state: LearnerState | None
@@ -173,7 +175,7 @@ class Standing(msgspec.Struct, frozen=True):
     own_step_ms: float = 0
     frontier: tuple[int, int] = (0, 0)
     connected_ms: int = 0
-    held: frozenset[tuple[str, int]] = frozenset()
+    held: frozenset[tuple[str, int, str | None]] = frozenset()
     calm_until_ms: int = 0
 
 
@@ -214,22 +216,24 @@ def _find_all(standing: Standing, pace: ClassPace, rules: AlertRules) -> Iterato
 
 
 def _find_errors(standing: Standing, pace: ClassPace, rules: AlertRules) -> Iterator[Finding]:
-    def holds(count: int, least: int, since_ms: int, after_ms: int) -> bool:
-        return count >= least and pace.now_ms - since_ms >= after_ms
-
     for one in standing.repeats:
-        if one.is_wrong_answer and holds(
-            one.count, rules.wrong_answer_count, one.since_ms, rules.wrong_answer_after_ms
-        ):
-            yield Finding("wrong_answer", one.since_ms, one.cell_id, one.label, one.count)
+        lasts = pace.now_ms - one.since_ms >= rules.wrong_answer_after_ms
+        if one.is_wrong_answer and lasts and one.count >= rules.wrong_answer_count:
+            yield _keep_begin("wrong_answer", one, one.count, standing)
     streak = standing.streak
-    if streak and holds(streak.error_count, rules.stuck_error_count, streak.since_ms, rules.stuck_after_ms):
-        yield Finding("stuck", streak.since_ms, streak.cell_id, streak.label, streak.error_count)
+    is_streak = streak is not None and streak.error_count >= rules.stuck_error_count
+    if streak is not None and is_streak and pace.now_ms - streak.since_ms >= rules.stuck_after_ms:
+        yield _keep_begin("stuck", streak, streak.error_count, standing)
     for one in standing.repeats:
-        if not one.is_wrong_answer and holds(
-            one.count, rules.same_error_count, one.since_ms, rules.same_error_after_ms
-        ):
-            yield Finding("same_error", one.since_ms, one.cell_id, one.label, one.count)
+        lasts = pace.now_ms - one.since_ms >= rules.same_error_after_ms
+        if not one.is_wrong_answer and lasts and one.count >= rules.same_error_count:
+            yield _keep_begin("same_error", one, one.count, standing)
+
+
+def _keep_begin(kind: str, found: Repeat | Streak, count: int, standing: Standing) -> Finding:
+    """Of a learner only the last runs are known: what was found before on that cell began when it did then."""
+    begins = [since_ms for held, since_ms, cell in standing.held if held in _ERROR_KINDS and cell == found.cell_id]
+    return Finding(kind, min([found.since_ms, *begins]), found.cell_id, found.label, count)
 
 
 def _find_long_run(standing: Standing, pace: ClassPace, rules: AlertRules) -> Iterator[Finding]:
@@ -238,7 +242,7 @@ def _find_long_run(standing: Standing, pace: ClassPace, rules: AlertRules) -> It
     cell_id, since_ms = standing.running
     typical_ms = pace.run_ms.get(cell_id, 0)
     ran_ms = pace.now_ms - since_ms
-    is_held = ("long_run", since_ms) in standing.held  # it runs still, so it cannot have become shorter
+    is_held = ("long_run", since_ms, cell_id) in standing.held  # it runs still, so it cannot have become shorter
     if is_held or ran_ms >= max(rules.long_run_after_ms, rules.long_run_ratio * typical_ms):
         yield Finding("long_run", since_ms, cell_id, typical_ms=round(typical_ms) or None)
 
@@ -254,8 +258,9 @@ def _find_idle(standing: Standing, pace: ClassPace, rules: AlertRules) -> Iterat
 def _find_no_progress(standing: Standing, pace: ClassPace, rules: AlertRules) -> Iterator[Finding]:
     """Time counts from the class's first step without them: when all listen to the teacher, nobody is late."""
     position, since_ms = standing.frontier
-    is_held = ("no_progress", since_ms) in standing.held
-    limit_ms = 0 if is_held else max(rules.no_progress_after_ms, rules.no_progress_ratio * standing.own_step_ms)
+    is_held = ("no_progress", since_ms, None) in standing.held
+    usual_ms = max(rules.no_progress_after_ms, rules.no_progress_ratio * standing.own_step_ms)
+    limit_ms = 0 if is_held else usual_ms if _count_errors(standing.state, since_ms) >= 2 else 2 * usual_ms
     if not position or pace.now_ms - since_ms < limit_ms:
         return
     times = pace.passing_times
@@ -268,14 +273,19 @@ def _find_no_progress(standing: Standing, pace: ClassPace, rules: AlertRules) ->
         yield Finding("no_progress", since_ms, typical_ms=round(typical_ms) or None)
 
 
+def _count_errors(state: LearnerState | None, since_ms: int) -> int:
+    return sum(run.status == "error" and run.at_ms > since_ms for run in state.recent) if state else 0
+
+
 def _find_behind(standing: Standing, pace: ClassPace, rules: AlertRules) -> Iterator[Finding]:
-    """Who comes late has as much time again as they are late."""
+    """Who comes late has twice as much time to catch up as they are late."""
     begun_ms = pace.passing_times[0] if len(pace.passing_times) else 0
     late_ms = max(0, standing.connected_ms - begun_ms) if begun_ms else 0
     since_ms = standing.behind_since
-    if since_ms and pace.now_ms - max(since_ms, standing.connected_ms + late_ms) >= rules.behind_after_ms:
+    if since_ms and pace.now_ms - max(since_ms, standing.connected_ms + 2 * late_ms) >= rules.behind_after_ms:
         yield Finding("behind", since_ms)
-    if standing.position or not begun_ms or (pace.median or 0) < _BEGUN_POSITION:
+    is_at_work = pace.now_ms - standing.active_ms < _AT_WORK_MS
+    if standing.position or is_at_work or not begun_ms or (pace.median or 0) < _BEGUN_POSITION:
         return
     if pace.now_ms - max(begun_ms, standing.connected_ms) >= rules.not_started_after_ms:
         yield Finding("not_started", begun_ms)

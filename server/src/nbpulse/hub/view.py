@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 
 from nbpulse import metrics
-from nbpulse.classroom import Action, Classroom, Column, Learner, LearnerState
+from nbpulse.classroom import Action, AlertRules, Classroom, Column, Learner, LearnerState
 from nbpulse.errors import Unavailable
 from nbpulse.hub.projection import Frame, Projection
 from nbpulse.identity import get_asker
@@ -45,6 +45,8 @@ class Pulse(Protocol):
     def actions(self) -> Sequence[Action]: ...
     @property
     def mail(self) -> Mapping[str, int]: ...
+    @property
+    def rules(self) -> AlertRules: ...
     @property
     def teams(self) -> tuple[str, ...] | None: ...
 
@@ -135,6 +137,7 @@ class View:
         self.classroom = Classroom(
             str(course_id),
             str(loaded.notebook_id) if loaded.notebook_id else None,
+            rules=loaded.pulse.rules,
             columns=loaded.pulse.columns,
             learners=loaded.learners,
         )
@@ -231,6 +234,7 @@ class View:
         if pulse.meeting != self._meeting:
             self._take_meeting(pulse.meeting)
             self._extra["meeting"] = pulse.meeting
+        self.classroom.rules = pulse.rules
         self.classroom.apply_actions(pulse.actions)
         self.classroom.set_mail(pulse.mail)
         self.default_notebook_id = pulse.default_notebook_id

@@ -63,6 +63,7 @@ AuditAction = Literal[
     "report_shared",
     "retention_applied",
     "roster_imported",
+    "rules_changed",
     "session_started",
     "sessions_ended",
     "sign_in_failed",

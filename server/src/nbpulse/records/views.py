@@ -13,7 +13,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from nbpulse.classroom import Action, CellState, Column, Learner, LearnerState
+from nbpulse.classroom import DEFAULT_RULES, Action, AlertRules, CellState, Column, Learner, LearnerState
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import NotFound
 from nbpulse.records.interventions import read_actions
@@ -22,6 +22,7 @@ from nbpulse.records.members import open_member_name
 from nbpulse.records.messages import count_unanswered, read_announcements
 from nbpulse.records.people import People, Teams
 from nbpulse.records.progress import DONE
+from nbpulse.records.rules import read_rules
 from nbpulse.shards import get_shard_number
 
 _NAMES_KEPT: Final = 5_000
@@ -40,6 +41,7 @@ class Pulse(msgspec.Struct, frozen=True):
     """What staff did for students in the last 12 hours."""
     mail: dict[str, int] = {}
     """How many messages of each student nobody has answered, of the last 12 hours."""
+    rules: AlertRules = DEFAULT_RULES
     teams: Teams | None = None
     """Whose students, and those of no team, whoever asked was shown; None: the whole course."""
 
@@ -228,7 +230,9 @@ class ClassReader:
         columns = await connection.fetch(_COLUMNS, notebook_id or default, course_id)
         revisions = await connection.fetch(_REVISIONS, course_id)
         meeting = await connection.fetchrow(_MEETING, course_id)
-        teams = await connection.fetchval("SELECT find_my_teams($1)", course_id)
+        row = await connection.fetchrow(
+            "SELECT find_my_teams(id) AS teams, alert_rules FROM courses WHERE id = $1", course_id
+        )
         return Pulse(
             learner_revisions={str(row["user_id"]): row["revision"] for row in revisions},
             columns=[Column(row["cell_id"], row["cell_index"], row["title"], row["exercise_id"]) for row in columns],
@@ -237,7 +241,8 @@ class ClassReader:
             meeting={**dict(meeting), "id": str(meeting["id"])} if meeting else None,
             actions=await read_actions(connection, self._seal, course_id),
             mail=await count_unanswered(connection, course_id),
-            teams=None if teams is None else tuple(teams),
+            rules=read_rules(row["alert_rules"]) if row else DEFAULT_RULES,
+            teams=None if row is None or row["teams"] is None else tuple(row["teams"]),
         )
 
     async def _read_states(

@@ -125,8 +125,6 @@ export const archiveCourse = (id, isArchived) =>
   request("PATCH", `/api/v1/courses/${encodeURIComponent(id)}`, { is_archived: isArchived });
 /** @param {string} id */
 export const fetchReadiness = (id) => request("GET", ofPeople(id, "readiness"));
-/** @param {string} id */
-export const fetchCollection = (id) => request("GET", ofPeople(id, "collection"));
 /** @param {string} code of whom nothing else is known yet */
 export const fetchNotice = (code) => request("GET", `/api/v1/join/notice?code=${encodeURIComponent(code)}`);
 export const fetchHealth = () => request("GET", "/health");
@@ -204,6 +202,17 @@ export const sendRoster = (id, file, isDryRun, marksLeft) =>
 export const describeInvitation = (code) => request("POST", "/api/v1/invitations/describe", { code });
 /** @param {{code: string, username?: string, display_name?: string}} answer */
 export const acceptInvitation = (answer) => request("POST", "/api/v1/invitations/accept", answer);
+
+/** @param {string} id */
+export const fetchRules = (id) => request("GET", ofPeople(id, "rules"));
+/** @param {string} id @param {any} rules */
+export const changeRules = (id, rules) => request("PUT", ofPeople(id, "rules"), { rules });
+/** @param {string} id @param {any} rules what they would have shown in the last class */
+export const tryRules = (id, rules) => request("POST", ofPeople(id, "rules/preview"), { rules });
+/** @param {string} id */
+export const fetchCollection = (id) => request("GET", ofPeople(id, "collection"));
+/** @param {string} id @param {string} level */
+export const setCollectionLevel = (id, level) => request("PUT", ofPeople(id, "collection"), { level });
 
 /** @param {string} courseId @returns {Promise<{ticket: string}>} */
 export const fetchTicket = (courseId) =>

@@ -29,6 +29,7 @@ const COURSE_PAGES = {
   projector: async () => (await import("./views/projector.js")).Projector,
   map: async () => (await import("./views/map.js")).CourseMap,
   people: async () => (await import("./views/people.js")).People,
+  settings: async () => (await import("./views/settings.js")).Settings,
   replay: async () => (await import("./views/replay.js")).Replay,
   report: async () => (await import("./views/report.js")).Reports,
 };

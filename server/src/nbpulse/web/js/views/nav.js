@@ -4,7 +4,7 @@ import { html } from "../preact.js";
 import { t } from "../i18n.js";
 
 /** In the order of a class: now, before, after, and what is set once. "" is the live page. */
-const PAGES = ["before", "", "map", "projector", "report", "people", "data"];
+const PAGES = ["before", "", "map", "projector", "report", "people", "settings", "data"];
 const ANALYSTS = ["data"];
 /** Shown to the class from another screen. */
 const IN_A_WINDOW = "projector";

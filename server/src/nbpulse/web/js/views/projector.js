@@ -70,7 +70,8 @@ export function Projector({ courseId }) {
         <${Shares} shares=${shares} present=${present} />
         ${errors.length > 0 && html`<${Errors} errors=${errors} />`}`}
     </main>
-    <footer>${course.join_code && html`${t("course.join_code")} <b data-join-code>${course.join_code}</b>`}</footer>
+    <footer>${course.join_code && html`<span>${t("course.join_code")} <b data-join-code>${course.join_code}</b></span>
+      <img class="qr" key=${course.join_code} src=${`/api/v1/courses/${encodeURIComponent(courseId)}/join-code.svg?${course.join_code}`} alt=${t("join.qr")} width="180" height="180" />`}</footer>
   </div>`;
 }
 
