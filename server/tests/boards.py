@@ -45,6 +45,8 @@ class Board:
             self.students[i]["pos"] = position
         for i, status, since in frame.get("st", ()):
             self.students[i] |= {"st": status, "since": since}
+        for i, doing in frame.get("do", ()):
+            self.students[i]["do"] = doing
         for alert in (*frame.get("a+", ()), *frame.get("a~", ())):
             self.alerts[alert["id"]] = alert
         for alert_id in frame.get("a-", ()):

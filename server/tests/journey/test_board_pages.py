@@ -181,6 +181,7 @@ async def test_the_keys_list_opens_on_every_page_and_names_every_key(
         async with open_course_page(browser, teacher, path, locale="en-US") as page:
             await page.locator("h1").first.click()
             await page.keyboard.press("?")
+            await expect(page.locator("dialog.help[open] kbd").first).to_be_visible(timeout=20_000)
             listed = set(await page.locator("dialog.help[open] kbd").all_text_contents())
             assert {"?", "a", "/"} <= listed, name
             named = {"Space" if key == " " else key for key in handled}

@@ -2,6 +2,7 @@
 
 import pytest
 
+from nbpulse.api.bodies import decode_body
 from nbpulse.classroom.errorgroups import fingerprint_error
 from nbpulse.deliveries import split_batch
 from nbpulse.errors import InvalidInput
@@ -25,6 +26,18 @@ def test_a_body_made_to_be_slow_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidInput) as refused:
         split_batch(body)
     assert refused.value.code in ("NB-1001", "NB-1003")
+
+
+@pytest.mark.parametrize("text", [rb"\u0000", rb"a\\\u0000", rb"\\\\\u0000"])
+def test_a_nul_in_a_text_is_refused_before_a_database_is_asked(text: bytes) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        decode_body(b'{"deep": [{"text": "' + text + b'"}]}', dict)
+    assert refused.value.code == "NB-1007"
+
+
+@pytest.mark.parametrize("text", [rb"\\u0000", rb"\\\\u0000", rb"u0000", b"\\\\" * 200_000])
+def test_what_only_looks_like_a_nul_is_taken(text: bytes) -> None:
+    assert decode_body(b'{"text": "' + text + b'"}', dict)
 
 
 def test_an_event_that_is_no_json_still_stands_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from typing import Final, TypeVar
 
@@ -14,6 +15,8 @@ from nbpulse.events import BODY_BYTES_MAX
 
 # PostgreSQL holds no NUL.
 NO_NUL: Final = r"^[^\x00]*$"
+# As JSON writes it: after an even number of backslashes.
+_NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _JSON: Final = "application/json"
 SMALL_BODY_BYTES_MAX: Final = 16_384
 _GZIP_WINDOW: Final = 31
@@ -81,13 +84,16 @@ def _inflate(body: bytes, limit: int) -> bytes:
 
 
 def decode_body(body: bytes, kind: type[T]) -> T:
-    """The body as `kind`. Raises InvalidInput: not JSON (NB-1001), a wrong field (NB-1007)."""
+    """The body as `kind`. Raises InvalidInput: not JSON (NB-1001), a wrong field or a NUL in a text (NB-1007)."""
     try:
-        return msgspec.json.decode(body, type=kind)
+        decoded = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         raise InvalidInput("NB-1007", detail=str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput("NB-1001") from error
+    if _NUL.search(body):
+        raise InvalidInput("NB-1007", detail="a text holds a NUL character")
+    return decoded
 
 
 async def read_request_body(
