@@ -28,7 +28,7 @@ pytestmark = pytest.mark.browser
 STUDENTS = 40
 WIDTHS = (1280, 820, 390)
 # What a page that could not be shown bears.
-WRONG = ":is([data-page=failed], [data-page=refused], [data-page=no-page], [data-page=sign-in], .problem)"
+WRONG = ":is([data-page=failed], [data-page=refused], [data-page=no-page], [data-page=sign-in], .problem[data-code])"
 TAB_STOPS = """
 () => {
   const all = document.querySelectorAll('a[href], button, input, select, textarea, summary, [tabindex="0"]');
