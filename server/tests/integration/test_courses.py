@@ -148,6 +148,7 @@ async def test_a_copy_takes_what_is_settled_and_prepared_and_nobody(stage: Stage
     here = f"{COURSES}/{stage.course.id}"
     await stage.http.patch(f"{here}/entry", json={"shows_all_teams": True}, headers=stage.staff)
     await stage.http.put(f"{here}/collection", json={"level": "source", "without": ["typing"]}, headers=stage.staff)
+    await stage.http.put(f"{here}/rules", json={"rules": {"stuck_error_count": 5}}, headers=stage.staff)
     prepared = await upload(stage, make_notebook(["a", "b"]))
     token = (await stage.join())["token"]
     await stage.post(token, make_run(notebook_path="learned.ipynb"))
@@ -163,6 +164,8 @@ async def test_a_copy_takes_what_is_settled_and_prepared_and_nobody(stage: Stage
     assert (ready["collection"]["level"], ready["collection"]["version"]) == ("source", 1)
     assert [(one["path"], one["is_prepared"]) for one in ready["notebooks"]] == [("week1.ipynb", True)]
     assert ready["notebooks"][0]["id"] != prepared["notebook_id"]
+    rules = (await stage.http.get(f"{COURSES}/{copy['id']}/rules", headers=stage.staff)).json()["rules"]
+    assert rules["stuck_error_count"] == 5
     assert ready["students"] == []
     assert await read_audit(stage, copy["id"]) == [("course_copied", {"source_id": str(stage.course.id)})]
     # Last term's file, prepared for this course, is its original again.

@@ -46,6 +46,9 @@ async def test_places_and_a_picture_are_kept_and_each_change_is_audited(stage: S
         assert "sandbox" in policies
         assert any("default-src 'none'" in one for one in policies)
         assert picture.headers["x-content-type-options"] == "nosniff"
+    for version in (-1, 2**31, 2**70):
+        refused = await call(stage, "DELETE", f"/picture?version={version}")
+        assert (refused.status_code, refused.json()["code"]) == (422, "NB-1007")
     last = await call(stage, "DELETE", "/picture?version=4")
     assert last.json() == empty | {"version": 5, "places": [RED]}
     async with connect(stage.database_url) as owner:

@@ -19,13 +19,13 @@ router = APIRouter(prefix="/api/v1/courses/{course_id}/map")
 _PLACES_BYTES_MAX: Final = 131_072  # 500 places, their names as JSON may write them
 _BINARY: Final[dict[str, Any]] = {"schema": {"type": "string", "format": "binary"}}
 
-Version = Annotated[int, Query(ge=0, description="The version that is changed: 0 for the first")]
+Version = Annotated[int, Query(ge=0, le=2**31 - 2, description="The version that is changed: 0 for the first")]
 
 
 class PlacesRequest(msgspec.Struct):
     """All places of the map; `version`: that which is changed."""
 
-    version: Annotated[int, msgspec.Meta(ge=0)]
+    version: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 2)]
     places: Annotated[list[Place], msgspec.Meta(max_length=500)]
 
 

@@ -52,7 +52,7 @@ BEGIN
     RETURN made;
 END $$
 """,
-    # What the teacher has settled and prepared; nobody and nothing that anybody has done.
+    # What the teacher has settled (the rules' column comes with 0025) and prepared; nobody and nothing done by anybody.
     "copy_course(uuid, uuid)": f"""
 CREATE FUNCTION copy_course(source uuid, target uuid) RETURNS void LANGUAGE plpgsql {DEFINER} AS $$
 BEGIN
@@ -60,7 +60,7 @@ BEGIN
         RETURN;
     END IF;
     UPDATE courses t SET time_zone = s.time_zone, needs_approval = s.needs_approval,
-        shows_all_teams = s.shows_all_teams, settings = s.settings
+        shows_all_teams = s.shows_all_teams, settings = s.settings, alert_rules = s.alert_rules
     FROM courses s WHERE t.id = target AND s.id = source;
     INSERT INTO collection_versions (course_id, version, level, without, added_ja, added_en, notice_ja, notice_en,
         created_by)

@@ -26,7 +26,8 @@ export function CoursePage({ name, title, courseId, course: courseTitle, role, c
   </div>`;
 }
 
-function listenForHelp() {
+/** `?` opens the list of keys. */
+export function listenForHelp() {
   const press = (/** @type {KeyboardEvent} */ event) => {
     const isTyping = /** @type {HTMLElement} */ (event.target).matches("input, select, textarea");
     if (event.key === "?" && hasShortcuts.value && !isTyping) isHelpOpen.value = true;

@@ -3,12 +3,12 @@
 import { html, useEffect, useState } from "../preact.js";
 import { formatClock, formatDay, t } from "../i18n.js";
 import { Player } from "../player.js";
-import { classroom, clockOffsetMs, hasShortcuts, isNamed, layout, link, now, rows, selected, tab, toggleNames } from "../store.js";
+import { classroom, clockOffsetMs, hasShortcuts, isNamed, layout, link, now, rows, selected, setShortcuts, tab, toggleNames } from "../store.js";
 import { Attention } from "./attention.js";
 import { Counters } from "./counters.js";
 import { Grid } from "./grid.js";
-import { Preferences } from "./header.js";
-import { CoursePage, Problem } from "./pages.js";
+import { Help, HelpButton, Preferences } from "./header.js";
+import { CoursePage, listenForHelp, Problem } from "./pages.js";
 
 const SPEEDS = [1, 4, 10, 30, 60];
 
@@ -26,6 +26,7 @@ export function Replay({ courseId, title, item }) {
     };
   }, [courseId, item]);
   useEffect(() => listenToKeys(player), [player]);
+  useEffect(listenForHelp, []);
   const back = `/courses/${encodeURIComponent(courseId)}/report/${encodeURIComponent(item)}`;
   if (!classroom.value || !player || !playing) {
     return html`<${CoursePage} name="replay" title=${t("replay.title")} courseId=${courseId} course=${title}>
@@ -36,11 +37,12 @@ export function Replay({ courseId, title, item }) {
     <header class="top"><h1><bdi>${title}</bdi></h1><span class="demo">${t("replay.title")}</span>
       <span class="muted">${formatDay(new Date(playing.start))}</span><a href=${back}>${t("replay.to_report")}</a><span class="spread"></span>
       <button class="toggle" data-action="names" aria-pressed=${isNamed.value} title=${t("names.key")} onClick=${toggleNames}>${isNamed.value ? t("names.hide") : t("names.show")}</button>
-      <${Preferences} /></header>
+      <${Preferences} /><${HelpButton} /></header>
     <${Controls} player=${player} playing=${playing} />
     ${playing.problem && html`<${Problem} error=${playing.problem} />`}
     ${rows.value.length > 0 && html`<${Counters} /><${Room} />`}
     <footer class="foot"><span title=${t("replay.unknown")}>${t("replay.unknown")}</span></footer>
+    <${Help} hasShortcuts=${hasShortcuts.value} setShortcuts=${setShortcuts} />
   </div>`;
 }
 
