@@ -152,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--classes", type=int, default=20)
     parser.add_argument("--students", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=201)
     parser.add_argument("--dry", action="store_true", help="print only")
     asked = parser.parse_args()
     started_s = time.perf_counter()
