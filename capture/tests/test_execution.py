@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import linecache
 import uuid
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from nbpulse_capture.execution import (
     describe_error,
     describe_execution,
     describe_frames,
+    describe_shown_error,
     find_kernel_id,
     make_event_id,
 )
@@ -75,6 +77,53 @@ def test_six_thousand_frames_become_twenty_one_lines() -> None:
         lines = describe_frames(error, lambda _: None)
     assert len(lines) == 21
     assert lines[10] == "(782 more)"
+
+
+CHECKS = (
+    "def search(x):\n    return 0\n\nassert search(1) == 0\nassert  search(2) == 2\nassert search(3) == 3, 'three'\n"
+)
+
+
+def fail_in_a_cell(source: str, file: str = "/tmp/ipykernel_1/77.py") -> dict[str, str]:
+    """As a kernel runs a cell, whose text it keeps where Python looks for files' lines."""
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    try:
+        exec(compile(source, file, "exec"), {})
+    except AssertionError as error:
+        return describe_error(error, "runtime", lambda name: 3 if name == file else None)
+    finally:
+        del linecache.cache[file]
+    raise LookupError
+
+
+def test_of_an_error_without_a_message_the_failing_line_is_told_by_a_print() -> None:
+    described = fail_in_a_cell(CHECKS)
+    assert (described["error_name"], described["error_message"]) == ("AssertionError", "")
+    # The server makes the same of a traceback that quotes the line: server/tests/unit/test_classroom.py.
+    assert described["failing_print"] == "20dc915b04dd94bc"
+    assert "search(2)" not in str(described)
+    moved = fail_in_a_cell("\n\n# more\n" + CHECKS.replace("assert  search(2)", "assert search(2)"))
+    assert moved["failing_print"] == described["failing_print"]
+    other = fail_in_a_cell(CHECKS.replace("search(1) == 0", "search(1) == 9"))
+    assert other["failing_print"] != described["failing_print"]
+    assert "failing_print" not in fail_in_a_cell("assert 1 == 2, 'no'\n"), "the message tells already"
+
+
+def test_a_kernel_without_our_extension_shows_the_line_itself_and_only_the_print_is_kept() -> None:
+    shown = {
+        "ename": "AssertionError",
+        "evalue": "",
+        "traceback": [
+            "\x1b[31m---------------------\x1b[39m",
+            "Cell \x1b[32mIn[9]\x1b[39m, line 5",
+            "\x1b[32m----> 5\x1b[39m \x1b[38;5;28;01massert\x1b[39;00m search(2) == 2\n",
+            "\x1b[31mAssertionError\x1b[39m: ",
+        ],
+    }
+    assert describe_shown_error(shown)["failing_print"] == "20dc915b04dd94bc"
+    assert "search" not in str(describe_shown_error(shown))
+    for odd in (None, 3, [], ["---> x"], ["-" * 50_000], [None]):
+        assert "failing_print" not in describe_shown_error(shown | {"traceback": odd})
 
 
 def test_paths_in_tracebacks_are_cut_to_their_last_two_parts() -> None:

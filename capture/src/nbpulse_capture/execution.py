@@ -1,14 +1,16 @@
 """One run of a cell, put into the words of the wire: describe_start(), describe_execution().
 
 There is no source and no output in it (contents.py adds them where the course collects them). A traceback therefore
-names files, lines and functions but quotes no line of code, and paths are cut to their last two parts. What looks
-secret is masked.
+names files, lines and functions but quotes no line of code, and paths are cut to their last two parts; of an error
+without a message a print of the failing line tells one failed check from another. What looks secret is masked.
 Everything is bounded: an endless recursion with thousands of frames costs and sends no more than twenty.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import linecache
 import os
 import re
 import uuid
@@ -29,6 +31,9 @@ SCRUBBED_CHARS = 10_000
 FRAMES_EACH_END = 10
 TOLD_PREFIX = "nbpulse:"
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# Begun at the first dash of a row alone: a row without an arrow is looked at once, not once for each dash.
+_ARROW = re.compile(r"(?<!-)-++> *\d+ +(.*)")
 _MADE_UP_FILE = re.compile(r"\([\w<>.-]+, line (\d+)\)")
 
 CellNamer = Callable[[str], int | None]
@@ -161,6 +166,8 @@ def describe_error(error: BaseException, phase: str, name_cell: CellNamer) -> di
         "error_message": scrub_text(message, MESSAGE_CAP_CHARS),
         "phase": phase,
     }
+    if not message and (line := find_failing_line(error, name_cell)):
+        described["failing_print"] = print_line(line)
     if trace := scrub_text("\n".join(describe_frames(error, name_cell)), TRACEBACK_CAP_CHARS):
         described["traceback"] = trace
     return described
@@ -174,13 +181,36 @@ def describe_shown_error(content: Mapping[str, Any]) -> dict[str, str]:
     """
     name, message = str(content.get("ename") or "Error"), str(content.get("evalue") or "")
     is_syntax = name in {"SyntaxError", "IndentationError", "TabError"}
+    frames = content.get("traceback")
+    arrows = [] if message or not isinstance(frames, list) else _find_arrows("\n".join(map(str, frames[-50:])))
     if is_syntax:  # IPython's "(2814365.py, line 1)" names a file that nobody knows
         message = _MADE_UP_FILE.sub(r"(line \1)", message)
     return {
         "error_name": clean_text(name, 200),
         "error_message": scrub_text(message, MESSAGE_CAP_CHARS),
         "phase": "compile" if is_syntax else "runtime",
-    }
+    } | ({"failing_print": print_line(arrows[-1])} if arrows else {})
+
+
+def _find_arrows(traceback: str) -> list[str]:
+    """The lines that IPython's traceback points at, the innermost last."""
+    return _ARROW.findall(_COLOUR.sub("", traceback[-SCRUBBED_CHARS:]))
+
+
+def find_failing_line(error: BaseException, name_cell: CellNamer) -> str:
+    """The innermost line of a cell on the error's way; "" where there is none."""
+    found, step = "", error.__traceback__
+    while step is not None:
+        file = step.tb_frame.f_code.co_filename
+        if name_cell(file) is not None:
+            found = linecache.getline(file, step.tb_lineno)
+        step = step.tb_next
+    return found
+
+
+def print_line(line: str) -> str:
+    """16 hexadecimal digits of the SHA-256 of a line without its blanks: they tell lines apart, not what they say."""
+    return hashlib.sha256("".join(line.split())[:1_000].encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def describe_frames(error: BaseException, name_cell: CellNamer) -> list[str]:

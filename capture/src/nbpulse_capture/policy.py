@@ -20,6 +20,7 @@ FIELDS = frozenset(
     }
 )
 _FIELD_LEVELS = {"source": "source", "output": "output"}  # the level from which on it is collected
+_PART_OF = {"failing_print": "traceback"}  # goes with it
 
 Event = dict[str, Any]
 
@@ -38,6 +39,7 @@ class Policy:
 
     def keeps(self, field: str) -> bool:
         """Whether this field of `data` is."""
+        field = _PART_OF.get(field, field)
         needed = LEVELS.index(_FIELD_LEVELS.get(field, "nothing"))
         return field not in self.without and LEVELS.index(self.level) >= needed
 
@@ -61,7 +63,7 @@ def apply_policy(event: Event, policy: Policy) -> Event | None:
     if not policy.collects(event["event_type"]):
         return None
     data: Mapping[str, Any] = event.get("data") or {}
-    forbidden = [name for name in FIELDS & data.keys() if not policy.keeps(name)]
+    forbidden = [name for name in (FIELDS | _PART_OF.keys()) & data.keys() if not policy.keeps(name)]
     if not forbidden:
         return event
     return event | {"data": {name: value for name, value in data.items() if name not in forbidden}}

@@ -32,7 +32,7 @@ from nbpulse_capture.websocket import describe_cell
 
 HELD_FOR_S = 10.0
 UNKNOWN_NOTEBOOK = "unknown"
-ERROR_FIELDS = {"error_name", "error_message", "phase", "traceback"}
+ERROR_FIELDS = {"error_name", "error_message", "phase", "traceback", "failing_print"}
 
 Event = dict[str, Any]
 
@@ -257,7 +257,7 @@ def read_told(told: Mapping[str, Any]) -> Event:
         read["execution_duration_ms"] = duration_ms
     if type(count := told.get("execution_count")) is int and 0 <= count < 2**31:
         read["execution_count"] = count
-    for name, cap_chars in (("status", 20), ("phase", 20), ("error_name", 200)):
+    for name, cap_chars in (("status", 20), ("phase", 20), ("error_name", 200), ("failing_print", 16)):
         if isinstance(told.get(name), str):
             read[name] = clean_text(told[name], cap_chars)
     for name, cap_chars in (("error_message", MESSAGE_CAP_CHARS), ("traceback", TRACEBACK_CAP_CHARS)):

@@ -40,6 +40,7 @@ FIELDS: Final = frozenset(
 """Fields of `data` that a course can leave out."""
 SWITCHES: Final = FIELDS | (EVENT_TYPES - HELP_EVENT_TYPES)
 _FIELD_LEVELS: Final = {"source": "source", "output": "output"}  # the level from which on it is collected
+_PART_OF: Final = {"failing_print": "traceback"}  # goes with it
 ADDED_CHARS_MAX: Final = 4_000
 
 
@@ -56,6 +57,7 @@ class Policy(msgspec.Struct, frozen=True):
 
     def keeps(self, field: str) -> bool:
         """Whether this field of `data` is."""
+        field = _PART_OF.get(field, field)
         needed = LEVELS.index(_FIELD_LEVELS.get(field, "nothing"))
         return field not in self.without and LEVELS.index(self.level) >= needed
 
@@ -105,7 +107,7 @@ def strip_event(event: ReceivedEvent, policy: Policy) -> tuple[ReceivedEvent | N
     """The event without what is not collected, None where all of it is not; and the fields that were dropped."""
     if not policy.collects(event.event_type):
         return None, ()
-    dropped = tuple(sorted(name for name in FIELDS & event.data.keys() if not policy.keeps(name)))
+    dropped = tuple(sorted(name for name in (FIELDS | _PART_OF.keys()) & event.data.keys() if not policy.keeps(name)))
     if not dropped:
         return event, ()
     data = {name: value for name, value in event.data.items() if name not in dropped}

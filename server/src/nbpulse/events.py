@@ -94,6 +94,7 @@ class _ExecutionData(msgspec.Struct):
     error_name: _Text200 | None = None
     error_message: _Text8000 | None = None
     traceback: _Text30000 | None = None
+    failing_print: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")] | None = None
     execution_count: _Count | None = None
     output_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
     source: _Text30000 | None = None

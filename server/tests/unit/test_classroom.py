@@ -266,6 +266,10 @@ def test_the_same_mistake_is_one_group_and_another_is_not() -> None:
     moved = group("AssertionError", "", "Cell In[9], line 40\n---> 40 assert top(1)  == 2")
     other = group("AssertionError", "", "Cell In[3], line 4\n----> 4 assert top(5) == 2")
     assert first == moved != other
+    # Capture quotes no line, but sends its print: capture/tests/test_execution.py has the same one.
+    printed = {"error_name": "AssertionError", "error_message": "", "failing_print": "20dc915b04dd94bc"}
+    quoted = group("AssertionError", "", "Cell In[3], line 5\n----> 5 assert  search(2) == 2")
+    assert classroom.fingerprint_error("n", "c", printed) == quoted
 
 
 def test_masked_messages_hold_no_literal_number_or_path() -> None:

@@ -58,8 +58,9 @@ def fingerprint_error(notebook_id: str, cell_id: str, data: dict[str, object]) -
     """
     The group of an error, version 1: notebook, cell, class, normalised message; 16 hex digits.
 
-    A message that says nothing (a wrong answer is an AssertionError without one) is told apart by the failing line of
-    the traceback, its numbers and spaces aside, so that it survives a moved line or another cell number.
+    A message that says nothing (a wrong answer is an AssertionError without one) is told apart by the failing line, as
+    its print (16 hex digits of the SHA-256 of the line without blanks) or the traceback quotes it: it survives a moved
+    line or another cell number.
     """
     return _hash(notebook_id, cell_id, *_describe(data))
 
@@ -73,9 +74,15 @@ def _describe(data: dict[str, object]) -> tuple[str, str]:
     name = str(data.get("error_name") or "")
     message = normalise_message(name, str(data.get("error_message") or ""))
     if not message:
-        failing = _FAILING_LINE.findall(str(data.get("traceback") or ""))
-        message = re.sub(r"\s+", "", failing[-1])[:200] if failing else ""
+        message = str(data.get("failing_print") or "") or _print_failing_line(str(data.get("traceback") or ""))
     return name, message
+
+
+def _print_failing_line(traceback: str) -> str:
+    """As capture makes it."""
+    lines = _FAILING_LINE.findall(traceback)
+    line = "".join(lines[-1].split())[:1_000] if lines else ""
+    return hashlib.sha256(line.encode("utf-8", "replace")).hexdigest()[:16] if line else ""
 
 
 def _hash(*parts: str) -> str:
