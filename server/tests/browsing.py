@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,11 +18,15 @@ from stage import Stage
 
 SCREENSHOTS = Path(__file__).resolve().parents[2] / ".cache" / "screenshots"
 """Pictures for people; those in the documents are copies of them."""
+_IS_FULL = os.environ.get("NBPULSE_TEST_SCALE") == "full"
+_FEW = {(1280, "light", "en-US"), (820, "dark", "ja-JP"), (390, "light", "ja-JP"), (390, "dark", "en-US")}
 LOOKS = [
     {"viewport": {"width": width, "height": 900}, "color_scheme": scheme, "locale": locale}
     for width, scheme, locale in product((1280, 820, 390), ("light", "dark"), ("ja-JP", "en-US"))
+    if _IS_FULL or (width, scheme, locale) in _FEW
 ]
-"""How a page is looked at: every width, in both schemes and languages."""
+"""How a page with its own furniture is looked at: each width, scheme and language, in `make prove` all of them together.
+`journey/test_board_pages.py` looks at every page of a demo in every way."""
 
 VIEWS = Path(str(files("nbpulse") / "web" / "js" / "views"))
 PRESSED = ".sheet button, dialog button, .acts button, .note button"
