@@ -25,7 +25,7 @@ LOOKS = [
     for width, scheme, locale in product((1280, 820, 390), ("light", "dark"), ("ja-JP", "en-US"))
     if _IS_FULL or (width, scheme, locale) in _FEW
 ]
-"""How a page with its own furniture is looked at: each width, scheme and language, in `make prove` all of them together.
+"""How a page with its own furniture is looked at: each width, scheme and language; in `make prove` all together.
 `journey/test_board_pages.py` looks at every page of a demo in every way."""
 
 VIEWS = Path(str(files("nbpulse") / "web" / "js" / "views"))
