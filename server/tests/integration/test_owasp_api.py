@@ -300,6 +300,8 @@ class TestImproperInventoryManagement:
     UNDESCRIBED: ClassVar = {
         "GET /": "a page",
         "GET /courses": "a page",
+        "GET /me": "a page",
+        "GET /shared/report": "a page",
         "GET /join": "a page",
         "GET /join/{code}": "a page",
         "GET /courses/{course_id}": "a page",

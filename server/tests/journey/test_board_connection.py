@@ -83,7 +83,7 @@ def test_it_says_hello_with_its_ticket_and_place_and_follows_the_frames(page: Pa
     )
     assert page.evaluate("play.see()") == {"seq": 6, "pos": 3, "phase": "live"}
     assert page.evaluate("play.sent") == [
-        {"t": "hello", "ticket": "t1", "epoch": "e1", "after_seq": 5, "notebook": None},
+        {"t": "hello", "ticket": "t1", "epoch": "e1", "after_seq": 5, "notebook": None, "view": "board"},
         {"t": "pong"},
     ]
     assert page.evaluate("play.wire().url").endswith("/api/v1/courses/c/ws")

@@ -252,7 +252,7 @@ async def test_staff_sign_in_at_the_board_through_the_hub_and_students_see_no_cl
         alice = await sign_in("alice")
         await alice.wait_for_selector("[data-page=refused]")
         await alice.goto(school.system.url)
-        await alice.wait_for_selector("[data-page=no-course]")
+        await alice.wait_for_selector("[data-page=me]")  # her own work, and no class
 
         # The group is taken away: out at the next sign-in, whoever still has a session from before.
         (
