@@ -3,6 +3,7 @@
 from hypothesis import settings
 
 from servers import (  # noqa: F401
+    browser,
     chromium_path,
     data_dir,
     embedded_postgres,

@@ -7,25 +7,29 @@ cannot be had on this machine skips its tests with the reason, and fails them in
 """
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 from playwright._impl._driver import compute_driver_executable
+from playwright.async_api import Browser, async_playwright
 
 from nbpulse.embedded import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
 from nbpulse.embedded.programs import Programs, bring_within_reach, choose_account
 from nbpulse.network import find_free_port
+from torture.systems import make_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM_FLAGS = [
@@ -253,6 +257,37 @@ def chromium_path() -> str:
     if driver.returncode:
         give_up(f"playwright does not run here: {driver.stderr.strip()}")
     return found
+
+
+@pytest.fixture
+async def browser(chromium_path: str) -> AsyncIterator[Browser]:
+    """A new one for each test."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium_path, args=CHROMIUM_FLAGS)
+        yield browser
+        await browser.close()
+
+
+@contextmanager
+def run_demo(students: int) -> Iterator[dict[str, Any]]:
+    """The facts of a demo that runs on a free port, from when it says that it is ready."""
+    command = [sys.executable, "-m", "nbpulse", "demo", "--students", str(students), "--seed", "7", "--json"]
+    with (
+        make_data_dir() as data,
+        subprocess.Popen(
+            [*command, "--data", str(data), "--port", str(find_free_port())],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=make_environment({}),
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            yield json.loads(process.stdout.readline())
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import os
 import re
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -199,13 +199,8 @@ def _find_arrows(traceback: str) -> list[str]:
 
 def find_failing_line(error: BaseException, name_cell: CellNamer) -> str:
     """The innermost line of a cell on the error's way; "" where there is none."""
-    found, step = "", error.__traceback__
-    while step is not None:
-        file = step.tb_frame.f_code.co_filename
-        if name_cell(file) is not None:
-            found = linecache.getline(file, step.tb_lineno)
-        step = step.tb_next
-    return found
+    places = [(file, line) for file, line, _ in _walk_frames(error) if name_cell(file) is not None]
+    return linecache.getline(*places[-1]) if places else ""
 
 
 def print_line(line: str) -> str:
@@ -215,16 +210,7 @@ def print_line(line: str) -> str:
 
 def describe_frames(error: BaseException, name_cell: CellNamer) -> list[str]:
     """One line a frame, the outermost and innermost ten; IPython's own frames are left out."""
-
-    def walk() -> Any:
-        step = error.__traceback__
-        while step is not None:
-            file = step.tb_frame.f_code.co_filename
-            if "IPython" not in file:
-                yield file, step.tb_lineno, step.tb_frame.f_code.co_name
-            step = step.tb_next
-
-    frames = walk()
+    frames = _walk_frames(error)
     first = list(islice(frames, FRAMES_EACH_END))
     last: deque[Any] = deque(maxlen=FRAMES_EACH_END)
     rest_count = 0
@@ -235,6 +221,16 @@ def describe_frames(error: BaseException, name_cell: CellNamer) -> list[str]:
     if rest_count > FRAMES_EACH_END:
         lines.append(f"({rest_count - FRAMES_EACH_END} more)")
     return lines + [_describe_frame(frame, name_cell) for frame in last]
+
+
+def _walk_frames(error: BaseException) -> Iterator[tuple[str, int, str]]:
+    """File, line and function of each frame, the outermost first, without IPython's own."""
+    step = error.__traceback__
+    while step is not None:
+        file = step.tb_frame.f_code.co_filename
+        if "IPython" not in file:
+            yield file, step.tb_lineno, step.tb_frame.f_code.co_name
+        step = step.tb_next
 
 
 def _describe_frame(frame: tuple[str, int, str], name_cell: CellNamer) -> str:

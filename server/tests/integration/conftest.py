@@ -4,11 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
-from playwright.async_api import Browser, async_playwright
 from redis.asyncio import Redis
 
 from nbpulse.embedded import EmbeddedPostgres, EmbeddedValkey
-from servers import CHROMIUM_FLAGS, make_data_dir, run_postgres_15, run_server
+from servers import make_data_dir, run_postgres_15, run_server
 from stage import Stage, open_stage
 from stores import create_database
 
@@ -59,12 +58,3 @@ def make_valkey() -> Iterator[Callable[[], str]]:
         finally:
             for server in servers:
                 server.stop()
-
-
-@pytest.fixture
-async def browser(chromium_path: str) -> AsyncIterator[Browser]:
-    """A new one for each test."""
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium_path, args=CHROMIUM_FLAGS)
-        yield browser
-        await browser.close()

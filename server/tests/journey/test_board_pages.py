@@ -6,10 +6,7 @@ A page that is added there is opened here too. The pictures go to `.cache/screen
 from __future__ import annotations
 
 import asyncio
-import json
 import re
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from itertools import product
@@ -17,11 +14,10 @@ from typing import Any
 
 import httpx2
 import pytest
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, expect
 
 from browsing import VIEWS, find_barriers, find_item, list_course_pages, open_page, photograph
-from servers import CHROMIUM_FLAGS, make_data_dir
-from torture.systems import find_free_port, make_environment
+from servers import run_demo
 
 pytestmark = pytest.mark.browser
 
@@ -43,24 +39,8 @@ TAB_STOPS = """
 @pytest.fixture(scope="module")
 def demo() -> Iterator[dict[str, Any]]:
     """The facts of a running demo."""
-    command = [sys.executable, "-m", "nbpulse", "demo", "--students", str(STUDENTS), "--seed", "7", "--json"]
-    with (
-        make_data_dir() as data,
-        subprocess.Popen(
-            [*command, "--data", str(data), "--port", str(find_free_port())],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=make_environment({}),
-        ) as process,
-    ):
-        try:
-            assert process.stdout is not None
-            facts: dict[str, Any] = json.loads(process.stdout.readline())
-            yield facts
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
+    with run_demo(STUDENTS) as facts:
+        yield facts
 
 
 @pytest.fixture(scope="module")
@@ -75,15 +55,6 @@ def teacher(demo: dict[str, Any]) -> dict[str, Any]:
             for name, value in client.cookies.items()
         ]
     return {"base": base, "cookies": cookies}
-
-
-@pytest.fixture
-async def browser(chromium_path: str) -> AsyncIterator[Browser]:
-    """A new one for each test."""
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium_path, args=CHROMIUM_FLAGS)
-        yield browser
-        await browser.close()
 
 
 def read_board(demo: dict[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,7 @@ The pictures go to `.cache/screenshots`; those in the README are copies of them.
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +14,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
-from servers import CHROMIUM_FLAGS, make_data_dir
-from torture.systems import find_free_port, make_environment
+from servers import CHROMIUM_FLAGS, run_demo
 
 # With the larger numbers the class has time to get into trouble first.
 SETTLE_S = 150 if os.environ.get("NBPULSE_TEST_SCALE") == "full" else 0
@@ -41,23 +37,8 @@ COUNT_CHANGES = """
 @pytest.fixture(scope="module")
 def demo() -> Iterator[tuple[dict[str, Any], float]]:
     """The facts of a running demo, and when it said that it was ready."""
-    command = [sys.executable, "-m", "nbpulse", "demo", "--students", str(STUDENTS), "--seed", "7", "--json"]
-    with (
-        make_data_dir() as data,
-        subprocess.Popen(
-            [*command, "--data", str(data), "--port", str(find_free_port())],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=make_environment({}),
-        ) as process,
-    ):
-        try:
-            assert process.stdout is not None
-            yield json.loads(process.stdout.readline()), time.monotonic()
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
+    with run_demo(STUDENTS) as facts:
+        yield facts, time.monotonic()
 
 
 @pytest.fixture(scope="module")

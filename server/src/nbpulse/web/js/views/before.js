@@ -1,8 +1,9 @@
 // @ts-check
 /** Before class: can it begin? Who has come and sends, which notebooks are prepared, whether everything runs. */
 import { ApiError, fetchHealth, fetchReadiness, prepareNotebook } from "../api.js";
-import { html, useEffect, useState } from "../preact.js";
+import { html, useState } from "../preact.js";
 import { formatClock, formatDay, language, t } from "../i18n.js";
+import { useReread } from "../reread.js";
 import { isNamed, toggleNames } from "../store.js";
 import { useCourses } from "./courses.js";
 import { CoursePage, Problem, Refused } from "./pages.js";
@@ -18,23 +19,12 @@ const STATES = ["absent", "silent", "waiting", "away", "connected", "withdrawn"]
 export function Before({ courseId, title, role }) {
   const [ready, setReady] = useState(/** @type {any} */ (null));
   const [health, setHealth] = useState(/** @type {any} */ (null));
-  const [problem, setProblem] = useState(/** @type {?ApiError} */ (null));
   const { told } = useCourses();
   const read = async () => {
-    try {
-      setReady(await fetchReadiness(courseId));
-      setHealth(await fetchHealth());
-      setProblem(null);
-    } catch (error) {
-      if (!(error instanceof ApiError)) throw error;
-      setProblem(error);
-    }
+    setReady(await fetchReadiness(courseId));
+    setHealth(await fetchHealth());
   };
-  useEffect(() => {
-    void read();
-    const timer = setInterval(() => document.hidden || read(), REREAD_MS);
-    return () => clearInterval(timer);
-  }, [courseId]);
+  const { problem, reread } = useReread(read, REREAD_MS, [courseId]);
   const page = { name: "before", title: t("before.title"), courseId, course: title };
   if (!ready) return problem ? html`<${Refused} error=${problem} />` : html`<${CoursePage} ...${page} />`;
   const course = told?.courses.find((one) => one.id === courseId);
@@ -42,7 +32,7 @@ export function Before({ courseId, title, role }) {
     ${problem && html`<${Problem} error=${problem} />`}
     ${told && course && html`<${Checks} ready=${ready} health=${health} told=${told} course=${course} courseId=${courseId} />`}
     <${Students} students=${ready.students} isKnown=${ready.is_presence_known} courseId=${courseId} />
-    <${Notebooks} notebooks=${ready.notebooks} courseId=${courseId} mayPrepare=${role === "instructor"} done=${read} />
+    <${Notebooks} notebooks=${ready.notebooks} courseId=${courseId} mayPrepare=${role === "instructor"} done=${reread} />
     <section class="card" data-part="collection" aria-labelledby="collection-title">
       <h2 id="collection-title">${t("before.collection")}</h2>
       <p><b>${t(`level.${ready.collection.level}`)}</b> <span class="muted">${t("before.version", { n: ready.collection.version })}</span></p>

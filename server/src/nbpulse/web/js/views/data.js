@@ -42,9 +42,9 @@ export function Data({ courseId, title, role }) {
       ${isStaff && html`<label class="check"><input type="checkbox" name="identified" checked=${isIdentified}
         onChange=${(/** @type {any} */ e) => setIdentified(e.target.checked)} /> ${t("data.identified")}</label>`}</form>
     ${!isWindow && html`<p class="problem" role="alert">${t("data.no_window")}</p>`}
-    <section class="card"><ul class="people">${QUESTIONS.filter((one) => isStaff || !one.isStaffs).map((one) => html`<li key=${one.name} data-question=${one.name}>
-      <span class="person"><b>${t(`data.${one.name.replace("-", "_")}`)}</b> <span class="muted">${t(`data.${one.name.replace("-", "_")}_explain`)}</span></span>
-      ${isWindow && html`<span class="ends">${FORMS.map((form) => html`<a key=${form} href=${place(one, form)} download>${form === "manifest" ? t("data.columns") : form.toUpperCase()}<span class="unseen"> ${t(`data.${one.name.replace("-", "_")}`)}</span></a>`)}</span>`}
+    <section class="card"><ul class="people">${QUESTIONS.filter((one) => isStaff || !one.isStaffs).map((one) => ({ ...one, key: one.name.replace("-", "_") })).map((one) => html`<li key=${one.name} data-question=${one.name}>
+      <span class="person"><b>${t(`data.${one.key}`)}</b> <span class="muted">${t(`data.${one.key}_explain`)}</span></span>
+      ${isWindow && html`<span class="ends">${FORMS.map((form) => html`<a key=${form} href=${place(one, form)} download>${form === "manifest" ? t("data.columns") : form.toUpperCase()}<span class="unseen"> ${t(`data.${one.key}`)}</span></a>`)}</span>`}
     </li>`)}</ul></section>
     <p class="muted">${t("data.more")}</p>
   <//>`;

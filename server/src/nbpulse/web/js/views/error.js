@@ -1,7 +1,8 @@
 // @ts-check
 /** One error group: who has it now, since when, where, in which words; and what became of a word to all of them. */
-import { ApiError, fetchBatches, fetchError } from "../api.js";
-import { html, useEffect, useState } from "../preact.js";
+import { fetchBatches, fetchError } from "../api.js";
+import { html, useState } from "../preact.js";
+import { useReread } from "../reread.js";
 import { formatNumber, t } from "../i18n.js";
 import { announced, cellNumbers, classroom, sharedErrors } from "../store.js";
 import { useClass } from "./live.js";
@@ -16,25 +17,14 @@ const REFRESH_MS = 5_000;
 export function ErrorPage({ courseId, title, item: fingerprint }) {
   const [told, setTold] = useState(/** @type {any} */ (null));
   const [batches, setBatches] = useState(/** @type {any[]} */ ([]));
-  const [problem, setProblem] = useState(/** @type {?ApiError} */ (null));
   useClass(courseId, told?.cells[0]?.notebook_id ?? null);
   const isLive = Boolean(classroom.value);
-  useEffect(() => {
-    const read = async () => {
-      try {
-        const [error, sent] = await Promise.all([fetchError(courseId, fingerprint), isLive ? fetchBatches() : { batches: [] }]);
-        setTold(error);
-        setBatches(sent.batches.filter((/** @type {any} */ one) => one.error_fingerprint === fingerprint));
-        setProblem(null);
-      } catch (error) {
-        if (!(error instanceof ApiError)) throw error;
-        setProblem(error);
-      }
-    };
-    void read();
-    const timer = setInterval(() => !document.hidden && read(), REFRESH_MS);
-    return () => clearInterval(timer);
-  }, [courseId, fingerprint, isLive, announced.value]);
+  const read = async () => {
+    const [error, sent] = await Promise.all([fetchError(courseId, fingerprint), isLive ? fetchBatches() : { batches: [] }]);
+    setTold(error);
+    setBatches(sent.batches.filter((/** @type {any} */ one) => one.error_fingerprint === fingerprint));
+  };
+  const { problem } = useReread(read, REFRESH_MS, [courseId, fingerprint, isLive, announced.value]);
   if (problem && !told) return html`<${Refused} error=${problem} />`;
   const page = { name: "error", title: html`<code>${told?.label}</code>`, courseId, course: title };
   if (!told) return html`<${WorkPage} ...${page} />`;

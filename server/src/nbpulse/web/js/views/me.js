@@ -3,6 +3,7 @@
 import { ApiError, fetchOwnAudit, fetchOwnCollection, fetchOwnInbox, fetchOwnProgress, withdraw } from "../api.js";
 import { html, useEffect, useState } from "../preact.js";
 import { formatWait, language, t } from "../i18n.js";
+import { useReread } from "../reread.js";
 import { now } from "../store.js";
 import { Command, Page, Problem } from "./pages.js";
 import { cellName, formatMoment } from "./work.js";
@@ -26,25 +27,14 @@ export function Me({ courses }) {
 /** @param {{courseId: string}} props */
 function Own({ courseId }) {
   const [told, setTold] = useState(/** @type {any} */ (null));
-  const [problem, setProblem] = useState(/** @type {?ApiError} */ (null));
   const read = async () => {
-    try {
-      const [{ notebooks }, { help }, collection] = await Promise.all([fetchOwnProgress(courseId), fetchOwnInbox(courseId), fetchOwnCollection(courseId)]);
-      setTold({ notebooks, help, collection });
-      setProblem(null);
-    } catch (error) {
-      if (!(error instanceof ApiError)) throw error;
-      setProblem(error);
-    }
+    const [{ notebooks }, { help }, collection] = await Promise.all([fetchOwnProgress(courseId), fetchOwnInbox(courseId), fetchOwnCollection(courseId)]);
+    setTold({ notebooks, help, collection });
   };
-  useEffect(() => {
-    void read();
-    const timer = setInterval(() => !document.hidden && read(), LOOK_EVERY_MS);
-    return () => clearInterval(timer);
-  }, [courseId]);
+  const { problem, reread } = useReread(read, LOOK_EVERY_MS, [courseId]);
   return html`${problem && html`<${Problem} error=${problem} />`}
     ${told && html`${told.help?.open && html`<${Hand} help=${told.help} />`}<${Progress} notebooks=${told.notebooks} />
-      <${Recorded} courseId=${courseId} collection=${told.collection} done=${read} />`}`;
+      <${Recorded} courseId=${courseId} collection=${told.collection} done=${reread} />`}`;
 }
 
 /** @param {{help: any}} props */
