@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbpulse.classroom import Column
+from nbpulse.classroom.quantiles import find_quantile
 from nbpulse.classroom.report import (
     BREAK_MS,
     CellFigures,
@@ -19,7 +20,6 @@ from nbpulse.classroom.report import (
     PastRun,
     Progress,
     Trouble,
-    find_quantile,
     make_figures,
 )
 from nbpulse.classroom.withholding import withhold_cells, withhold_figures, withhold_progress

@@ -9,7 +9,6 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from statistics import quantiles
 from typing import Annotated, Any, Final, Literal, NamedTuple
 from uuid import UUID
 
@@ -23,6 +22,7 @@ from nbpulse.api.queries import Cursor, encode_cursor, read_place
 from nbpulse.classroom import Learner, is_current
 from nbpulse.classroom.compare import compare_lines, group_sources
 from nbpulse.classroom.errorgroups import FINGERPRINT_VERSION
+from nbpulse.classroom.quantiles import find_quartiles
 from nbpulse.collection import Policy
 from nbpulse.errors import NotFound
 from nbpulse.records.analysis import Place, Span
@@ -219,8 +219,8 @@ def _compose_cell(work: CellWork, learners: Mapping[str, Learner], asked: Asked)
     figures = {
         "students": len(learners),
         "states": {name: states[name] for name in ("ok", "error", "running", "none")},
-        "time_ms": _find_quartiles([one.time_ms for one in answers.values() if one.time_ms is not None]),
-        "tries": _find_quartiles([one.tries for one in answers.values() if one.tries is not None]),
+        "time_ms": find_quartiles([one.time_ms for one in answers.values() if one.time_ms is not None]),
+        "tries": find_quartiles([one.tries for one in answers.values() if one.tries is not None]),
     }
     rows = [_describe_answer(one, answers.get(one.user_id), places) for one in wanted[asked.skip :][: asked.limit]]
     return {"figures": figures, "groups": groups, "group_count": len(grouped), "students": rows, "count": len(wanted)}
@@ -246,13 +246,6 @@ def _describe_answer(learner: Learner, given: Answer | None, places: Mapping[str
     if given is not None:
         told |= given._asdict() | {"group": places.get(learner.user_id)}
     return told
-
-
-def _find_quartiles(values: list[int]) -> list[float] | None:
-    """The three quartiles of at least two values, the value three times where there is one; None for none."""
-    if len(values) < 2:
-        return [float(values[0])] * 3 if values else None
-    return quantiles(values, n=4, method="inclusive")
 
 
 def _compose_error(found: ErrorWork, learners: Mapping[str, Learner], now: datetime) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from nbpulse.classroom.charts import Charts
 from nbpulse.classroom.entries import Alert, Changes, Column, Learner, name_alert, score_alert
 from nbpulse.classroom.figures import PassingTimes
 from nbpulse.classroom.learners import CellState, LearnerState
-from nbpulse.classroom.pace import HotCell, Times, find_frontier, find_hot, find_median, measure_times
+from nbpulse.classroom.pace import HotCell, Times, find_frontier, find_hot, measure_times
+from nbpulse.classroom.quantiles import find_quantile
 from nbpulse.classroom.rows import Row
 from nbpulse.classroom.rules import (
     CONNECTED_MS,
@@ -190,7 +191,7 @@ class Classroom:
         self._watched_ms = self._watched_ms or now_ms
         connected = [row for row in self._by_index if self._is_connected(row, now_ms)]
         started = sorted(row.position for row in connected if row.position > 0)
-        median = find_median(started)
+        median = find_quantile(started, 0.5)
         last_runs = sorted(row.state.last_run_ms if row.state else 0 for row in connected)
         median_run_ms = last_runs[len(last_runs) // 2] if last_runs else 0
         self._measure(connected, now_ms)

@@ -32,18 +32,10 @@ class Times(msgspec.Struct, frozen=True):
     run_ms: Mapping[str, float] = {}
 
 
-def find_quantile(values: list[int], share: float) -> float:
+def pick_quantile(values: list[int], share: float) -> float:
     """The value that `share` (0..1) of them do not exceed; one of them, never a mean. Sorts `values`, at least one."""
     values.sort()
     return values[min(len(values) - 1, int(share * len(values)))]
-
-
-def find_median(ordered: Sequence[int]) -> float | None:
-    """Of values in order; None for none."""
-    if not ordered:
-        return None
-    middle = len(ordered) // 2
-    return float(ordered[middle]) if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 def find_running(state: LearnerState, cells: Iterable[CellState]) -> tuple[str, int] | None:
@@ -93,8 +85,8 @@ def measure_times(ways: Iterable[Way], recent: Iterable[Sequence[Run]], running:
         if len(by_cell.get(cell_id, ())) < KNOWN_MIN:
             by_cell.setdefault(cell_id, []).extend(ages)
     return Times(
-        {position: find_quantile(values, 0.75) for position, values in by_place.items() if len(values) >= KNOWN_MIN},
-        {cell_id: find_quantile(values, 0.95) for cell_id, values in by_cell.items() if len(values) >= KNOWN_MIN},
+        {position: pick_quantile(values, 0.75) for position, values in by_place.items() if len(values) >= KNOWN_MIN},
+        {cell_id: pick_quantile(values, 0.95) for cell_id, values in by_cell.items() if len(values) >= KNOWN_MIN},
     )
 
 

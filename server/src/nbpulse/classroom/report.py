@@ -15,6 +15,7 @@ import msgspec
 
 from nbpulse.classroom.entries import Column
 from nbpulse.classroom.learners import FINISHED_STATUSES
+from nbpulse.classroom.quantiles import find_quantile
 from nbpulse.classroom.rules import DEFAULT_RULES, AlertRules
 
 BREAK_MS: Final = 600_000
@@ -258,16 +259,6 @@ def make_figures(fold: MeetingFold, students: Iterable[UUID], troubles: Iterable
         wait_median_ms=find_quantile(waits, 0.5),
         wait_worst_ms=waits[-1] if waits else None,
     )
-
-
-def find_quantile(ordered: Sequence[float], ratio: float) -> float | None:
-    """Of rising values, between two of them in proportion, as SQL's percentile_cont; None of none."""
-    if not ordered:
-        return None
-    position = ratio * (len(ordered) - 1)
-    lower = int(position)
-    upper = min(lower + 1, len(ordered) - 1)
-    return ordered[lower] + (ordered[upper] - ordered[lower]) * (position - lower)
 
 
 def name_errors(cells: Iterable[CellFigures], labels: Mapping[str, str]) -> list[CellFigures]:

@@ -9,7 +9,8 @@ from nbpulse.classroom.care import NO_CARE, Action
 from nbpulse.classroom.entries import Alert, Learner
 from nbpulse.classroom.figures import Way
 from nbpulse.classroom.learners import CellState, LearnerState, Run
-from nbpulse.classroom.pace import find_median, find_running, is_kernel_dead
+from nbpulse.classroom.pace import find_running, is_kernel_dead
+from nbpulse.classroom.quantiles import find_quantile
 from nbpulse.classroom.rules import CONNECTED_MS, Standing
 from nbpulse.classroom.shared import list_errors
 
@@ -63,7 +64,7 @@ class Row:
     def take_way(self) -> None:
         """Their own pace: the median of the times on their cells, of three or more."""
         spent = sorted(spent_s for _, _, _, spent_s in self.way.passages if spent_s is not None)
-        self.own_step_ms = (find_median(spent) or 0.0) * 1000 if len(spent) >= _OWN_STEPS_MIN else 0.0
+        self.own_step_ms = (find_quantile(spent, 0.5) or 0.0) * 1000 if len(spent) >= _OWN_STEPS_MIN else 0.0
 
     def find_running(self) -> None:
         """Which cell runs, by the state and the cells as they are."""
