@@ -19,6 +19,14 @@ from stores import connect
 
 pytestmark = pytest.mark.browser
 BEGAN = datetime.now(UTC) - timedelta(minutes=20)
+
+
+@pytest.fixture(autouse=True)
+def _begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anew for each test: half an hour after the file was read its events would come too late to be live."""
+    monkeypatch.setitem(globals(), "BEGAN", datetime.now(UTC) - timedelta(minutes=20))
+
+
 TRACEBACK = "Traceback (most recent call last)\n  Cell In[3], line 1\nNameError: name 'df' is not defined"
 FOREIGN = "img, iframe, script, object, embed, video, audio, link, style, math, marquee, xss, picture, base, meta"
 

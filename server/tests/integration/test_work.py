@@ -17,6 +17,12 @@ from stores import connect
 BEGAN = datetime.now(UTC) - timedelta(minutes=10)
 
 
+@pytest.fixture(autouse=True)
+def _begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anew for each test: half an hour after the file was read its events would come too late to be live."""
+    monkeypatch.setitem(globals(), "BEGAN", datetime.now(UTC) - timedelta(minutes=10))
+
+
 def make_told(cell: int, minute: float, source: str, status: str = "ok", **data: Any) -> dict[str, Any]:
     """A run `minute` minutes after the beginning, with its code and what it printed."""
     run = make_run(cell, status, occurred_at=(BEGAN + timedelta(minutes=minute)).isoformat())
