@@ -211,7 +211,7 @@ async def is_done(
             if role:
                 await connection.execute(f"SET LOCAL ROLE {role}")
             if asker:
-                await connection.execute(f"SET LOCAL app.current_user_id = '{asker}'")
+                await connection.execute(f"SELECT ask_as('{asker}')")
             done = await connection.execute(statement)
             raise Undo
     except Undo:

@@ -49,6 +49,18 @@ GRANT app_writer TO nbpulse_worker;
 GRANT CREATE, USAGE ON SCHEMA public TO nbpulse_owner, nbpulse_migrator, app_maintenance
 """
 
+# Where Citus is, but nothing distributed yet, the schema is made on this node alone; afterwards Citus changes all.
+_KEEP_TO_ONE_NODE = """
+DO $$
+DECLARE is_distributed boolean;
+BEGIN
+    IF EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN
+        EXECUTE 'SELECT EXISTS (SELECT FROM pg_dist_partition)' INTO is_distributed;
+        PERFORM set_config('citus.enable_ddl_propagation', is_distributed::text, false);
+    END IF;
+END $$
+"""
+
 
 def _as_sqlalchemy(url: str) -> str:
     return "postgresql+asyncpg://" + url.split("://", 1)[1]
@@ -68,7 +80,7 @@ async def migrate(database_url: str, passwords: Mapping[str, str], revision: str
         async with engine.connect() as connection:
             await _take_lock(connection)
             head, _, grants = _ENSURE_ROLES.partition("END $$;\n")
-            for statement in (head + "END $$", *grants.split(";\n"), "SET ROLE nbpulse_owner"):
+            for statement in (head + "END $$", *grants.split(";\n"), _KEEP_TO_ONE_NODE, "SET ROLE nbpulse_owner"):
                 await connection.exec_driver_sql(statement)
             await connection.commit()
             await connection.run_sync(_upgrade, revision)
