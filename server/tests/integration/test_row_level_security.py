@@ -187,13 +187,14 @@ def compose_insert(table: str, row: dict[str, Any]) -> str:
 
 def compose(command: str, table: str, row: dict[str, Any], person: str) -> str:
     keys: dict[str, tuple[str, ...]] = {
-        **{"users": ("id",), "courses": ("id",), "tokens": ("user_id",), "class_meetings": ("course_id",)},
-        **{
-            "shard_databases": ("name",),
-            "shard_map": ("shard",),
-            "shard_owners": ("shard",),
-            "shard_moves": ("shard",),
-        },
+        "users": ("id",),
+        "courses": ("id",),
+        "tokens": ("user_id",),
+        "class_meetings": ("course_id",),
+        "shard_databases": ("name",),
+        "shard_map": ("shard",),
+        "shard_owners": ("shard",),
+        "shard_moves": ("shard",),
     }
     names = keys.get(table) or [
         name for name in row if name.endswith(("id", "_ns", "path", "role", "short_name", "slot", "generation", "mark"))
