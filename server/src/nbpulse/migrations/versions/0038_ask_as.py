@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0038"
-down_revision = "0025"
+down_revision = "0035"
 
 FUNCTION = """
 CREATE FUNCTION ask_as(person text) RETURNS text LANGUAGE sql AS $$
