@@ -14,7 +14,6 @@ import asyncpg
 
 from nbpulse.crypto import make_key
 from nbpulse.events import ReceivedEvent
-from nbpulse.migrations.citus import distribute
 from nbpulse.resources import Resources, open_resources
 from nbpulse.settings import Settings
 
@@ -39,10 +38,12 @@ async def create_database(server_url: str, revision: str = "head") -> str:
     older `revision` it is made by itself.
     """
     if server_url == CITUS_URL:
+        from nbpulse.migrations import citus  # Alembic, as below
+
         url = await create_cluster_database(server_url)
         await _migrate(url)
-        async for _ in distribute(url, PASSWORDS):
-            pass
+        async with citus.connect(url) as connection:
+            await citus.distribute(connection, PASSWORDS, lambda _done, _total: None)
         return url
     if revision != "head":
         url = await _make_database(server_url, "template1")
@@ -58,15 +59,15 @@ async def create_database(server_url: str, revision: str = "head") -> str:
 
 
 async def create_cluster_database(server_url: str) -> str:
-    """The superuser's URL of a new database of a Citus cluster, on the same nodes as the one that `server_url` names."""
+    """The superuser's URL of a new database without our schema, on the Citus nodes of the one that is given."""
     name = f"t{uuid4().hex[:12]}"
     async with connect(server_url) as given:
-        nodes = await given.fetch("SELECT nodename, nodeport, groupid, shouldhaveshards FROM pg_dist_node ORDER BY groupid")
+        nodes = await given.fetch("SELECT nodename, nodeport, groupid FROM pg_dist_node ORDER BY groupid")
     scheme, _, address = server_url.partition("://")
-    login = address.rpartition("@")[0]
+    login, given_name = address.rpartition("@")[0], address.rpartition("/")[2]
     for node in nodes:
         node_url = f"{scheme}://{login}@{node['nodename']}:{node['nodeport']}"
-        async with connect(f"{node_url}/{address.rpartition('/')[2]}") as connection:
+        async with connect(f"{node_url}/{given_name}") as connection:
             await connection.execute("SET citus.enable_create_database_propagation = off")
             await connection.execute(f"CREATE DATABASE {name}")
         async with connect(f"{node_url}/{name}") as connection:
@@ -74,12 +75,8 @@ async def create_cluster_database(server_url: str) -> str:
     url = f"{server_url.rsplit('/', 1)[0]}/{name}"
     async with connect(url) as coordinator:
         for node in nodes:
-            place = node["nodename"], node["nodeport"]
-            if node["groupid"] == 0:
-                await coordinator.execute("SELECT citus_set_coordinator_host($1, $2)", *place)
-                await coordinator.execute("SELECT citus_set_node_property($1, $2, 'shouldhaveshards', $3)", *place, node["shouldhaveshards"])
-            else:
-                await coordinator.execute("SELECT citus_add_node($1, $2)", *place)
+            add = "citus_add_node" if node["groupid"] else "citus_set_coordinator_host"
+            await coordinator.execute(f"SELECT {add}($1, $2)", node["nodename"], node["nodeport"])
     return url
 
 

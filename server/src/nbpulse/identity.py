@@ -41,4 +41,4 @@ def identify() -> str:
     As text, to be sent with others in one round trip: the id is written by us, from a UUID. Without an asker it is
     nobody. Nothing sent with it may be a SET: Citus would send the whole text to its nodes.
     """
-    return f"SELECT ask_as('{_asker.get() or ''}')"  # noqa: S608 - from a UUID
+    return f"SELECT ask_as('{_asker.get() or ''}')"

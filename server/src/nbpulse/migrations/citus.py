@@ -1,34 +1,46 @@
-"""Distributes the schema over a Citus cluster: what grows with time by student, everything else on the coordinator.
+"""Distributes the schema over a Citus cluster: what grows by student and time, everything else on the coordinator.
 
-Promises: rows that are there move with their tables; each table is distributed in a transaction of its own, so whatever
-was killed goes on where it stopped; done again it changes nothing. Why so and not otherwise: docs/decisions/0034.
+Promises: rows that are there move with their tables; each table is distributed in a transaction of its own, so what was
+killed goes on where it stopped; done again it changes nothing. Why so and not otherwise: docs/decisions/0034.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Final
 
 import asyncpg
 
 from nbpulse.errors import StartupError
+from nbpulse.migrations.runner import ENSURE_ROLES
 
 # The first is what the others stand beside: a student's rows of all of them are on one node.
 TABLES: Final = ("events", "event_ids", "event_contents", "learning_sessions", "learner_cells")
-# Citus connects to the other nodes as whoever runs the statement. No password: a node lets them in by its pg_hba.conf.
+# The identity reaches the nodes; and students' rows are brought to the tables that only the coordinator has: the other
+# way round PostgreSQL cannot plan a join under row-level security ("failed to postpone qual").
+_SETTINGS: Final = {
+    "citus.propagate_set_commands": "local",
+    "citus.local_table_join_policy": "prefer-distributed",
+}
+# Citus connects to the other nodes as whoever runs the statement. They get no password: pg_hba.conf lets nodes in.
 _ACTING_ROLES: Final = ("nbpulse_owner", "app_maintenance", "app_staff")
-_FIND_NODES = "SELECT count(*) FROM pg_dist_node WHERE isactive AND noderole = 'primary' AND shouldhaveshards"
-_FIND_STATE = """
-SELECT p.partmethod::text AS method, column_to_column_name(p.logicalrelid, p.partkey) AS key,
-    p.colocationid = (SELECT colocationid FROM pg_dist_partition WHERE logicalrelid = $2::text::regclass) AS is_beside
-FROM pg_dist_partition p WHERE p.logicalrelid = $1::text::regclass
+_HAS_CITUS = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')"
+_HAS_NODES = "SELECT EXISTS (SELECT FROM pg_dist_node WHERE isactive AND noderole = 'primary' AND shouldhaveshards)"
+# None: not distributed yet.
+_IS_AS_WANTED = """
+SELECT p.partmethod = 'h' AND column_to_column_name(p.logicalrelid, p.partkey) = 'user_id'
+    AND p.colocationid IS NOT DISTINCT FROM
+        (SELECT colocationid FROM pg_dist_partition WHERE logicalrelid = to_regclass($2))
+FROM pg_dist_partition p WHERE p.logicalrelid = to_regclass($1)
 """
-# Foreign keys to tables that stay on the coordinator.
-_FIND_KEYS = """
+# Foreign keys lead to tables that stay on the coordinator; the ledger's transaction checks people and courses itself.
+_LIST_KEYS = """
 SELECT conname FROM pg_constraint WHERE conrelid = $1::text::regclass AND contype = 'f' AND conparentid = 0
 """
-_HAS_LOCAL_ROWS = "SELECT bool_or(pg_relation_size(relid) > 0) FROM pg_partition_tree($1::text::regclass)"
-# SET LOCAL goes to the other nodes, set_config() does not; there no table of people could answer a policy.
+# A table without rows may have a page.
+_HAS_LOCAL_ROWS = "SELECT sum(pg_relation_size(relid)) > 0 FROM pg_partition_tree($1::text::regclass)"
+# SET LOCAL reaches the nodes, set_config() does not; and there no table of people could answer a policy.
 _ASK_AS = """
 CREATE OR REPLACE FUNCTION ask_as(person text) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
@@ -43,51 +55,88 @@ END $$
 """
 
 
-async def distribute(database_url: str, passwords: Mapping[str, str]) -> AsyncIterator[tuple[int, int, str]]:
+@asynccontextmanager
+async def connect(database_url: str) -> AsyncIterator[asyncpg.Connection]:
     """
-    Distribute the newest schema; after each table its number, how many there are, and its name.
-
-    Writers of a table wait while it is copied. Raises StartupError: no Citus in the database (NB-3115), no node to put
-    rows on (NB-3116), a table is distributed otherwise (NB-3117), Citus refuses (NB-3118).
+    The owner's connection. Raises StartupError: it does not answer (NB-3053); what Citus or PostgreSQL refuses
+    (NB-3118).
     """
-    connection = await asyncpg.connect(database_url, timeout=10)
     try:
-        if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')"):
-            raise StartupError("NB-3115")
-        if not await connection.fetchval(_FIND_NODES):
-            raise StartupError("NB-3116")
-        for table in TABLES:
-            state = await connection.fetchrow(_FIND_STATE, table, TABLES[0])
-            if state and (state["method"], state["key"], state["is_beside"]) != ("h", "user_id", True):
-                raise StartupError("NB-3117", table=table)
-        await _prepare(connection, passwords)
-        for number, table in enumerate(TABLES, 1):
-            await _distribute(connection, table)
-            yield number, len(TABLES), table
+        connection = await asyncpg.connect(database_url, timeout=10)
+    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+        raise StartupError("NB-3053", detail=f"{type(error).__name__}: {error}") from error
+    try:
+        yield connection
     except asyncpg.PostgresError as error:
         raise StartupError("NB-3118", detail=str(error)) from error
     finally:
         await connection.close()
 
 
+async def check(connection: asyncpg.Connection) -> None:
+    """
+    Raises StartupError: no Citus in the database (NB-3115), no node that takes rows (NB-3116), a table is distributed
+    otherwise (NB-3117). Changes nothing.
+    """
+    if not await connection.fetchval(_HAS_CITUS):
+        raise StartupError("NB-3115")
+    if not await connection.fetchval(_HAS_NODES):
+        raise StartupError("NB-3116")
+    for table in TABLES:
+        if await connection.fetchval(_IS_AS_WANTED, table, TABLES[0]) is False:
+            raise StartupError("NB-3117", table=table)
+
+
+async def distribute(
+    connection: asyncpg.Connection, passwords: Mapping[str, str], report: Callable[[int, int], None]
+) -> None:
+    """
+    Distribute the newest schema; `report` is told (done, total) after each table, whose writers wait while it is
+    copied. `passwords` (login -> password) are set on every node.
+    """
+    await _prepare(connection, passwords)
+    for number, table in enumerate(TABLES, 1):
+        if await connection.fetchval(_IS_AS_WANTED, table, TABLES[0]) is None:
+            await _distribute(connection, table)
+        # The rows as they were before, which nobody sees and erasure would not reach.
+        if await connection.fetchval(_HAS_LOCAL_ROWS, table):
+            await connection.execute("SELECT truncate_local_data_after_distributing_table($1::text::regclass)", table)
+        report(number, len(TABLES))
+
+
 async def _prepare(connection: asyncpg.Connection, passwords: Mapping[str, str]) -> None:
-    """What holds for the whole database, on every node."""
+    """Settings, roles and logins on every node."""
     name = await connection.fetchval("SELECT quote_ident(current_database())")
-    await connection.execute(f"ALTER DATABASE {name} SET citus.propagate_set_commands = 'local'")
-    for role in _ACTING_ROLES:
-        await connection.execute(f"ALTER ROLE {role} LOGIN")
+    for setting, value in _SETTINGS.items():
+        await connection.execute(f"ALTER DATABASE {name} SET {setting} = '{value}'")
+    literals = {login: password.replace("'", "''") for login, password in passwords.items()}
+    for statement in (
+        *ENSURE_ROLES,
+        *(f"ALTER ROLE {role} LOGIN" for role in _ACTING_ROLES),
+        *(f"ALTER ROLE {login} PASSWORD '{literal}'" for login, literal in literals.items()),
+    ):
+        await _run_everywhere(connection, statement)
     async with connection.transaction():
-        await connection.execute("SET LOCAL citus.enable_ddl_propagation = off")  # for the coordinator alone
+        await connection.execute("SET LOCAL citus.enable_ddl_propagation = off")  # the coordinator's alone
         await connection.execute("SET LOCAL ROLE nbpulse_owner")
         await connection.execute(_ASK_AS)
 
 
+async def _run_everywhere(connection: asyncpg.Connection, statement: str) -> None:
+    """Node by node: what was made before there was a cluster is not known to it as something to be passed on."""
+    alone = f"SET citus.enable_ddl_propagation = off; {statement}"
+    await connection.execute(f"{alone}; RESET citus.enable_ddl_propagation")
+    for row in await connection.fetch("SELECT * FROM run_command_on_workers($1, parallel := false)", alone):
+        if not row["success"]:
+            raise StartupError("NB-3118", detail=f"{row['nodename']}:{row['nodeport']}: {row['result']}")
+
+
 async def _distribute(connection: asyncpg.Connection, table: str) -> None:
-    if not await connection.fetchrow(_FIND_STATE, table, TABLES[0]):
-        async with connection.transaction():
-            for key in await connection.fetch(_FIND_KEYS, table):
-                await connection.execute(f"ALTER TABLE {table} DROP CONSTRAINT {key['conname']}")
-            beside = "none" if table == TABLES[0] else TABLES[0]
-            await connection.execute("SELECT create_distributed_table($1::text::regclass, 'user_id', colocate_with => $2)", table, beside)
-    if await connection.fetchval(_HAS_LOCAL_ROWS, table):  # what has been copied: nobody sees it, erasure would not either
-        await connection.execute("SELECT truncate_local_data_after_distributing_table($1::text::regclass)", table)
+    async with connection.transaction():
+        for key in await connection.fetch(_LIST_KEYS, table):
+            await connection.execute(f"ALTER TABLE {table} DROP CONSTRAINT {key['conname']}")
+        await connection.execute(
+            "SELECT create_distributed_table($1::text::regclass, 'user_id', colocate_with => $2)",
+            table,
+            "none" if table == TABLES[0] else TABLES[0],
+        )
