@@ -17,11 +17,14 @@ from nbpulse.migrations.runner import ENSURE_ROLES
 
 # The first is what the others stand beside: a student's rows of all of them are on one node.
 TABLES: Final = ("events", "event_ids", "event_contents", "learning_sessions", "learner_cells")
-# The identity reaches the nodes; and students' rows are brought to the tables that only the coordinator has: the other
-# way round PostgreSQL cannot plan a join under row-level security ("failed to postpone qual").
 _SETTINGS: Final = {
+    # The identity reaches the nodes.
     "citus.propagate_set_commands": "local",
+    # Students' rows are brought to the tables that only the coordinator has: the other way round PostgreSQL cannot plan
+    # a join under row-level security ("failed to postpone qual containing lateral reference").
     "citus.local_table_join_policy": "prefer-distributed",
+    # Hiding shards from the catalogue made the driver's one look-up of types take seconds, past the API's 5 s.
+    "citus.override_table_visibility": "off",
 }
 # Citus connects to the other nodes as whoever runs the statement. They get no password: pg_hba.conf lets nodes in.
 _ACTING_ROLES: Final = ("nbpulse_owner", "app_maintenance", "app_staff")
