@@ -27,7 +27,7 @@ import structlog
 
 from nbpulse import metrics
 from nbpulse.errors import NbpulseError, Unavailable
-from nbpulse.metrics import HistorySource, named_query
+from nbpulse.metrics import HistorySource, PostgresQuery, name_query, named_query, read_query_name
 
 ONLY_PRIMARY: Final = 2**64
 """A place in the log that no replica ever reaches."""
@@ -136,7 +136,7 @@ class HistoryPool:
         if reading is None:
             connecting: AbstractAsyncContextManager[asyncpg.Connection] = self._primary.acquire(timeout=timeout)
             return connecting
-        return self._acquire_for(reading, timeout)
+        return self._acquire_for(reading, timeout, read_query_name())
 
     async def read(self, make: Callable[[], Awaitable[_Answer]], need: int = 0) -> tuple[_Answer, datetime | None]:
         """
@@ -189,11 +189,15 @@ class HistoryPool:
         return replica.pool is not None and is_fresh and replica.error is None and replica.lag_s <= self.lag_max_s
 
     @asynccontextmanager
-    async def _acquire_for(self, reading: _Reading, limit_s: float | None) -> AsyncIterator[asyncpg.Connection]:
+    async def _acquire_for(
+        self, reading: _Reading, limit_s: float | None, query_type: PostgresQuery
+    ) -> AsyncIterator[asyncpg.Connection]:
         async with reading.choosing:
             if reading.source is None:
                 await self._choose(reading)
-        async with (reading.pool or self._primary).acquire(timeout=limit_s) as connection:
+        with name_query(query_type):
+            acquiring = (reading.pool or self._primary).acquire(timeout=limit_s)
+        async with acquiring as connection:
             yield connection
 
     async def _choose(self, reading: _Reading) -> None:
