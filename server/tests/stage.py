@@ -18,7 +18,8 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import httpx2
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as connect_socket
 
 from nbpulse.api.app import ApiOptions, create_app
 from nbpulse.api.serving import Server, configure
@@ -45,7 +46,7 @@ from nbpulse.stream import LANES, EventStream
 from nbpulse.timeseries import TimeSeriesStore
 from nbpulse.timeseries.influx import open_influx
 from nbpulse.timeseries.postgres import PostgresTimeSeries
-from stores import WORKER_PASSWORD
+from stores import WORKER_PASSWORD, connect
 
 KEY = make_key()
 NOBODY = UUID("6f1c1d6e-0000-4000-8000-000000000000")
@@ -152,13 +153,25 @@ class Stage:
         if board is not None:
             first |= {"epoch": board["epoch"], "after_seq": board["seq"]}
         url = f"{self.url.replace('http', 'ws')}/api/v1/courses/{self.course.id}/ws"
-        async with connect(url) as socket:
+        async with connect_socket(url) as socket:
             await socket.send(json.dumps(first))
             yield socket
 
     _worker: EventStream = None  # type: ignore[assignment]
     _ledger: PostgresLedger = None  # type: ignore[assignment]
     _publisher: LivePublisher = None  # type: ignore[assignment]
+
+
+async def add_assistant(stage: Stage, teams: list[str], course_id: UUID | None = None) -> tuple[UUID, str]:
+    """An assistant of these teams, or of the whole course for none: who it is, and their token."""
+    user_id = uuid4()
+    async with connect(stage.database_url) as owner:
+        await owner.execute("INSERT INTO users (id, username) VALUES ($1, $2)", user_id, user_id.hex)
+        await owner.execute(
+            "INSERT INTO enrolments (user_id, course_id, role, teams) VALUES ($1, $2, 'assistant', $3)",
+            *(user_id, course_id or stage.course.id, teams),
+        )
+    return user_id, await stage.people.create_staff_token(user_id)
 
 
 def make_run(cell: int = 0, status: str = "ok", **changes: Any) -> dict[str, Any]:

@@ -152,6 +152,8 @@ class HistoryPool:
         except (NbpulseError, *_FAILURES) as error:
             if reading.replica is None:
                 raise
+            if not isinstance(error, NbpulseError) or error.retryable:
+                reading.replica.looked_at_s = -math.inf  # not asked again before the next look at it
             _log.info("replica.asked_primary", replica=reading.replica.name, error=type(error).__name__)
         else:
             if reading.source is not None:
