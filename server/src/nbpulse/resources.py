@@ -6,7 +6,7 @@ Nothing connects before it is asked for here, and nobody else builds a store.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from nbpulse.hub import LiveHub
 from nbpulse.live import LivePublisher
 from nbpulse.passwords import Hasher
 from nbpulse.providers import Provider
+from nbpulse.records.databases import POOL_SIZE, Databases, find_shard_url, open_databases
 from nbpulse.records.ledger import PostgresLedger
 from nbpulse.records.notebooks import NotebookDirectory
 from nbpulse.records.people import People
@@ -50,6 +51,7 @@ class Resources:
 
     pool: asyncpg.Pool
     history: HistoryPool
+    databases: Databases
     redis: Redis
     seal: EncryptedField
     stream: EventStream
@@ -110,13 +112,16 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
     Everything for one process under one database login (`nbpulse_api`, `nbpulse_worker`, `nbpulse_operator`).
 
     Raises StartupError: a store does not answer (NB-3053, NB-3054), the stream keeps less than promised (NB-3055), the
-    keys do not open what is sealed in the database (NB-3060), or a replica's address is none (NB-3110). A replica that
-    does not answer is no obstacle.
+    keys do not open what is sealed in the database (NB-3060), it was made for another number of shards (NB-3120), or a
+    replica's address is none (NB-3110). A replica that does not answer is no obstacle.
     """
     if not settings.redis_url:
         raise StartupError("NB-3052", setting="NBPULSE_REDIS_URL")
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(find_login_url(settings, login), pool_size))
+        databases = await stack.enter_async_context(
+            open_databases(pool, lambda url: _open_shard_database(settings, login, url))
+        )
         client = await stack.enter_async_context(open_redis(settings.redis_url))
         seal = EncryptedField(settings.read_encryption_keys(), key_file=settings.key_file)
         await _check_keys(pool, seal)
@@ -136,6 +141,7 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
         yield Resources(
             pool=pool,
             history=await stack.enter_async_context(history.watching()),
+            databases=databases,
             redis=client,
             seal=seal,
             stream=stream,
@@ -154,6 +160,11 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
             providers=providers,
             promise=await _check_promise(settings, stream),
         )
+
+
+def _open_shard_database(settings: Settings, login: str, url: str) -> AbstractAsyncContextManager[asyncpg.Pool]:
+    """A further database, with the login's password that `shard add` has set there."""
+    return open_pool(find_shard_url(url, login, settings.make_password(login)), POOL_SIZE, is_lazy=True)
 
 
 @asynccontextmanager
