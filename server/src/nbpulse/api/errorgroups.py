@@ -22,7 +22,7 @@ _PATTERN: Final = "^[0-9a-f]{16}$"
 Fingerprint = Annotated[str, Path(pattern=_PATTERN)]
 
 
-class GroupChange(msgspec.Struct, omit_defaults=True):
+class GroupChange(msgspec.Struct, forbid_unknown_fields=True):
     """
     What is left out stays as it is. `title`: staff's own name, null for the error's own words; `merged_into`: another
     group's fingerprint, null for none.
