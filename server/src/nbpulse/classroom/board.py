@@ -135,15 +135,15 @@ class Classroom:
         self._place_learner(row)
         row.find_running()
 
-    def set_runs(self, runs: Iterable[tuple[str, int, int, int]]) -> None:
+    def set_runs(self, runs: Iterable[tuple[str, int, int, int]], *, counts_on: bool = True) -> None:
         """
         Of the last hour before the first state that is new: (user id, half minute as its start in ms / 30,000, runs,
-        errors among them). From here on runs are counted from the states.
+        errors among them). `counts_on`: from here on runs are counted from the states.
         """
         for user_id, step, count, errors in runs:
             if (row := self._rows.get(user_id)) is not None:
                 row.way.runs[step] = count, errors
-        self._knows_runs = True
+        self._knows_runs = counts_on
         self._charts.wear()
 
     def apply_actions(self, actions: Iterable[Action]) -> None:
