@@ -6,7 +6,7 @@
 from alembic import op
 
 revision = "0034"
-down_revision = "0025"
+down_revision = "0035"
 
 TAUGHT = "course_id = ANY(my_taught_courses())"
 TABLE = """
