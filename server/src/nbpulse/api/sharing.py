@@ -25,7 +25,9 @@ class HistoryRoute(APIRoute):
     """A route that only reads, what is of the past as it may be some seconds old: freshness.py says how old it is."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle: Callable[[Request], Awaitable[Response]] = super().get_route_handler()
+        handle = super().get_route_handler()
+        if self.methods != {"GET"}:
+            return handle  # what writes is done once, and at the primary
 
         async def answer(request: Request) -> Response:
             # The route's own dependency admits whoever asks too, but is only run when there is something to make.
