@@ -16,6 +16,7 @@ import { Counters } from "./counters.js";
 import { Grid } from "./grid.js";
 import { Hot } from "./hot.js";
 import { Header, Help } from "./header.js";
+import { markPointed, stepLesson } from "./lesson.js";
 import { useClass } from "./live.js";
 import { openProjector } from "./nav.js";
 import { Refused, Waiting, Connecting } from "./pages.js";
@@ -124,6 +125,7 @@ function listenToKeys() {
     const alert = findPointedAlert();
     const action = {
       "?": () => (isHelpOpen.value = true), a: toggleNames, "/": focusSearch, p: () => openProjector(course.peek().id),
+      t: markPointed, "]": () => stepLesson(1), "[": () => stepLesson(-1),
       c: alert && (() => claim(alert)), h: alert && (() => help(alert)),
       m: alert && (() => (talk.value = { student: rows.peek()[alert.i].id })),
     }[event.key];
