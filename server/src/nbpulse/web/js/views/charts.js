@@ -118,7 +118,7 @@ function Curve({ isTable }) {
 
 /** The column at which the class was then; -1: nobody said. @param {number} until ms */
 function findLesson(until) {
-  return lessonSteps.value.findLast(({ at }) => at < until)?.column ?? -1;
+  return lessonSteps.value.findLast(({ at }) => until > at)?.column ?? -1;
 }
 
 /** Where the class was taught, as steps from `start` to `end`; it breaks where nobody said. @param {number} start @param {number} end @param {(pos: number) => number} y */
