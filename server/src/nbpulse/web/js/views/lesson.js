@@ -35,7 +35,7 @@ export async function markCell(cell) {
 
 /** The cell under the pointer or with the focus, if there is one. */
 export function markPointed() {
-  const place = document.querySelector(".grid :is([data-cell], [data-head]):hover") ?? document.activeElement?.closest(".grid [data-cell]");
+  const place = document.querySelector("[role=grid] :is([data-cell], [data-head]):hover") ?? document.activeElement?.closest("[role=grid] [data-cell]");
   const { cell, head } = /** @type {?HTMLElement} */ (place)?.dataset ?? {};
   if (cell || head) markCell(/** @type {string} */ (cell ?? head));
 }
