@@ -95,11 +95,11 @@ export const isAccountOpen = signal(false);
 export const hasShortcuts = signal(localStorage.getItem("nbpulse.shortcuts") !== "off");
 export const theme = signal(localStorage.getItem("nbpulse.theme") ?? "auto");
 
-/** @type {{value: "wide"|"tabs"|"phone"}} */
+/** @type {{value: "wide"|"tabs"}} */
 export const layout = signal("wide");
-const [wide, phone] = [matchMedia("(min-width: 900px)"), matchMedia("(max-width: 599px)")];
-const readLayout = () => (layout.value = wide.matches ? "wide" : phone.matches ? "phone" : "tabs");
-for (const query of [wide, phone]) query.addEventListener("change", readLayout);
+const wide = matchMedia("(min-width: 900px)");
+const readLayout = () => (layout.value = wide.matches ? "wide" : "tabs");
+wide.addEventListener("change", readLayout);
 readLayout();
 
 export function toggleNames() {

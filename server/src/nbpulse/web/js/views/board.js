@@ -1,12 +1,12 @@
 // @ts-check
-/** The live page of one class: its parts, laid out for wall, tablet and phone. */
+/** The live page of one class: its parts, side by side on a wide screen, under tabs on a narrow one. */
 import { ApiError, fetchIntegrity } from "../api.js";
 import { effect, html, useEffect, useState } from "../preact.js";
 import { claim, help } from "../actions.js";
 import { t } from "../i18n.js";
 import {
   alerts, classroom, course, counts, gaps, hasCharts, hasShortcuts, isHelpOpen, labelOf, layout, link, minute,
-  rankedAlerts, rows, searchText, selected, setShortcuts, tab, talk, toggleNames,
+  rankedAlerts, rows, selected, setShortcuts, tab, talk, toggleNames,
 } from "../store.js";
 import { Notes } from "./acts.js";
 import { Attention, explain } from "./attention.js";
@@ -49,7 +49,6 @@ export function Board({ courseId }) {
 function Room() {
   if (layout.value === "wide") return html`<main class="room"><div class="side"><${Attention} /><${Shared} /></div>
     <div class="field" data-charts=${hasCharts.value}><${Grid} />${hasCharts.value && html`<${Charts} />`}</div></main>`;
-  if (layout.value === "phone") return html`<main class="room"><${Attention} /></main>`;
   const view = { attention: Attention, grid: Grid, shared: Shared, charts: AllCharts }[tab.value];
   return html`<main class="room"><${view} /></main>
     <nav class="tabs" aria-label=${t("tabs.title")}>
@@ -59,11 +58,11 @@ function Room() {
 }
 
 function Foot() {
-  const { health } = /** @type {import("../state.js").State} */ (classroom.value);
+  const { health, staff } = /** @type {import("../state.js").State} */ (classroom.value);
   return html`<footer class="foot">
     <span>${t("course.join_code")} <b data-join-code>${course.value.join_code}</b></span>
     ${course.value.is_demo && html`<span>${t("demo.explain")}</span>`}
-    <${Staff} />
+    ${staff.length > 0 && html`<span class="here">${t("staff.title")} <${Staff} /></span>`}
     <span class="spread"></span>
     ${health && html`<span data-received=${health.received} data-stored=${health.stored}>${t("health.received_stored", { received: health.received, stored: health.stored })}</span>`}
   </footer>`;
@@ -144,7 +143,6 @@ function findPointedAlert() {
 }
 
 function focusSearch() {
-  if (layout.value === "tabs") tab.value = "grid";
-  /** @type {?HTMLInputElement} */ (document.getElementById("search"))?.select();
-  if (layout.value === "phone") searchText.value = "";
+  tab.value = "grid"; // where tabs are, it stands above this one
+  setTimeout(() => /** @type {?HTMLInputElement} */ (document.getElementById("search"))?.select());
 }

@@ -8,6 +8,7 @@ import { alerts, cells, charts, lessonColumn, lessonSteps, minutes, rows, sectio
 import { CellTable } from "./funnel.js";
 import { Glyph } from "./glyph.js";
 import { useHold } from "./hold.js";
+import { Staff } from "./staff.js";
 
 const KINDS = ["trend", "curve", "cells", "sections", "teams", "exercises"];
 const SLOTS_KEY = "nbpulse.slots";
@@ -17,7 +18,8 @@ const MINUTE_MS = 60_000;
 /** @returns {string[]} */
 function readSlots() {
   const kept = (localStorage.getItem(SLOTS_KEY) ?? "").split(" ").filter((one) => KINDS.includes(one));
-  return [...kept, ...["trend", "curve", "teams"].slice(kept.length)].slice(0, 3);
+  const usual = ["trend", "curve", rows.peek().some((row) => row?.team) ? "teams" : "cells"];
+  return [...kept, ...usual.slice(kept.length)].slice(0, 3);
 }
 
 /** The strip under the grid. */
@@ -35,7 +37,8 @@ export function Charts() {
 
 /** All of them, under each other. */
 export function AllCharts() {
-  return html`<section class="charts all" tabindex="0" aria-label=${t("charts.title")}>${KINDS.map((kind) => html`<${Card} key=${kind} kind=${kind} />`)}</section>`;
+  return html`<section class="charts all" tabindex="0" aria-label=${t("charts.title")}>${KINDS.map((kind) => html`<${Card} key=${kind} kind=${kind} />`)}
+    <article class="chart panel" data-chart="staff"><header class="panel-head"><h2>${t("staff.title")}</h2></header><div class="chart-body"><${Staff} /></div></article></section>`;
 }
 
 /** @param {{kind: string, choose?: (kind: string) => void}} props */

@@ -17,11 +17,11 @@ import { cellPath, studentPath } from "./paths.js";
 /** @typedef {import("../state.js").Cell} Cell */
 /** @typedef {{row: ?Row, column: number, isFunnel?: boolean}} Spot column -1 is the name */
 
-const NAME_WIDTH_PX = 206;
 const SCROLLBAR_PX = 16;
 const PITCH_LEAST_PX = [8, 12, 24]; // by zoom
 const PITCH_MOST_PX = [18, 26, 36];
 const EACH_NUMBERED = 24; // so few columns are wide enough for a number each
+const NUMBER_PX = 16; // a column's number needs so much
 const GROUP_GAP_PX = 4; // after each fifth column
 
 export function Grid() {
@@ -228,9 +228,11 @@ function moveFocus(event) {
 /** Makes squares as wide as the panel allows; returns the undo. @param {HTMLElement} panel @param {number} count @param {number} size */
 function fitSquares(panel, count, size) {
   const fit = () => {
-    const room = panel.clientWidth - SCROLLBAR_PX - NAME_WIDTH_PX - Math.floor(count / 5) * GROUP_GAP_PX;
+    const nameWidth = Number.parseFloat(getComputedStyle(panel).getPropertyValue("--who"));
+    const room = panel.clientWidth - SCROLLBAR_PX - nameWidth - Math.floor(count / 5) * GROUP_GAP_PX;
     const pitch = Math.min(PITCH_MOST_PX[size], Math.max(PITCH_LEAST_PX[size], Math.floor(room / Math.max(count, 1))));
     panel.style.setProperty("--pitch", `${pitch}px`);
+    panel.dataset.dense = String(pitch < NUMBER_PX);
     panel.dataset.overflow = String(pitch * count > room); // sticky names cost paint: only where one can scroll sideways
   };
   const observer = new ResizeObserver(fit);

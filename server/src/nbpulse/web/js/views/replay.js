@@ -48,7 +48,6 @@ export function Replay({ courseId, title, item }) {
 
 function Room() {
   if (layout.value === "wide") return html`<main class="room"><${Attention} /><${Grid} /></main>`;
-  if (layout.value === "phone") return html`<main class="room"><${Attention} /></main>`;
   const shown = tab.value === "attention" ? "attention" : "grid";
   return html`<main class="room"><${shown === "attention" ? Attention : Grid} /></main>
     <nav class="tabs" aria-label=${t("tabs.title")}>${/** @type {const} */ (["attention", "grid"]).map((name) => html`<button key=${name} data-tab-button=${name}
