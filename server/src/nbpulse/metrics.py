@@ -34,6 +34,7 @@ PostgresQuery = Literal[
     "refresh_rollups",
     # the worker's
     "record_events",
+    "read_shard_map",
     "find_erased",
     "settle_debt",
     "find_debts",
@@ -119,6 +120,7 @@ PostgresQuery = Literal[
     "mark_lesson",
     "find_map",
     "change_map",
+    "change_error_group",
     "check_notebook",
     "find_session",
     "list_members",

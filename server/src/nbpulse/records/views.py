@@ -13,9 +13,20 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from nbpulse.classroom import DEFAULT_RULES, Action, AlertRules, CellState, Column, Learner, LearnerState
+from nbpulse.classroom import (
+    DEFAULT_RULES,
+    NO_GROUPS,
+    Action,
+    AlertRules,
+    CellState,
+    Column,
+    ErrorGroups,
+    Learner,
+    LearnerState,
+)
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import NotFound
+from nbpulse.records.errorgroups import read_groups
 from nbpulse.records.interventions import read_actions
 from nbpulse.records.learners import read_cell, read_state
 from nbpulse.records.lessons import Position, read_positions
@@ -45,6 +56,7 @@ class Pulse(msgspec.Struct, frozen=True):
     lesson: list[Position] = []
     """Where the class has been taught in the notebook, as `read_positions`."""
     rules: AlertRules = DEFAULT_RULES
+    groups: ErrorGroups = NO_GROUPS
     teams: Teams | None = None
     """Whose students, and those of no team, whoever asked was shown; None: the whole course."""
 
@@ -246,6 +258,7 @@ class ClassReader:
             mail=await count_unanswered(connection, course_id),
             lesson=await read_positions(connection, course_id, notebook_id or default),
             rules=read_rules(row["alert_rules"]) if row else DEFAULT_RULES,
+            groups=await read_groups(connection, course_id),
             teams=None if row is None or row["teams"] is None else tuple(row["teams"]),
         )
 

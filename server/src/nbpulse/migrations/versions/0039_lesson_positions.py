@@ -6,7 +6,7 @@ Who said it is not kept: it is about the lesson, and how a teacher teaches is no
 from alembic import op
 
 revision = "0039"
-down_revision = "0025"
+down_revision = "0034"
 
 TAUGHT = "course_id = ANY(my_taught_courses())"
 

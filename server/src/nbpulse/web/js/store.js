@@ -21,6 +21,9 @@ export const guesses = signal({});
 const toldAlerts = part((state) => state.alerts);
 export const alerts = computed(() => supposeAlerts(toldAlerts.value, guesses.value));
 export const hotCells = part((state) => state.hot);
+export const mutedGroups = part((state) => state.muted);
+/** Whether the class is a past one, being replayed. */
+export const isPast = signal(false);
 
 /** What was said here and is not yet on the wire. @type {{value: ?{notebookId: string, cell: ?string}}} */
 export const guessedCell = signal(null);

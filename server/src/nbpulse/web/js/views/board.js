@@ -2,7 +2,7 @@
 /** The live page of one class: its parts, side by side on a wide screen, under tabs on a narrow one. */
 import { ApiError, fetchIntegrity } from "../api.js";
 import { effect, html, useEffect, useState } from "../preact.js";
-import { claim, help } from "../actions.js";
+import { claim, help, say } from "../actions.js";
 import { t } from "../i18n.js";
 import {
   alerts, classroom, course, counts, gaps, hasCharts, hasShortcuts, isHelpOpen, labelOf, layout, link, minute,
@@ -22,7 +22,6 @@ import { openProjector } from "./nav.js";
 import { Refused, Waiting, Connecting } from "./pages.js";
 import { Shared } from "./shared.js";
 import { Staff } from "./staff.js";
-import { Talk } from "./talk.js";
 
 const POLITE_EVERY_MS = 10_000;
 const GAPS_EVERY_MS = 120_000;
@@ -41,12 +40,12 @@ export function Board({ courseId }) {
     <${Foot} />
     <${Announcer} />
     <${Notes} />
-    <${Talk} />
+    <${Writing} />
     <${Help} hasShortcuts=${hasShortcuts.value} setShortcuts=${setShortcuts} />
   </div>`;
 }
 
-function Room() {
+export function Room() {
   if (layout.value === "wide") return html`<main class="room"><div class="side"><${Attention} /><${Shared} /></div>
     <div class="field" data-charts=${hasCharts.value}><${Grid} />${hasCharts.value && html`<${Charts} />`}</div></main>`;
   const view = { attention: Attention, grid: Grid, shared: Shared, charts: AllCharts }[tab.value];
@@ -55,6 +54,21 @@ function Room() {
       ${["attention", "grid", "shared", "charts"].map((name) => html`<button key=${name} data-tab-button=${name} aria-current=${tab.value === name ? "page" : "false"}
         onClick=${() => (tab.value = /** @type {any} */ (name))}>${t(`${name}.title`)}</button>`)}
     </nav>`;
+}
+
+/** The dialog for writing; its code is read when it is first wanted. */
+function Writing() {
+  const [Talk, setTalk] = useState(/** @type {any} */ (null));
+  const isWanted = Boolean(talk.value);
+  useEffect(() => {
+    if (!isWanted || Talk) return;
+    import("./talk.js").then((one) => setTalk(() => one.Talk), (error) => {
+      console.warn(error);
+      talk.value = null;
+      say(t("problem.unreachable"));
+    });
+  }, [isWanted]);
+  return Talk && html`<${Talk} />`;
 }
 
 function Foot() {
