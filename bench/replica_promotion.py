@@ -2,7 +2,7 @@
 
     PYTHONPATH=server/tests python bench/replica_promotion.py [--rounds 20] [--controls 3]
 
-Each round has two new embedded servers. Four workers' connections write batches of 20 events for 2 to 3.2 s; in the
+Each round has two new embedded servers. Four workers' connections write batches of 20 events for 5 to 6.2 s; in the
 last second the replica's receiver stands still (SIGSTOP); then kill -9 of the primary, promotion, and all is delivered
 again.
 A control is the same without `synchronous_standby_names`: it must lose some, else the rounds would prove nothing.
@@ -27,7 +27,7 @@ def run_rounds(count: int, *, is_synchronous: bool) -> dict[str, Any]:
     found = []
     for number in range(count):
         with make_data_dir() as directory:
-            found.append(run_failover(directory, is_synchronous=is_synchronous, load_s=2 + number % 10 * 0.13))
+            found.append(run_failover(directory, is_synchronous=is_synchronous, load_s=5 + number % 10 * 0.13))
         print(number + 1, "synchronous" if is_synchronous else "control", found[-1], flush=True)
     return {
         "rounds": count,

@@ -108,7 +108,7 @@ async def fail_over(pair: Pair, database: str, *, is_synchronous: bool, load_s: 
     events = {event.event_id for batch in writers.given for event in batch}
     async with connect(promoted) as connection:
         rows = await connection.fetchval("SELECT count(*) FROM events")
-        counted = await connection.fetchval("SELECT sum(last_ordinal) FROM learner_states")
+        counted = await connection.fetchval("SELECT sum(last_ordinal)::bigint FROM learner_states")
     wrong = abs(rows - len(events)) + abs(counted - len(events))
     return Failover(len(writers.acknowledged), len(set(writers.acknowledged) - kept), wrong, promotion_s)
 

@@ -34,6 +34,7 @@ from nbpulse.records.audit import AuditLog
 from nbpulse.records.consents import Consents
 from nbpulse.records.inboxes import Inboxes
 from nbpulse.records.interventions import Interventions
+from nbpulse.records.lessons import Lessons
 from nbpulse.records.meetings import Meetings
 from nbpulse.records.messages import Messages
 from nbpulse.records.own_tokens import OwnTokens
@@ -115,6 +116,7 @@ class Context:
     history: CourseHistory
     work: WorkReader
     meetings: Meetings
+    lessons: Lessons
     interventions: Interventions
     replays: Replays
     reports: Reports
@@ -178,6 +180,7 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         history=CourseHistory(past),
         work=WorkReader(past),
         meetings=Meetings(parts.people),
+        lessons=Lessons(parts.people),
         interventions=Interventions(parts.people, seal),
         messages=Messages(parts.people, seal),
         replays=Replays(past, ClassReader(parts.history, seal)),
