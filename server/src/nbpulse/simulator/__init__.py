@@ -12,7 +12,7 @@ from typing import Any
 
 from nbpulse.simulator.kernels import check_real_kernels, run_real_pupil
 from nbpulse.simulator.schoolroom import BEGINS_MIN, ClassOptions, Schoolroom, find_cause, run_schoolroom
-from nbpulse.simulator.truth import TRUTH_FILE, measure_trouble, rank_by_need, read_truth
+from nbpulse.simulator.truth import TRUTH_FILE, measure_need, measure_trouble, rank_by_need, read_truth
 from nbpulse.simulator.wire import Tally, Wire, describe_refusal
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "check_real_kernels",
     "describe_refusal",
     "find_cause",
+    "measure_need",
     "measure_trouble",
     "rank_by_need",
     "read_truth",
