@@ -2,8 +2,8 @@
 
     python bench/insight_board.py [--classes 20] [--students 60] [--together 10]
 
-Each class is that of `nbpulse demo --seed N`: prepared, joined and played by the same code over HTTP, in real time, in a
-course of its own; several of them share one `nbpulse up`. At each of the minutes asked for, the board is opened anew in
+Each class is that of `nbpulse demo --seed N`: prepared, joined and played by the same code over HTTP, in real time, in
+a course of its own; several of them share one `nbpulse up`. At each of the minutes asked for, the board is opened anew in
 Chromium, and the attention list read from its top, as text, until three students are in it. A class begins 14 minutes
 before it is joined, as the demo does: what happened in them is delivered at once, as by computers that were offline. No
 other time is compressed.
@@ -24,7 +24,7 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
-from playwright.async_api import Browser, BrowserContext, Page, async_playwright
+from playwright.async_api import BrowserContext, Page, async_playwright
 from report import RESULTS, describe_machine
 from systems import Nbpulse
 
@@ -153,13 +153,8 @@ async def look(context: BrowserContext, lesson: Lesson, minute: int) -> dict[str
     return found | judge(lesson, shown, at)
 
 
-async def measure(system: Nbpulse, browser: Browser, seeds: list[int], students: int) -> list[dict[str, Any]]:
+async def measure(system: Nbpulse, context: BrowserContext, seeds: list[int], students: int) -> list[dict[str, Any]]:
     """Some classes, all at once."""
-    context = await browser.new_context(viewport={"width": 1280, "height": 800}, locale="en-US")
-    page = await context.new_page()
-    await page.goto(await make_link(system))
-    await page.locator("main").wait_for(timeout=60_000)
-    await page.close()
     lessons = [await open_lesson(system, seed, students) for seed in seeds]
     looks = []
     try:
@@ -175,7 +170,6 @@ async def measure(system: Nbpulse, browser: Browser, seeds: list[int], students:
     finally:
         for lesson in lessons:
             await lesson.end()
-        await context.close()
     return looks
 
 
@@ -202,8 +196,13 @@ async def measure_all(system: Nbpulse, asked: argparse.Namespace) -> list[dict[s
     looks = []
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        context = await browser.new_context(viewport={"width": 1280, "height": 800}, locale="en-US")
+        page = await context.new_page()
+        await page.goto(system.described["teacher_link"])
+        await page.locator("main").wait_for(timeout=60_000)
+        await page.close()
         for first in range(0, len(seeds), asked.together):
-            looks += await measure(system, browser, seeds[first : first + asked.together], asked.students)
+            looks += await measure(system, context, seeds[first : first + asked.together], asked.students)
         await browser.close()
     return looks
 
