@@ -3,10 +3,10 @@
     python bench/insight_board.py [--classes 20] [--students 60] [--together 10]
 
 Each class is that of `nbpulse demo --seed N`: prepared, joined and played by the same code over HTTP, in real time, in
-a course of its own; several of them share one `nbpulse up`. At each of the minutes asked for, the board is opened anew in
-Chromium, and the attention list read from its top, as text, until three students are in it. A class begins 14 minutes
-before it is joined, as the demo does: what happened in them is delivered at once, as by computers that were offline. No
-other time is compressed.
+a course of its own; several of them share one `nbpulse up`. At each of the minutes asked for, the board is opened anew
+in Chromium, and the attention list read from its top, as text, until three students are in it. A class begins 14
+minutes before it is joined, as the demo does: what happened in them is delivered at once, as by computers that were
+offline. No other time is compressed.
 """
 
 from __future__ import annotations
