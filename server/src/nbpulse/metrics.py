@@ -120,6 +120,7 @@ PostgresQuery = Literal[
     "set_message_state",
     "find_map",
     "change_map",
+    "change_error_group",
     "check_notebook",
     "find_session",
     "list_members",

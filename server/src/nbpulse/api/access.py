@@ -119,6 +119,7 @@ RULES: Final[dict[str, Rule]] = {
     "GET /api/v1/courses/{course_id}/students/{user_id}/runs": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/cells/{notebook_id}": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/errors/{fingerprint}": Rule.STAFF,
+    "PATCH /api/v1/courses/{course_id}/errors/{fingerprint}": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/progress": Rule.READER,
     "GET /api/v1/courses/{course_id}/failing-cells": Rule.READER,
     "GET /api/v1/courses/{course_id}/common-errors": Rule.READER,

@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 
 from nbpulse import metrics
-from nbpulse.classroom import Action, AlertRules, Classroom, Column, Learner, LearnerState
+from nbpulse.classroom import Action, AlertRules, Classroom, Column, ErrorGroups, Learner, LearnerState
 from nbpulse.errors import Unavailable
 from nbpulse.hub.projection import Frame, Projection
 from nbpulse.identity import get_asker
@@ -48,6 +48,8 @@ class Pulse(Protocol):
     @property
     def rules(self) -> AlertRules: ...
     @property
+    def groups(self) -> ErrorGroups: ...
+    @property
     def teams(self) -> tuple[str, ...] | None: ...
 
 
@@ -81,7 +83,9 @@ class ClassSource(Protocol):
 
 
 class LiveMessage(msgspec.Struct):
-    """What comes over `nbpulse:live:<course_id>`: states, presence, roster, actions, news of inboxes, mail, staff."""
+    """
+    What comes over `nbpulse:live:<course_id>`: states, presence, roster, actions, news of inboxes, mail, staff, groups.
+    """
 
     t: str
     received_ms: int = 0
@@ -142,6 +146,7 @@ class View:
             learners=loaded.learners,
         )
         self._take_meeting(loaded.pulse.meeting)
+        self.classroom.set_groups(loaded.pulse.groups)
         self.classroom.apply_actions(loaded.pulse.actions)
         self.classroom.set_mail(loaded.pulse.mail)
         for state in loaded.states:
@@ -176,7 +181,7 @@ class View:
             self.classroom.hear(message.user_id, message.at, message.state)
         elif message.t == "roster":
             self.wants_roster = True
-        elif message.t == "mail":
+        elif message.t in ("mail", "groups"):
             self.wants_reconcile = True
         elif message.t == "staff":
             self._staff[message.user_id] = (message.name, message.at)
@@ -235,6 +240,7 @@ class View:
             self._take_meeting(pulse.meeting)
             self._extra["meeting"] = pulse.meeting
         self.classroom.rules = pulse.rules
+        self.classroom.set_groups(pulse.groups)
         self.classroom.apply_actions(pulse.actions)
         self.classroom.set_mail(pulse.mail)
         self.default_notebook_id = pulse.default_notebook_id

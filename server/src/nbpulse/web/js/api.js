@@ -177,6 +177,8 @@ export const fetchRuns = (id, userId, which = {}) =>
 export const fetchCell = (id, notebookId, which) => request("GET", ofPeople(id, `cells/${encodeURIComponent(notebookId)}?${new URLSearchParams(which)}`));
 /** @param {string} id @param {string} fingerprint */
 export const fetchError = (id, fingerprint) => request("GET", ofPeople(id, `errors/${encodeURIComponent(fingerprint)}`));
+/** @param {string} id @param {string} fingerprint @param {import("./groups.js").Settled} changes */
+export const settleGroup = (id, fingerprint, changes) => request("PATCH", ofPeople(id, `errors/${encodeURIComponent(fingerprint)}`), changes);
 /** @param {string} id @param {string} userId @returns {Promise<{sessions: any[]}>} */
 export const fetchSessions = (id, userId) => request("GET", ofPeople(id, `students/${encodeURIComponent(userId)}/sessions`));
 /** @param {string} id @param {string} userId @returns {Promise<{interventions: any[]}>} */

@@ -17,10 +17,11 @@
  * @typedef {{id: string, i: number, kind: string, since: number, cell: ?string, idx: ?number, label: ?string,
  *   n: ?number, text: ?string, typical?: ?number, score: number, claim?: ?Claim}} Alert `kind`: of STATUS_OF; `typical`: ms
  * @typedef {{claim: ?Claim}|{isGone: true}} Guess what an action is going to change
- * @typedef {{fp: string, label: string, cell: string, n: number, since: number}} SharedError
+ * @typedef {{fp: string, label: string, cell: string, n: number, since: number, title: ?string, merged: number}} SharedError
+ * @typedef {{fp: string, n: number, label: ?string, cell: ?string, title: ?string}} MutedGroup without a label, with a cell: that cell
  * @typedef {{id: string, title: string, time_zone: string, join_code: string, is_demo: boolean,
  *   join_url?: string}} Course the address students reach, where it is not the teacher's own
- * @typedef {{cell: string, failed: number, tried: number, since: number}} HotCell
+ * @typedef {{cell: string, failed: number, tried: number, since: number, fp: string}} HotCell
  * @typedef {[number, number, number, number, ?number, ?number, ?number, ?number]} Funnel column; learners who reached it, ok,
  *   error; 25th, 50th, 75th, 90th percentile of the seconds on it
  * @typedef {[number, number, number]} Trend start of a half minute in ms; runs; errors among them
@@ -37,6 +38,7 @@
  * @property {Cell[]} cells @property {Row[]} rows @property {Record<string, Alert>} alerts
  * @property {SharedError[]} errors those that several students have now, the most widespread first
  * @property {HotCell[]} hot cells that fail for too many of those who tried
+ * @property {MutedGroup[]} muted what staff have muted
  * @property {Charts} charts @property {?{at: number, counts: Record<Status, number>}} ago the counters some minutes ago
  * @property {?Health} health
  * @property {Staff[]} staff who has or had a board open
@@ -75,6 +77,7 @@ export function applySnapshot(snapshot) {
     alerts: Object.fromEntries(snapshot.alerts.map((/** @type {Alert} */ alert) => [alert.id, alert])),
     errors: snapshot.errors ?? [],
     hot: snapshot.hot ?? [],
+    muted: snapshot.muted ?? [],
     charts: pickCharts(snapshot),
     ago: snapshot.ago ?? null,
     health: snapshot.h ?? null,
@@ -116,6 +119,7 @@ export function applyFrame(state, frame) {
     alerts: changedAlerts(state.alerts, frame),
     errors: frame.errors ?? state.errors,
     hot: frame.hot ?? state.hot,
+    muted: frame.muted ?? state.muted,
     charts: changedCharts(state.charts, frame),
     ago: "ago" in frame ? frame.ago : state.ago,
     health: frame.h ? { ...state.health, ...frame.h } : state.health,

@@ -21,6 +21,9 @@ export const guesses = signal({});
 const toldAlerts = part((state) => state.alerts);
 export const alerts = computed(() => supposeAlerts(toldAlerts.value, guesses.value));
 export const hotCells = part((state) => state.hot);
+export const mutedGroups = part((state) => state.muted);
+/** Whether the class is a past one, being replayed. */
+export const isPast = signal(false);
 
 /** What everything on the page is narrowed to: a team ("" all), and the last so many minutes (0 all) of its charts. */
 export const team = signal("");

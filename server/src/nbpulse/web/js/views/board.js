@@ -45,7 +45,7 @@ export function Board({ courseId }) {
   </div>`;
 }
 
-function Room() {
+export function Room() {
   if (layout.value === "wide") return html`<main class="room"><div class="side"><${Attention} /><${Shared} /></div>
     <div class="field" data-charts=${hasCharts.value}><${Grid} />${hasCharts.value && html`<${Charts} />`}</div></main>`;
   if (layout.value === "phone") return html`<main class="room"><${Attention} /></main>`;
