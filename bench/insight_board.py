@@ -95,7 +95,7 @@ async def open_lesson(system: Nbpulse, seed: int, students: int) -> Lesson:
 
 
 async def read_screen(page: Page, address: str) -> tuple[list[dict[str, str]], float]:
-    """The attention list from its top, as text, until three students are in it, and after how many seconds it was there."""
+    """The attention list from its top, as text, to the third student; after how many seconds it was there."""
     started_s = time.perf_counter()
     await page.goto(address)
     await page.locator(ENTRY).first.wait_for(timeout=60_000)
