@@ -149,10 +149,10 @@ def _keep_replica(_settings: Settings) -> None:
     run_standby(msgspec.json.decode(os.environ["NBPULSE_REPLICA_PLAN"], type=Plan))
 
 
-def _simulate(_settings: Settings) -> None:
+def _simulate(settings: Settings) -> None:
     from nbpulse.simulator import run_class
 
-    run_class(json.loads(os.environ["NBPULSE_DEMO_CLASS"]))
+    run_class(**json.loads(os.environ["NBPULSE_DEMO_CLASS"]), data_dir=settings.data_dir)
 
 
 PARTS: Final[dict[str, Callable[[Settings], None]]] = {
