@@ -18,6 +18,7 @@ from tables import (
     compose_board_speed,
     compose_capture_cost,
     compose_influx_outage,
+    compose_known_students,
     compose_timeseries,
 )
 
@@ -50,6 +51,7 @@ SECTIONS = {
     "board_speed": compose_board_speed,
     "capture_cost": compose_capture_cost,
     "influx_outage": compose_influx_outage,
+    "known_students": compose_known_students,
     "timeseries": compose_timeseries,
 }
 

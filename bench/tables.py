@@ -211,6 +211,29 @@ def compose_board_speed(result: Result) -> str:
     return "\n".join(lines)
 
 
+def compose_known_students(result: Result) -> str:
+    """The same class alone and beside a school, each figure with its ratio."""
+    alone, beside = result["schools"].values()
+    lines = [
+        _describe(result)
+        + f" Medians of {result['passes']} passes' p95, the two systems in turn; {alone['known_students']:,} and"
+        f" {beside['known_students']:,} students known, {alone['ledger_rows']:,} and {beside['ledger_rows']:,} ledger"
+        " rows"
+        f" ({alone['database_mb'] / 1000:.2f} and {beside['database_mb'] / 1000:.2f} GB), the class alike:"
+        f" {result['rate_per_s']} events/s while the first two are measured. Aim: ratio < {result['ratio_max']:g}.",
+        "",
+        "| p95 | alone | beside others | ratio |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, one in result["figures"].items():
+        verdict = " **missed**" if one["ratio"] >= result["ratio_max"] else ""
+        lines.append(
+            f"| {name} | {one['alone_ms']:,.1f} ms | {one['beside_ms']:,.1f} ms | {one['ratio']:.2f}{verdict} |"
+        )
+    sizes = [", ".join(f"{part} {mb:g}" for part, mb in one["pss_mb"].items()) for one in (alone, beside)]
+    return "\n".join([*lines, "", f"PSS in MB afterwards: alone {sizes[0]}; beside others {sizes[1]}."])
+
+
 def compose_timeseries(result: Result) -> str:
     """Both series stores side by side."""
     lines = [_describe(result) + f" {result['distribution']}", ""]

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nbpulse import accounts, auditing, collecting, duties, enrolling
+from nbpulse import accounts, auditing, collecting, duties, enrolling, sharding
 from nbpulse.errors import InvalidInput, NbpulseError, StartupError
 from nbpulse.hubconfig import print_hub_config
 from nbpulse.terminal import answer, describe_error, get_text, say
@@ -362,6 +362,7 @@ accounts.add_commands(app, _connect)
 enrolling.add_commands(app, _connect)
 auditing.add_commands(app, _connect)
 duties.add_commands(app, _connect)
+sharding.add_commands(app, _connect)
 
 
 def main() -> None:

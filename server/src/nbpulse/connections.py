@@ -32,14 +32,18 @@ REDIS_POOL_SIZE: Final = 20
 
 
 @asynccontextmanager
-async def open_pool(url: str, size: int) -> AsyncIterator[asyncpg.Pool]:
-    """At most `size` connections to PostgreSQL. Raises StartupError (NB-3053): it does not answer."""
+async def open_pool(url: str, size: int, *, is_lazy: bool = False) -> AsyncIterator[asyncpg.Pool]:
+    """
+    At most `size` connections to PostgreSQL; `is_lazy`: none before the first is needed.
+
+    Raises StartupError (NB-3053): it does not answer.
+    """
     try:
         pool = await _TimedPool(
             url,
             connection_class=asyncpg.Connection,
             record_class=asyncpg.Record,
-            min_size=min(2, size),
+            min_size=0 if is_lazy else min(2, size),
             max_size=size,
             max_queries=50_000,
             max_inactive_connection_lifetime=300.0,

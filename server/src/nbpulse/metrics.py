@@ -34,6 +34,7 @@ PostgresQuery = Literal[
     "refresh_rollups",
     # the worker's
     "record_events",
+    "read_shard_map",
     "find_erased",
     "settle_debt",
     "find_debts",

@@ -6,7 +6,7 @@ Nothing connects before it is asked for here, and nobody else builds a store.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from nbpulse.hub import LiveHub
 from nbpulse.live import LivePublisher
 from nbpulse.passwords import Hasher
 from nbpulse.providers import Provider
+from nbpulse.records.databases import POOL_SIZE, Databases, find_shard_url, open_databases
 from nbpulse.records.ledger import PostgresLedger
 from nbpulse.records.notebooks import NotebookDirectory
 from nbpulse.records.people import People
@@ -46,6 +47,7 @@ class Resources:
     """What the parts of one process share."""
 
     pool: asyncpg.Pool
+    databases: Databases
     redis: Redis
     seal: EncryptedField
     stream: EventStream
@@ -83,13 +85,16 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
     """
     Everything for one process under one database login (`nbpulse_api`, `nbpulse_worker`, `nbpulse_operator`).
 
-    Raises StartupError: a store does not answer (NB-3053, NB-3054), the stream keeps less than promised (NB-3055), or
-    the keys do not open what is sealed in the database (NB-3060).
+    Raises StartupError: a store does not answer (NB-3053, NB-3054), the stream keeps less than promised (NB-3055), the
+    keys do not open what is sealed in the database (NB-3060), or it was made for another number of shards (NB-3120).
     """
     if not settings.redis_url:
         raise StartupError("NB-3052", setting="NBPULSE_REDIS_URL")
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(find_login_url(settings, login), pool_size))
+        databases = await stack.enter_async_context(
+            open_databases(pool, lambda url: _open_shard_database(settings, login, url))
+        )
         client = await stack.enter_async_context(open_redis(settings.redis_url))
         seal = EncryptedField(settings.read_encryption_keys(), key_file=settings.key_file)
         await _check_keys(pool, seal)
@@ -103,6 +108,7 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
             providers = await stack.enter_async_context(_open_providers(settings, hub))
         yield Resources(
             pool=pool,
+            databases=databases,
             redis=client,
             seal=seal,
             stream=stream,
@@ -121,6 +127,11 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
             providers=providers,
             promise=await _check_promise(settings, stream),
         )
+
+
+def _open_shard_database(settings: Settings, login: str, url: str) -> AbstractAsyncContextManager[asyncpg.Pool]:
+    """A further database, with the login's password that `shard add` has set there."""
+    return open_pool(find_shard_url(url, login, settings.make_password(login)), POOL_SIZE, is_lazy=True)
 
 
 @asynccontextmanager
