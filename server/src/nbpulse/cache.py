@@ -126,6 +126,11 @@ class Cache:
         async with _deadline():
             await self._redis.publish(f"nbpulse:live:{course_id}", _encode({"t": "mail"}))
 
+    async def announce_lesson(self, course_id: UUID) -> None:
+        """Tell the boards that the class is at another cell."""
+        async with _deadline():
+            await self._redis.publish(f"nbpulse:live:{course_id}", _encode({"t": "lesson"}))
+
     async def announce_groups(self, course_id: UUID) -> None:
         """Tell the boards that staff have settled something about an error group."""
         async with _deadline():

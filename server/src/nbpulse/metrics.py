@@ -117,6 +117,7 @@ PostgresQuery = Literal[
     "read_inbox",
     "write_message",
     "set_message_state",
+    "mark_lesson",
     "find_map",
     "change_map",
     "change_error_group",

@@ -113,6 +113,7 @@ RULES: Final[dict[str, Rule]] = {
     "GET /api/v1/courses/{course_id}/projector": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/series": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/notebooks/{notebook_id}/summary": Rule.STAFF,
+    "PUT /api/v1/courses/{course_id}/notebooks/{notebook_id}/position": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/sessions": Rule.READER,
     "GET /api/v1/courses/{course_id}/students/{user_id}/sessions": Rule.STAFF,
     "GET /api/v1/courses/{course_id}/students/{user_id}": Rule.STAFF,

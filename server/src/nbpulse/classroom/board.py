@@ -20,6 +20,7 @@ from nbpulse.classroom.rules import (
     DEFAULT_RULES,
     RANKS,
     STATUS_OF,
+    STATUSES,
     AlertRules,
     ClassPace,
     Finding,
@@ -29,7 +30,6 @@ from nbpulse.classroom.rules import (
 from nbpulse.classroom.shared import CURRENT_MS, ErrorBoard, SharedError, group_errors, list_muted
 
 _CELL_CHARS: Final = {"running": "2", "ok": "1"}
-STATUSES: Final = ("help", "stuck", "idle", "behind", "ok", "paused", "offline")
 _MEASURE_EVERY_MS: Final = 1_000
 
 

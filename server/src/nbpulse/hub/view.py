@@ -46,6 +46,8 @@ class Pulse(Protocol):
     @property
     def mail(self) -> Mapping[str, int]: ...
     @property
+    def lesson(self) -> Sequence[tuple[int, str | None]]: ...
+    @property
     def rules(self) -> AlertRules: ...
     @property
     def groups(self) -> ErrorGroups: ...
@@ -84,7 +86,8 @@ class ClassSource(Protocol):
 
 class LiveMessage(msgspec.Struct):
     """
-    What comes over `nbpulse:live:<course_id>`: states, presence, roster, actions, news of inboxes, mail, staff, groups.
+    What comes over `nbpulse:live:<course_id>`: states, presence, roster, actions, news of inboxes, mail, staff, groups,
+    lesson.
     """
 
     t: str
@@ -127,6 +130,7 @@ class View:
         self._ring: deque[Frame] = deque()
         self._course = loaded.course
         self._notebooks = list(loaded.pulse.notebooks)
+        self._lesson = list(loaded.pulse.lesson)
         self._extra: dict[str, Any] = {}
         self._received_ms = 0
         self._lag_ms: int | None = None
@@ -181,7 +185,7 @@ class View:
             self.classroom.hear(message.user_id, message.at, message.state)
         elif message.t == "roster":
             self.wants_roster = True
-        elif message.t in ("mail", "groups"):
+        elif message.t in ("mail", "groups", "lesson"):
             self.wants_reconcile = True
         elif message.t == "staff":
             self._staff[message.user_id] = (message.name, message.at)
@@ -239,6 +243,8 @@ class View:
         if pulse.meeting != self._meeting:
             self._take_meeting(pulse.meeting)
             self._extra["meeting"] = pulse.meeting
+        if list(pulse.lesson) != self._lesson:
+            self._lesson = self._extra["lesson"] = list(pulse.lesson)
         self.classroom.rules = pulse.rules
         self.classroom.set_groups(pulse.groups)
         self.classroom.apply_actions(pulse.actions)
@@ -296,6 +302,7 @@ class View:
                 "notebook": notebook and {name: notebook[name] for name in ("id", "path", "title")},
                 "notebooks": self._notebooks,
                 "meeting": self._meeting,
+                "lesson": self._lesson,
                 "staff": self._staff_told,
                 **self.classroom.snapshot(),
                 "h": self._describe_health(),

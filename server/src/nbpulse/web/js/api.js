@@ -104,6 +104,9 @@ export const fetchProjector = (courseId) => request("GET", `/api/v1/courses/${en
 export const fetchIntegrity = (courseId, startMs, student = "") =>
   request("GET", ofPeople(courseId, `integrity?start=${new Date(startMs).toISOString()}&student=${student}`));
 
+/** @param {string} courseId @param {string} notebookId @param {?string} cell where the class is from now on; null: nowhere */
+export const markPosition = (courseId, notebookId, cell) => request("PUT", ofPeople(courseId, `notebooks/${encodeURIComponent(notebookId)}/position`), { cell });
+
 /** @param {string} courseId */
 export const startMeeting = (courseId) =>
   request("POST", `/api/v1/courses/${encodeURIComponent(courseId)}/meetings`, {});

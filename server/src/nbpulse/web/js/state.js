@@ -31,6 +31,7 @@
  * @typedef {{lag_ms: ?number, received: number, stored: number}} Health
  * @typedef {{id: string, title: ?string, started_at: number, ended_at: ?number}} Meeting times in ms
  * @typedef {{id: string, name: string, here: boolean, with: ?number}} Staff `with`: index of the student they go to
+ * @typedef {[number, ?string]} LessonStep when in ms; at which cell from then on, null at none
  * @typedef {Object} State
  * @property {string} epoch @property {number} seq @property {number} at
  * @property {Course} course @property {?Notebook} notebook @property {Notebook[]} notebooks
@@ -43,6 +44,7 @@
  * @property {?Health} health
  * @property {Staff[]} staff who has or had a board open
  * @property {?Meeting} meeting the newest class meeting; over when it has an end
+ * @property {LessonStep[]} lesson where staff said the class is, the newest last
  */
 
 /** States of a square, in the order of the wire's digits. */
@@ -83,6 +85,7 @@ export function applySnapshot(snapshot) {
     health: snapshot.h ?? null,
     meeting: snapshot.meeting ?? null,
     staff: snapshot.staff ?? [],
+    lesson: snapshot.lesson ?? [],
   };
 }
 
@@ -125,6 +128,7 @@ export function applyFrame(state, frame) {
     health: frame.h ? { ...state.health, ...frame.h } : state.health,
     meeting: "meeting" in frame ? frame.meeting : state.meeting,
     staff: frame.staff ?? state.staff,
+    lesson: frame.lesson ?? state.lesson,
   };
 }
 
