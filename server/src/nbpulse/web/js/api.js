@@ -125,6 +125,8 @@ export const fetchCourses = () => request("GET", "/api/v1/courses");
 export const createCourse = (wanted) => request("POST", "/api/v1/courses", wanted);
 /** @param {string} id @param {{title: string}} wanted */
 export const copyCourse = (id, wanted) => request("POST", ofPeople(id, "copies"), wanted);
+/** @param {string} id @param {string} title */
+export const renameCourse = (id, title) => request("PATCH", `/api/v1/courses/${encodeURIComponent(id)}`, { title });
 /** @param {string} id @param {boolean} isArchived */
 export const archiveCourse = (id, isArchived) =>
   request("PATCH", `/api/v1/courses/${encodeURIComponent(id)}`, { is_archived: isArchived });
