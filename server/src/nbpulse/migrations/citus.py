@@ -25,6 +25,8 @@ _SETTINGS: Final = {
     "citus.local_table_join_policy": "prefer-distributed",
     # Hiding shards from the catalogue made the driver's one look-up of types take seconds, past the API's 5 s.
     "citus.override_table_visibility": "off",
+    # How long a worker's transaction may be idle is asked on the coordinator: a node has its part of one, and waits.
+    "citus.enable_alter_role_set_propagation": "off",
 }
 # Citus connects to the other nodes as whoever runs the statement. They get no password: pg_hba.conf lets nodes in.
 _ACTING_ROLES: Final = ("nbpulse_owner", "app_maintenance", "app_staff")

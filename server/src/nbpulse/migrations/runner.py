@@ -52,7 +52,8 @@ ENSURE_ROLES: Final = (
     "GRANT app_writer TO nbpulse_worker",
     "GRANT CREATE, USAGE ON SCHEMA public TO nbpulse_owner, nbpulse_migrator, app_maintenance",
 )
-
+# A worker that stops within a transaction would keep its students' rows from whoever takes over its shards.
+_GIVE_UP_IDLE = "ALTER ROLE nbpulse_worker SET idle_in_transaction_session_timeout = '4s'"
 # Where Citus is, but nothing distributed yet, the schema is made on this node alone; afterwards Citus changes all.
 _KEEP_TO_ONE_NODE = """
 DO $$
@@ -83,7 +84,7 @@ async def migrate(database_url: str, passwords: Mapping[str, str], revision: str
     try:
         async with engine.connect() as connection:
             await _take_lock(connection)
-            for statement in (*ENSURE_ROLES, _KEEP_TO_ONE_NODE, "SET ROLE nbpulse_owner"):
+            for statement in (*ENSURE_ROLES, _GIVE_UP_IDLE, _KEEP_TO_ONE_NODE, "SET ROLE nbpulse_owner"):
                 await connection.exec_driver_sql(statement)
             await connection.commit()
             await connection.run_sync(_upgrade, revision)
