@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 import pytest
 
-from nbpulse.errors import StartupError
+from nbpulse.crypto import EncryptedField
+from nbpulse.errors import InvalidInput, StartupError
 from nbpulse.migrations import citus, migrate
+from nbpulse.records.merging import merge_users
+from nbpulse.records.owner import open_owner
 from nbpulse.shards import get_shard_number
-from stage import Stage, make_run
+from stage import KEY, Stage, make_run
 from stores import CITUS_URL, PASSWORDS, connect, count_rows, create_cluster_database, create_database, make_class
 
 needs_cluster = pytest.mark.skipif(
@@ -99,6 +104,15 @@ async def test_one_run_goes_from_the_student_to_the_board_and_is_counted_once(st
         course = stage.course.id
         assert await owner.fetchval("SELECT count(*) FROM events WHERE course_id = $1", course) == 1
         assert await owner.fetchval("SELECT error_count FROM learning_sessions WHERE course_id = $1", course) == 1
+
+
+@needs_cluster
+async def test_two_users_are_not_made_one_and_it_is_said_why(stage: Stage) -> None:
+    one, other = [UUID((await stage.join(name))["user_id"]) for name in ("佐藤 花", "高橋 陽")]
+    async with open_owner(stage.database_url) as pool:
+        with pytest.raises(InvalidInput, match="NB-3119"):
+            await merge_users(pool, EncryptedField(KEY), keep_id=one, drop_id=other)
+        assert await pool.fetchval("SELECT count(*) FROM users WHERE id = $1 AND merged_into IS NULL", other) == 1
 
 
 @needs_cluster
