@@ -23,6 +23,7 @@ from nbpulse.records.failures import UNAVAILABLE
 _Answer = TypeVar("_Answer")
 _NOBODY = UUID(int=0)
 # An entry is counted once (accounting.py): not if it was buried before, nor if it was stored before its worker died.
+# Counts, not EXISTS: Citus cannot hand on rows that have no column.
 _BURY = """
 WITH buried AS (
     INSERT INTO dead_letters AS d (stream, entry_id, user_id, code, reason, deliveries, payload)
@@ -31,8 +32,8 @@ WITH buried AS (
     RETURNING xmax = 0 AS is_new
 )
 INSERT INTO event_counts AS c (slot, quarantined) SELECT 0, 1 FROM buried WHERE is_new
-    AND NOT EXISTS (SELECT FROM event_ids WHERE user_id = $3 AND event_id = $8 AND entry_id = $2)
-    AND NOT EXISTS (SELECT FROM spent_entries WHERE stream = $1 AND entry_id = $2)
+    AND (SELECT count(*) FROM event_ids WHERE user_id = $3 AND event_id = $8 AND entry_id = $2) = 0
+    AND (SELECT count(*) FROM spent_entries WHERE stream = $1 AND entry_id = $2) = 0
 ON CONFLICT (slot) DO UPDATE SET quarantined = c.quarantined + 1
 """
 _LIST = """
