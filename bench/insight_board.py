@@ -1,6 +1,6 @@
 """The three who need help most, read from the board's own screen and held against what was planted: docs/insight.md.
 
-    python bench/insight_board.py [--classes 20] [--students 60] [--together 10]
+    python bench/insight_board.py [--classes 20] [--students 60] [--together 20]
 
 Each class is that of `nbpulse demo --seed N`: prepared, joined and played by the same code over HTTP, in real time, in
 a course of its own; several of them share one `nbpulse up`. At each of the minutes asked for, the board is opened anew
@@ -32,8 +32,8 @@ from nbpulse.simulator import BEGINS_MIN, ClassOptions, Schoolroom, Wire, measur
 from nbpulse.simulator.course import prepare_course
 
 FLAGS = ["--disable-gpu", "--no-sandbox", "--disable-dev-shm-usage"]
-MINUTES = (2, 5)
-"""After the class was joined; 16 and 19 of the class."""
+MINUTES = (5, 10, 16)
+"""After the class was joined; 19, 24 and 30 of the class."""
 WANTED = 3
 NEAR_MIN = 0.5
 """Who needs help by so much less than the third is as good as the third: nobody could tell."""
@@ -145,8 +145,8 @@ async def look(context: BrowserContext, lesson: Lesson, minute: int) -> dict[str
     await lesson.wait_for(BEGINS_MIN + minute)
     page = await context.new_page()
     try:
-        at = lesson.minute
         shown, took_s = await read_screen(page, lesson.address)
+        at = lesson.minute
     finally:
         await page.close()
     found = {"seed": lesson.seed, "minute": minute, "at": round(at, 2), "shown_s": round(took_s, 2)}
@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=20)
     parser.add_argument("--students", type=int, default=60)
     parser.add_argument("--seed", type=int, default=401)
-    parser.add_argument("--together", type=int, default=10, help="so many classes at a time")
+    parser.add_argument("--together", type=int, default=20, help="so many classes at a time")
     parser.add_argument("--dry", action="store_true", help="print only")
     asked = parser.parse_args()
     system = Nbpulse()
