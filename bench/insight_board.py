@@ -165,8 +165,7 @@ async def measure(system: Nbpulse, context: BrowserContext, seeds: list[int], st
             for lesson in lessons:
                 found = await look(context, lesson, minute)
                 looks.append(found)
-                missed = [one["planted"] for one in found["missed"]]
-                print(found["seed"], minute, found["right"], found["shown_s"], missed, file=sys.stderr, flush=True)
+                print(json.dumps(found, ensure_ascii=False), file=sys.stderr, flush=True)
     finally:
         for lesson in lessons:
             await lesson.end()

@@ -77,6 +77,9 @@ class Wire:
                 self.close()
                 if not was_kept:
                     raise ConnectionError(f"{type(error).__name__}: {error}") from error
+            except BaseException:
+                self.close()  # given up on: its answer would be taken for the next one's
+                raise
             return await self._exchange(head.encode() + b"\r\n" + body)
 
     async def _exchange(self, request: bytes) -> Answer:
