@@ -144,6 +144,56 @@ def compose_influx_outage(result: Result) -> str:
     return "\n".join([*lines, "", " ".join(said)])
 
 
+_CHANGES = {
+    "add": "one more",
+    "kill": "kill -9",
+    "remove": "SIGTERM",
+    "stop": "SIGSTOP",
+}
+
+
+def compose_processes(result: Result) -> str:
+    """How long events waited when workers changed, and boards were away in a rolling restart."""
+    workers = result["workers"]
+    lines = [
+        _describe(result) + " Cores busy: with everything that was measured.",
+        "",
+        "| what | how often | longest | median | aim | cores busy |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, waited_s in workers["unread_max_s"].items():
+        missed = "" if waited_s <= workers["unread_aim_s"] else " **missed**"
+        lines.append(
+            f"| three workers, {_CHANGES[name]}: an event's wait for its storing | {workers['rounds']}"
+            f" | {waited_s:.1f} s | | ≤ {workers['unread_aim_s']:g} s{missed} | {workers['cores_busy']:.1f} |"
+        )
+    for name, title in (("nginx", "nginx"), ("haproxy", "HAProxy")):
+        one = result[name]
+        missed = "" if one["away_max_s"] <= one["away_aim_s"] else " **missed**"
+        lines.append(
+            f"| rolling restart behind {title}: a board's absence | {one['boards']} | {one['away_max_s']:.1f} s"
+            f" | {one['away_median_s']:.1f} s | ≤ {one['away_aim_s']:g} s{missed} | {one['cores_busy']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def compose_replica_promotion(result: Result) -> str:
+    """What was acknowledged and lost over all rounds, with and without a synchronous replica."""
+    lines = [
+        _describe(result),
+        "",
+        "| the primary acknowledges | rounds | events acknowledged | lost | wrong once delivered again | promotion |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, title in (("synchronous", "when the replica has it on disk"), ("control", "alone (control)")):
+        one = result[name]
+        figures = " | ".join(f"{one[key]:,}" for key in ("rounds", "acknowledged", "lost", "wrong"))
+        lines.append(f"| {title} | {figures} | {one['promotion_s']:.2f} s |")
+    bound = 100 * 3 / max(1, result["synchronous"]["acknowledged"])
+    said = f"None lost of so many leaves, at 95 %, at most {bound:.3f} % that could be (rule of three)."
+    return "\n".join([*lines, *(["", said] if not result["synchronous"]["lost"] else [])])
+
+
 _ATTACKS = {
     "none": "nobody attacks",
     "endless_body": "a body of {size:,} bytes, to three routes at once",
