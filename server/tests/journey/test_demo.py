@@ -5,7 +5,6 @@ The pictures go to `.cache/screenshots`; those in the README are copies of them.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +15,6 @@ from playwright.sync_api import Page, sync_playwright
 
 from servers import CHROMIUM_FLAGS, run_demo
 
-# With the larger numbers the class has time to get into trouble first.
-SETTLE_S = 150 if os.environ.get("NBPULSE_TEST_SCALE") == "full" else 0
 SCREENSHOTS = Path(__file__).resolve().parents[3] / ".cache" / "screenshots"
 STUDENTS = 200
 
@@ -71,19 +68,23 @@ def test_the_demo_class_lives_within_ten_seconds(demo: tuple[dict[str, Any], flo
     assert page.evaluate("() => !location.hash.includes('code')"), "the one-use code stays in the address bar"
 
 
-@pytest.fixture(scope="module")
-def settled_page(page: Page) -> Page:
-    """The board once the class is under way."""
-    time.sleep(SETTLE_S)
-    return page
+@pytest.mark.browser
+def test_a_teacher_meets_each_kind_of_trouble_and_sees_who_sits_where(page: Page) -> None:
+    kinds = ["help", "stuck", "wrong_answer", "same_error", "long_run", "idle", "not_started", "behind"]
+    page.wait_for_function(
+        "(kinds) => kinds.every((kind) => document.querySelector(`[data-alert][data-kind=${kind}]`))",
+        arg=kinds,
+        timeout=120_000,
+    )
+    assert "T" in page.inner_text("[data-alert] .seat")
+    assert page.locator("[data-alert]").count() < STUDENTS / 4, "so many that nobody could look after them"
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize("language", ["ja", "en"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 820, 390])
-def test_the_board_fits_and_is_drawn(settled_page: Page, language: str, scheme: str, width: int) -> None:
-    page = settled_page
+def test_the_board_fits_and_is_drawn(page: Page, language: str, scheme: str, width: int) -> None:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
     page.set_viewport_size({"width": width, "height": 800})
