@@ -115,7 +115,7 @@ class Guesses:
                 bridge.connection_getter = lambda _: redis
 
         # (Its address is not used: the client knows where.)
-        storage = Storage("async+redis://localhost", implementation="redispy", key_prefix="nbpulse:guesses")
+        storage = Storage("async+redis://localhost:6379", implementation="redispy", key_prefix="nbpulse:guesses")
         return MovingWindowRateLimiter(storage)
 
 

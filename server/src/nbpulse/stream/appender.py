@@ -28,7 +28,7 @@ class _Waiting(NamedTuple):
 
 
 class Appender:
-    """Appends entries; what is on its way when the connection dies is never sent again by itself."""
+    """Appends entries over a link of its own; what is on its way when that dies is never sent again by itself."""
 
     def __init__(self, link: AnyLink) -> None:
         self._link = link
@@ -50,10 +50,11 @@ class Appender:
             raise Unavailable(getattr(failure, "code", "NB-2001")) from failure
 
     async def close(self) -> None:
-        """Stop sending; whoever waits runs into its deadline."""
+        """Stop sending, and close the link; whoever waits runs into its deadline."""
         if self._flusher is not None:
             self._flusher.cancel()
             await asyncio.gather(self._flusher, return_exceptions=True)
+        await self._link.close()
 
     async def _flush_waiting(self) -> None:
         while self._waiting:
