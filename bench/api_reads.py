@@ -33,7 +33,7 @@ import uvloop
 from load import Connection, Post, Student
 from measures import Figures, find_percentile
 from report import RESULTS, ROOT, describe_machine, write_results, write_section
-from school import STUDENTS, fill_school
+from school import STUDENTS, fill_school, plan_term
 from systems import Nbpulse, Neighbours
 
 from nbpulse.crypto import EncryptedField, make_key
@@ -145,7 +145,7 @@ def list_questions(course_id: str, student: str, notebook: str, end: datetime) -
     return {name: f"{root}/{path}" for name, path in paths.items()}
 
 
-def _vary(path: str) -> Iterator[str]:
+def vary(path: str) -> Iterator[str]:
     """Endless questions of the same work, no two alike."""
     return (f"{path}&_={uuid4().hex}{number}" for number in itertools.count())
 
@@ -166,7 +166,7 @@ class Bench:
         await self.system.connect()
         await self.system.pool.close()
         course_id = self.system.described["course_id"]
-        self.school = await fill_school(self.system.owner_url, UUID(course_id), rows)
+        self.school = await fill_school(self.system.owner_url, UUID(course_id), *plan_term(rows))
         async with asyncpg.create_pool(self.system.owner_url, min_size=1, max_size=1) as owner:
             notebook = await owner.fetchval(
                 "SELECT notebook_id FROM learning_sessions WHERE course_id = $1 ORDER BY started_at DESC LIMIT 1",
@@ -191,12 +191,12 @@ class Bench:
         """All figures of one question but the cold ones."""
         path, one = self.questions[name], self._tokens[:1]
         found: dict[str, Figures] = {}
-        await self.ask(_vary(path), one)  # pages and plans
+        await self.ask(vary(path), one)  # pages and plans
         for kind, paths, tokens in (
             ("warm", itertools.repeat(path), one * READERS),
             ("people", itertools.repeat(path), self._tokens),
-            ("unequal", _vary(path), one * READERS),
-            ("alone", _vary(path), one),
+            ("unequal", vary(path), one * READERS),
+            ("alone", vary(path), one),
         ):
             found[kind], _ = await self.ask(paths, tokens)
         return found
@@ -235,9 +235,9 @@ class Bench:
         log, plans = self.system.directory / "postgresql" / "log", {}
         async with Readers(self.system.port, self._tokens[:1]) as asking:
             for name in names:
-                await asking.run(_vary(self.questions[name]), 0.3)
+                await asking.run(vary(self.questions[name]), 0.3)
                 size = log.stat().st_size
-                await asking.run(_vary(self.questions[name]), 0)
+                await asking.run(vary(self.questions[name]), 0)
                 await asyncio.sleep(0.2)
                 with log.open("rb") as file:
                     file.seek(size)

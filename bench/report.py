@@ -18,6 +18,9 @@ from tables import (
     compose_board_speed,
     compose_capture_cost,
     compose_influx_outage,
+    compose_known_students,
+    compose_processes,
+    compose_replica_promotion,
     compose_timeseries,
 )
 
@@ -50,6 +53,9 @@ SECTIONS = {
     "board_speed": compose_board_speed,
     "capture_cost": compose_capture_cost,
     "influx_outage": compose_influx_outage,
+    "processes": compose_processes,
+    "known_students": compose_known_students,
+    "replica_promotion": compose_replica_promotion,
     "timeseries": compose_timeseries,
 }
 

@@ -1,15 +1,14 @@
 """A school's term as rows, made by SQL: one course of 200 students, and as many more as fill the ledger.
 
 Promises: sessions, cells, points and minutes are computed from the ledger's own rows, so they agree with each other;
-nothing is random: the same `rows` at the same time give the same figures. Left out is what no read opens: `event_ids`,
+nothing is random: the same school at the same time give the same figures. Left out is what no read opens: `event_ids`,
 learners' states, sealed texts, and rows that are neither a session's begin or end nor a run.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 import asyncpg
@@ -117,13 +116,19 @@ SELECT DISTINCT course_id, user_id, time_ns / 60000000000 * 60000000000 FROM tim
 """
 
 
-async def fill_school(database_url: str, course_id: UUID, rows: int) -> dict[str, int | str]:
-    """
-    Fill a migrated database, in which the course and its 200 students are enrolled, up to at least `rows` ledger rows
-    (but one week of one course is the least); what is in it.
-    """
+def plan_term(rows: int) -> tuple[int, int]:
+    """Weeks and courses of a school with at least `rows` ledger rows; one week of one course is the least."""
     weeks = max(1, min(WEEKS_MAX, rows // ROWS_OF_A_WEEK))
-    courses = max(1, -(-rows // (ROWS_OF_A_WEEK * weeks)))
+    return weeks, max(1, -(-rows // (ROWS_OF_A_WEEK * weeks)))
+
+
+async def fill_school(
+    database_url: str, course_id: UUID, weeks: int, courses: int, sittings: Mapping[str, int] = SITTINGS
+) -> dict[str, int | str]:
+    """
+    Fill a migrated database, in which the course and its 200 students are enrolled, with so many weeks of that course
+    and `courses` - 1 others like it; what is in it. `sittings`: runs of one student in each sitting of a week.
+    """
     pool = await asyncpg.create_pool(database_url, min_size=1, max_size=2, command_timeout=3_600)
     try:
         await make_months(pool, weeks)
@@ -132,7 +137,8 @@ async def fill_school(database_url: str, course_id: UUID, rows: int) -> dict[str
         await pool.execute(_NOTEBOOKS, weeks)
         await pool.execute(_NOTEBOOK_CELLS)
         now = await pool.fetchval("SELECT now()")
-        await _fill_ledger(pool, now, weeks)
+        for week in range(1, weeks + 1):
+            await pool.execute(_WEEK.format(week=week), now, weeks, list(sittings.values()))
         await asyncio.gather(_fill_series(pool), _run(pool, _SESSIONS, _CELLS))
         await pool.execute("DROP TABLE bench_students")
         async with pool.acquire() as connection:
@@ -152,11 +158,6 @@ async def make_months(pool: asyncpg.Pool, weeks: int) -> None:
         await connection.execute(definition.replace("ensure_months", "bench_months").replace(first, since))
         await connection.execute("SELECT bench_months(3)")
         await connection.execute("DROP FUNCTION bench_months(integer)")
-
-
-async def _fill_ledger(pool: asyncpg.Pool, now: datetime, weeks: int) -> None:
-    for week in range(1, weeks + 1):
-        await pool.execute(_WEEK.format(week=week), now, weeks, list(SITTINGS.values()))
 
 
 async def _fill_series(pool: asyncpg.Pool) -> None:

@@ -144,6 +144,56 @@ def compose_influx_outage(result: Result) -> str:
     return "\n".join([*lines, "", " ".join(said)])
 
 
+_CHANGES = {
+    "add": "one more",
+    "kill": "kill -9",
+    "remove": "SIGTERM",
+    "stop": "SIGSTOP",
+}
+
+
+def compose_processes(result: Result) -> str:
+    """How long events waited when workers changed, and boards were away in a rolling restart."""
+    workers = result["workers"]
+    lines = [
+        _describe(result) + " Cores busy: with everything that was measured.",
+        "",
+        "| what | how often | longest | median | aim | cores busy |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, waited_s in workers["unread_max_s"].items():
+        missed = "" if waited_s <= workers["unread_aim_s"] else " **missed**"
+        lines.append(
+            f"| three workers, {_CHANGES[name]}: an event's wait for its storing | {workers['rounds']}"
+            f" | {waited_s:.1f} s | | ≤ {workers['unread_aim_s']:g} s{missed} | {workers['cores_busy']:.1f} |"
+        )
+    for name, title in (("nginx", "nginx"), ("haproxy", "HAProxy")):
+        one = result[name]
+        missed = "" if one["away_max_s"] <= one["away_aim_s"] else " **missed**"
+        lines.append(
+            f"| rolling restart behind {title}: a board's absence | {one['boards']} | {one['away_max_s']:.1f} s"
+            f" | {one['away_median_s']:.1f} s | ≤ {one['away_aim_s']:g} s{missed} | {one['cores_busy']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def compose_replica_promotion(result: Result) -> str:
+    """What was acknowledged and lost over all rounds, with and without a synchronous replica."""
+    lines = [
+        _describe(result),
+        "",
+        "| the primary acknowledges | rounds | events acknowledged | lost | wrong once delivered again | promotion |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, title in (("synchronous", "when the replica has it on disk"), ("control", "alone (control)")):
+        one = result[name]
+        figures = " | ".join(f"{one[key]:,}" for key in ("rounds", "acknowledged", "lost", "wrong"))
+        lines.append(f"| {title} | {figures} | {one['promotion_s']:.2f} s |")
+    bound = 100 * 3 / max(1, result["synchronous"]["acknowledged"])
+    said = f"None lost of so many leaves, at 95 %, at most {bound:.3f} % that could be (rule of three)."
+    return "\n".join([*lines, *(["", said] if not result["synchronous"]["lost"] else [])])
+
+
 _ATTACKS = {
     "none": "nobody attacks",
     "endless_body": "a body of {size:,} bytes, to three routes at once",
@@ -209,6 +259,29 @@ def compose_board_speed(result: Result) -> str:
             f" {one['pixel']['p50_ms']:g} | {pixel} | {snapshot} | {one['load_average']:.1f} |"
         )
     return "\n".join(lines)
+
+
+def compose_known_students(result: Result) -> str:
+    """The same class alone and beside a school, each figure with its ratio."""
+    alone, beside = result["schools"].values()
+    lines = [
+        _describe(result)
+        + f" Medians of {result['passes']} passes' p95, the two systems in turn; {alone['known_students']:,} and"
+        f" {beside['known_students']:,} students known, {alone['ledger_rows']:,} and {beside['ledger_rows']:,} ledger"
+        " rows"
+        f" ({alone['database_mb'] / 1000:.2f} and {beside['database_mb'] / 1000:.2f} GB), the class alike:"
+        f" {result['rate_per_s']} events/s while the first two are measured. Aim: ratio < {result['ratio_max']:g}.",
+        "",
+        "| p95 | alone | beside others | ratio |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, one in result["figures"].items():
+        verdict = " **missed**" if one["ratio"] >= result["ratio_max"] else ""
+        lines.append(
+            f"| {name} | {one['alone_ms']:,.1f} ms | {one['beside_ms']:,.1f} ms | {one['ratio']:.2f}{verdict} |"
+        )
+    sizes = [", ".join(f"{part} {mb:g}" for part, mb in one["pss_mb"].items()) for one in (alone, beside)]
+    return "\n".join([*lines, "", f"PSS in MB afterwards: alone {sizes[0]}; beside others {sizes[1]}."])
 
 
 def compose_timeseries(result: Result) -> str:

@@ -112,6 +112,16 @@ class Cache:
         async with _deadline():
             await self._redis.spublish(ACCESS_CHANNEL, str(user_id))
 
+    async def note_written(self, user_id: UUID, place: int, life_s: float) -> None:
+        """How far the database's log was written when this person had last changed something."""
+        async with _deadline():
+            await self._redis.set(_name_written(user_id), place, px=round(life_s * 1000))
+
+    async def read_written(self, user_id: UUID) -> int:
+        """What `note_written` noted; 0 where it is long past."""
+        async with _deadline():
+            return int(await self._redis.get(_name_written(user_id)) or 0)
+
     async def announce_actions(self, course_id: UUID, actions: Sequence[Action]) -> None:
         """Tell the boards, and those students' inboxes, what staff have just done."""
         async with _deadline():
@@ -126,6 +136,16 @@ class Cache:
         """Tell the boards that a student wrote, or was answered."""
         async with _deadline():
             await self._redis.spublish(f"nbpulse:live:{course_id}", _encode({"t": "mail"}))
+
+    async def announce_lesson(self, course_id: UUID) -> None:
+        """Tell the boards that the class is at another cell."""
+        async with _deadline():
+            await self._redis.spublish(f"nbpulse:live:{course_id}", _encode({"t": "lesson"}))
+
+    async def announce_groups(self, course_id: UUID) -> None:
+        """Tell the boards that staff have settled something about an error group."""
+        async with _deadline():
+            await self._redis.spublish(f"nbpulse:live:{course_id}", _encode({"t": "groups"}))
 
     async def announce_staff(self, course_id: UUID, user_id: UUID, name: str) -> None:
         """Tell the boards that this member of staff has one open."""
@@ -152,7 +172,7 @@ class Cache:
                 if user_ids:
                     pipe.zrem(_name_presence(course_id), *map(str, user_ids))
                 pipe.spublish(f"nbpulse:live:{course_id}", _encode({"t": "roster"}))
-            for key in keys:
+            for key in (*keys, *map(_name_written, user_ids)):
                 pipe.delete(key)
             await pipe.execute()
 
@@ -196,13 +216,8 @@ class Cache:
         async with _deadline():
             await self._redis.hdel(CONNECTIONS_KEY, connection_id)
 
-    async def note_worker(self, name: str, lag_ms: int) -> None:
-        """The worker of that name is at work; `lag_ms`: from an event's receipt to its being stored, 0 when idle."""
-        async with _deadline():
-            await self._redis.hset(WORKERS_KEY, name, _encode(_AtWork(time.time(), lag_ms)))
-
     async def read_workers(self) -> dict[str, int]:
-        """Workers at work in the last 5 s: name -> lag in ms."""
+        """Workers that beat in the last 5 s (stream/leases.py): name -> lag in ms, from receipt to storing."""
         async with _deadline():
             entries = await self._redis.hgetall(WORKERS_KEY)
         found = {bytes(name).decode(): _decode_at_work(entry) for name, entry in entries.items()}  # type: ignore[arg-type]
@@ -257,6 +272,10 @@ class Cache:
 def _name_flow(state: str, browser: str) -> str:
     # Hashed: whoever can list the server's keys must not be able to end somebody's sign-in.
     return f"nbpulse:sign_in:{hashlib.sha256(f'{browser} {state}'.encode()).hexdigest()}"
+
+
+def _name_written(user_id: UUID) -> str:
+    return f"nbpulse:written:{user_id}"
 
 
 def _name_presence(course_id: UUID) -> str:

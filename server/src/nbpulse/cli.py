@@ -12,11 +12,11 @@ import os
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from nbpulse import accounts, auditing, collecting, duties, enrolling
+from nbpulse import accounts, auditing, collecting, duties, enrolling, sharding
 from nbpulse.errors import InvalidInput, NbpulseError, StartupError
 from nbpulse.hubconfig import print_hub_config
 from nbpulse.terminal import answer, describe_error, get_text, say
@@ -86,6 +86,7 @@ WorkerCount = Annotated[
 DeathsLimit = Annotated[
     int, typer.Option("--deaths-per-minute", min=1, envvar="NBPULSE_DEATHS_PER_MINUTE", help=get_text("opt_deaths"))
 ]
+Replica = Annotated[bool, typer.Option("--replica", help=get_text("opt_replica"))]
 
 
 @app.command(**_describe("up", "up --host lan"))
@@ -100,6 +101,7 @@ def up(
     api_count: ApiCount = 1,
     worker_count: WorkerCount = 1,
     deaths_limit: DeathsLimit = 5,
+    replica: Replica = False,
     as_json: Json = False,
     asked_demo: Annotated[str | None, typer.Option("--demo", hidden=True)] = None,
 ) -> None:
@@ -119,6 +121,7 @@ def up(
         tls_cert=tls_cert.absolute() if tls_cert else None,
         tls_key=tls_key.absolute() if tls_key else None,
         database_url=os.environ.get("NBPULSE_DATABASE_URL") or None,
+        replica=replica,
         redis_url=os.environ.get("NBPULSE_REDIS_URL") or None,
         api_count=api_count,
         worker_count=worker_count,
@@ -137,7 +140,9 @@ def demo(
     seed: Annotated[int, typer.Option(help=get_text("opt_seed"))] = 7,
     minutes: Annotated[float | None, typer.Option(min=0.1, help=get_text("opt_minutes"))] = None,
     real: Annotated[int, typer.Option(min=0, max=20, help=get_text("opt_real"))] = 0,
+    answers: Annotated[bool, typer.Option("--answers", help=get_text("opt_answers"))] = False,
     remove: Annotated[bool, typer.Option("--remove", help=get_text("opt_remove"))] = False,
+    lang: Annotated[Literal["en", "ja"] | None, typer.Option(help=get_text("opt_lang"))] = None,
     data: DataDir = None,
     host: Host = "127.0.0.1",
     port: Port = 8642,
@@ -148,6 +153,13 @@ def demo(
     worker_count: WorkerCount = 1,
     as_json: Json = False,
 ) -> None:
+    if lang:
+        os.environ["NBPULSE_LANGUAGE"] = lang
+    if answers:
+        from nbpulse.administration import show_answers
+
+        show_answers(_find_data_dir(data), as_json=as_json)
+        return
     if remove:
         from nbpulse.administration import remove_demo
 
@@ -362,6 +374,7 @@ accounts.add_commands(app, _connect)
 enrolling.add_commands(app, _connect)
 auditing.add_commands(app, _connect)
 duties.add_commands(app, _connect)
+sharding.add_commands(app, _connect)
 
 
 def main() -> None:

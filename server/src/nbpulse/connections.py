@@ -22,6 +22,7 @@ from redis.exceptions import ReadOnlyError
 from nbpulse.cluster import Cluster, is_cluster
 from nbpulse.errors import StartupError
 from nbpulse.metrics import (
+    Database,
     PoolFigures,
     PostgresQuery,
     database_query_duration,
@@ -34,14 +35,20 @@ REDIS_POOL_SIZE: Final = 20
 
 
 @asynccontextmanager
-async def open_pool(url: str, size: int) -> AsyncIterator[asyncpg.Pool]:
-    """At most `size` connections to PostgreSQL. Raises StartupError (NB-3053): it does not answer."""
+async def open_pool(
+    url: str, size: int, *, database: Database = "postgresql", is_lazy: bool = False
+) -> AsyncIterator[asyncpg.Pool]:
+    """
+    At most `size` connections to PostgreSQL, counted as `database`'s; `is_lazy`: none before one is asked for.
+
+    Raises StartupError (NB-3053): it does not answer.
+    """
     try:
-        pool = await _TimedPool(
+        pool = _TimedPool(
             url,
             connection_class=asyncpg.Connection,
             record_class=asyncpg.Record,
-            min_size=min(2, size),
+            min_size=0 if is_lazy else min(2, size),
             max_size=size,
             max_queries=50_000,
             max_inactive_connection_lifetime=300.0,
@@ -51,10 +58,12 @@ async def open_pool(url: str, size: int) -> AsyncIterator[asyncpg.Pool]:
             # jit: our statements are short, and compiling one costs more than running it.
             server_settings={"application_name": "nbpulse", "jit": "off", "timezone": "UTC"},
         )
+        pool.database = database
+        await pool
     except (OSError, TimeoutError, asyncpg.PostgresError) as error:
         raise StartupError("NB-3053", detail=f"{type(error).__name__}: {error}") from error
     try:
-        with pools.watch("postgresql", pool.measure):
+        with pools.watch(database, pool.measure):
             yield pool
     finally:
         await _close_pool(pool)
@@ -94,8 +103,10 @@ async def open_redis(url: str) -> AsyncIterator[Redis | Cluster]:
 class _TimedPool(asyncpg.Pool):  # type: ignore[misc]
     """A pool whose connections are timed from being asked for to being given back; taken with `async with` only."""
 
+    database: Database
+
     def acquire(self, *, timeout: float | None = None) -> AbstractAsyncContextManager[asyncpg.Connection]:
-        return _time_use(super().acquire(timeout=timeout), read_query_name())
+        return _time_use(super().acquire(timeout=timeout), self.database, read_query_name())
 
     def measure(self) -> PoolFigures:
         """Its connections now."""
@@ -104,9 +115,9 @@ class _TimedPool(asyncpg.Pool):  # type: ignore[misc]
 
 @asynccontextmanager
 async def _time_use(
-    acquiring: AbstractAsyncContextManager[asyncpg.Connection], query_type: PostgresQuery
+    acquiring: AbstractAsyncContextManager[asyncpg.Connection], database: Database, query_type: PostgresQuery
 ) -> AsyncIterator[asyncpg.Connection]:
-    with database_query_duration.labels("postgresql", query_type).time():
+    with database_query_duration.labels(database, query_type).time():
         async with acquiring as connection:
             yield connection
 

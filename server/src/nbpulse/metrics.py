@@ -17,7 +17,7 @@ from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-Database = Literal["postgresql", "influxdb", "redis"]
+Database = Literal["postgresql", "postgresql_replica", "influxdb", "redis"]
 SeriesQuery = Literal[
     "check",
     "write_points",
@@ -34,6 +34,7 @@ PostgresQuery = Literal[
     "refresh_rollups",
     # the worker's
     "record_events",
+    "read_shard_map",
     "find_erased",
     "settle_debt",
     "find_debts",
@@ -83,6 +84,7 @@ PostgresQuery = Literal[
     "list_own_audit",
     "ensure_course",
     "ensure_teacher",
+    "begin_meeting",
     "list_courses",
     "create_course",
     "change_course",
@@ -116,8 +118,10 @@ PostgresQuery = Literal[
     "read_inbox",
     "write_message",
     "set_message_state",
+    "mark_lesson",
     "find_map",
     "change_map",
+    "change_error_group",
     "check_notebook",
     "find_session",
     "list_members",
@@ -138,6 +142,7 @@ PostgresQuery = Literal[
     "read_error",
     "read_own_progress",
     # privacy
+    "look_at_replication",
     "find_tombstone",
     "export_person",
     "drop_expired",
@@ -156,6 +161,11 @@ RedisQuery = Literal[
     "forget_suspects",
     "measure_backlog",
     "trim",
+    "beat",
+    "read_leases",
+    "take_leases",
+    "give_leases",
+    "leave",
     "copy_entries",
     "erase_entries",
     # of the cache and the publisher: the command itself
@@ -170,6 +180,7 @@ RedisQuery = Literal[
     "set",
     "other",
 ]
+HistorySource = Literal["replica", "primary", "primary_own_write", "primary_after_failure"]
 CloseReason = Literal["full", "crowded", "late", "head"]
 Limit = Literal[
     "student_events",
@@ -302,6 +313,7 @@ stream_backlog_events = Gauge("nbpulse_stream_backlog_events", "Events in the st
 stream_generation_changes = Counter(
     "nbpulse_stream_generation_changes_total", "Times the stream's server was found emptied or exchanged"
 )
+worker_shards = Gauge("nbpulse_worker_shards", "Shards of 64 that this worker reads")
 workers = Gauge("nbpulse_workers", "Workers at work in the last 5 s, as the API sees them at the scrape")
 worker_events = Counter("nbpulse_worker_events_total", "Events the worker finished, by outcome", ["outcome"])
 worker_redeliveries = Counter("nbpulse_worker_redeliveries_total", "Entries taken over from a dead or slow worker")
@@ -333,6 +345,16 @@ series_marks_oldest_seconds = Gauge(
 series_rejected_points = Counter(
     "nbpulse_series_rejected_points_total", "Points the time-series store refused for good, set aside", ["reason"]
 )
+replica_lag_seconds = Gauge(
+    "nbpulse_replica_lag_seconds",
+    "How old what a read replica shows is, as this process saw it last; NaN: it does not answer, or is no replica",
+    ["replica"],
+)
+history_answers = Counter(
+    "nbpulse_history_answers_total",
+    "Answers of history where there are replicas, by what they were read from: primary: no replica was near enough",
+    ["source"],
+)
 # A label's value that never came yet is 0, not nothing: else an alert would miss the first one.
 for _outcome in ("stored", "duplicate", "dead_letter"):
     worker_events.labels(_outcome)
@@ -340,12 +362,14 @@ for _why in get_args(CloseReason):
     closed_connections.labels(_why)
 for _limit in get_args(Limit):
     limited_requests.labels(_limit)
+for _source in get_args(HistorySource):
+    history_answers.labels(_source)
 for _reason in ("refused", "series_limit"):
     series_rejected_points.labels(_reason)
 # What only the API, or only a worker, looks up is unknown in every other process, not 0.
 for _seen_by_one in (
     *(workers, dead_letters, series_debt_oldest_seconds),
-    *(series_marks, series_marks_oldest_seconds, unaccounted_events),
+    *(series_marks, series_marks_oldest_seconds, unaccounted_events, worker_shards),
 ):
     _seen_by_one.set(math.nan)
 live_frames = Counter("nbpulse_live_frames_total", "Frames encoded for boards")

@@ -8,17 +8,21 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
 from nbpulse.crypto import EncryptedField
+from nbpulse.embedded import EmbeddedReplica
 from nbpulse.errors import StartupError
+from nbpulse.records import replication
 from nbpulse.records.courses import Course, Courses
 from nbpulse.records.owner import OwnerPool, is_current, open_owner, set_passwords
 from nbpulse.records.people import People
 from nbpulse.records.sealing import check_keys
 from nbpulse.settings import Settings
+from nbpulse.simulator import BEGINS_MIN
 from nbpulse.terminal import get_text
 
 LOGINS: Final = ("nbpulse_api", "nbpulse_worker", "nbpulse_operator")
@@ -80,9 +84,11 @@ async def migrate_schema(database_url: str, passwords: Mapping[str, str], revisi
         raise StartupError("NB-3018", detail=str(error.orig)) from error
 
 
-async def prepare(settings: Settings, *, is_demo: bool) -> dict[str, Any]:
+async def prepare(settings: Settings, *, is_demo: bool, has_replica: bool | None = None) -> dict[str, Any]:
     """
     Everything `up` has to know before its parts can go on: logins, course, join code, teacher's token and link.
+
+    `has_replica`: whether the embedded PostgreSQL has a replica of ours from now on; None: it is not ours to say.
 
     Raises StartupError: like `ensure_schema`, and when the keys do not open what is sealed in the database (NB-3060).
     """
@@ -92,6 +98,10 @@ async def prepare(settings: Settings, *, is_demo: bool) -> dict[str, Any]:
     seal = EncryptedField(settings.read_encryption_keys())
     async with open_owner(settings.database_url) as pool:
         await check_keys(pool, seal)
+        if has_replica:
+            await replication.ensure_login(pool, settings.make_password(replication.LOGIN))
+        elif has_replica is False and (settings.data_dir / EmbeddedReplica.name).exists():
+            await replication.drop_slot(pool)  # else the log is kept for one that does not come back
         course, teacher_id = await (renew_demo_course if is_demo else ensure_course)(pool, seal)
         people = People(pool, seal)
         link_code = await people.create_link(teacher_id)
@@ -105,6 +115,7 @@ async def prepare(settings: Settings, *, is_demo: bool) -> dict[str, Any]:
         "link_code": link_code,
         "api_database_url": find_login_url(settings, "nbpulse_api", settings.api_database_url),
         "worker_database_url": find_login_url(settings, "nbpulse_worker", settings.worker_database_url),
+        "replication_url": find_login_url(settings, replication.LOGIN, None),
         "operator_database_url": find_login_url(settings, "nbpulse_operator", None),
     }
 
@@ -117,11 +128,14 @@ async def ensure_course(pool: OwnerPool, seal: EncryptedField) -> tuple[Course, 
 
 
 async def renew_demo_course(pool: OwnerPool, seal: EncryptedField) -> tuple[Course, UUID]:
-    """The demo's own course, always a new one: what an earlier simulated class did is removed."""
+    """
+    The demo's own course, always a new one: what an earlier simulated class did is removed. Its class is on already.
+    """
     courses = Courses(pool, seal)
     if old := await courses.find_course(DEMO_SHORT_NAME):
         await courses.delete_course(old.id)
     course = await courses.ensure_course(get_text("demo_course_title"), DEMO_SHORT_NAME, is_demo=True)
+    await courses.begin_meeting(course.id, datetime.now(UTC) - timedelta(minutes=BEGINS_MIN))
     return course, await courses.ensure_teacher(course.id, display_name=get_text("teacher"))
 
 

@@ -1,16 +1,31 @@
 """Where a student's rows and events live: 64 logical shards, by the specification's own function.
 
-The same number names the stream, the worker's share and, later, the database, so one student's events stay together
-and one shard can move alone. `SHARD_COUNT` never changes: 4 -> 5 would send 80 % of the students elsewhere.
+The same number names the stream, the worker's share and, by the map, the database, so one student's events stay
+together and one shard can move alone. `SHARD_COUNT` never changes: 4 -> 5 would send 80 % of the students elsewhere.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Final, NamedTuple
 from uuid import UUID
 
 SHARD_COUNT = 64
+MAIN: Final = "main"
+"""The directory, which is also the database of every shard that was not moved elsewhere."""
+
+
+class Place(NamedTuple):
+    """Where one shard is: the database's name, and how often it has moved (a stale place is known by its epoch)."""
+
+    database: str = MAIN
+    epoch: int = 1
+
+
+ShardMap = Sequence[Place]
+"""The place of each shard, by its number."""
 
 
 def get_shard_key(user_id: str) -> str:

@@ -100,6 +100,8 @@ class School:
             "notebook_cells": {"notebook_id": notebook_id, "cell_id": str(number)},
             "class_meetings": {"course_id": course_id, "ended_at": when},
             "course_maps": {"course_id": course_id},
+            "lesson_positions": {"course_id": course_id, "notebook_id": notebook_id, "cell_id": str(number)},
+            "error_groups": {"course_id": course_id, "fingerprint": f"{number:016x}", "fingerprint_version": 1},
             "events": mine
             | event
             | {"received_at": when, "ordinal": number, "course_id": course_id}
@@ -139,6 +141,10 @@ class School:
             "series_rejects": mine | {"time_ns": number, "reason": "x"},
             "event_counts": {"slot": number},
             "spent_entries": {"stream": "x", "entry_id": str(number), "outcome": "duplicate"},
+            "shard_databases": {"name": str(number)},
+            "shard_map": {"shard": number + 64, "database": "main"},
+            "shard_owners": {"shard": number + 64},
+            "shard_moves": {"shard": number + 64, "source": "main", "target": "main"},
             "stream_bases": {"generation": str(number), "base": 1},
             "tombstones": {"mark": f"m{number}", "kind": "user"},
             "sealing_keys": {"key_id": str(number), "canary": "x"},
@@ -182,8 +188,17 @@ def compose_insert(table: str, row: dict[str, Any]) -> str:
 
 
 def compose(command: str, table: str, row: dict[str, Any], person: str) -> str:
-    keys = {"users": ("id",), "courses": ("id",), "tokens": ("user_id",), "class_meetings": ("course_id",)}.get(table)
-    names = keys or [
+    keys: dict[str, tuple[str, ...]] = {
+        "users": ("id",),
+        "courses": ("id",),
+        "tokens": ("user_id",),
+        "class_meetings": ("course_id",),
+        "shard_databases": ("name",),
+        "shard_map": ("shard",),
+        "shard_owners": ("shard",),
+        "shard_moves": ("shard",),
+    }
+    names = keys.get(table) or [
         name for name in row if name.endswith(("id", "_ns", "path", "role", "short_name", "slot", "generation", "mark"))
     ]
     where = " AND ".join(f"{name} = '{row[name]}'" for name in names)

@@ -42,10 +42,12 @@ COMMANDS = [
     "export-user",
     "processing-record",
     "retention",
+    "shard",
 ]
 SUBCOMMANDS = ["token list", "token revoke", "dead-letters list", "dead-letters show", "dead-letters replay"]
 SUBCOMMANDS += [f"user {name}" for name in ("add", "link", "list", "disable", "enable")]
 SUBCOMMANDS += ["roster import"]
+SUBCOMMANDS += ["shard list"]
 SUBCOMMANDS += ["audit list", "audit verify", "audit anchor"]
 
 

@@ -25,6 +25,7 @@ from nbpulse.api import (
     classrooms,
     collections,
     courses,
+    errorgroups,
     health,
     inbox,
     ingest,
@@ -91,6 +92,8 @@ class Application:
         except TooMuch as error:
             await make_problem(error, read_language(scope))(scope, receive, send)
         else:
+            if scope["type"] == "http":
+                send = self.context.freshness.noting(scope, send)
             await self.web(scope, receive, send)
 
 
@@ -139,6 +142,7 @@ def create_app(
         classrooms.shared,
         queries.router,
         work.router,
+        errorgroups.router,
         meetings.router,
         replays.router,
         reports.shared,

@@ -93,7 +93,7 @@ async def show_shared_report(request: Request) -> Response:
         opened = await context.report_shares.open(code)
 
     async def make() -> Response:
-        return await _make_shared(context, opened)
+        return await context.freshness.answer(lambda: _make_shared(context, opened), 0)
 
     return await context.answers.get_or_make(("shared report", opened.id), make)
 
@@ -131,7 +131,7 @@ def _list_cells(report: Report) -> Table:
         (
             *(paths[cell.notebook_id], None if cell.cell_index is None else cell.cell_index + 1, cell.cell_id),
             *(cell.title, cell.reached, cell.ok, cell.failed, cell.runs, cell.errors, cell.median_ms, cell.p90_ms),
-            *(cell.error and cell.error.label, cell.error and cell.error.students),
+            *(cell.error and (cell.error.title or cell.error.label), cell.error and cell.error.students),
         )
         for cell in report.cells
     ]

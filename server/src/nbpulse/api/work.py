@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Literal, NamedTuple
 from uuid import UUID
 
+import msgspec
 from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
@@ -19,6 +20,7 @@ from nbpulse.api.bodies import NO_NUL
 from nbpulse.api.context import get_context, parse_id
 from nbpulse.api.joining import answer
 from nbpulse.api.queries import Cursor, encode_cursor, read_place
+from nbpulse.api.sharing import HistoryRoute
 from nbpulse.classroom import Learner, is_current
 from nbpulse.classroom.compare import compare_lines, group_sources
 from nbpulse.classroom.errorgroups import FINGERPRINT_VERSION
@@ -28,7 +30,7 @@ from nbpulse.errors import NotFound
 from nbpulse.records.analysis import Place, Span
 from nbpulse.records.work import Answer, CellWork, ErrorWork
 
-router = APIRouter(prefix="/api/v1/courses/{course_id}")
+router = APIRouter(prefix="/api/v1/courses/{course_id}", route_class=HistoryRoute)
 GROUPS_MAX: Final = 20
 TREND_BUCKETS: Final = 24
 TREND_MINUTES: Final = 5
@@ -138,7 +140,8 @@ async def show_error(
 ) -> Response:
     """
     One error group: who has it now, since when and on which cells it was met (by default in the last 30 days), how
-    often in each 5 minutes of the last 2 hours, and how it was worded where that is collected.
+    often in each 5 minutes of the last 2 hours, and how it was worded where that is collected. `title`, `is_muted` and
+    `merged` are what staff have settled; one that is merged into another is answered for by that.
 
     404 (NB-1272): nobody met it in that time.
     """
@@ -150,8 +153,9 @@ async def show_error(
         raise NotFound("NB-1272")
     learners = {one.user_id: one for one in await context.classes.load_roster(course)}
     policy, _ = await context.work.find_policy(course)
-    told = {"fingerprint": fingerprint, "version": FINGERPRINT_VERSION, "span": span._asdict()}
-    return answer({**told, "collects": _describe_policy(policy), **_compose_error(found, learners, now)})
+    told = {**msgspec.structs.asdict(found.group), "merged": found.merged, "version": FINGERPRINT_VERSION}
+    collects = _describe_policy(policy)
+    return answer({**told, "span": span._asdict(), "collects": collects, **_compose_error(found, learners, now)})
 
 
 async def _find_learner(request: Request, course_id: UUID, user_id: UUID) -> Learner:

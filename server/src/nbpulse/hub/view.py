@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 
 from nbpulse import metrics
-from nbpulse.classroom import Action, AlertRules, Classroom, Column, Learner, LearnerState
+from nbpulse.classroom import Action, AlertRules, Classroom, Column, ErrorGroups, Learner, LearnerState
 from nbpulse.errors import Unavailable
 from nbpulse.hub.projection import Frame, Projection
 from nbpulse.identity import get_asker
@@ -46,7 +46,13 @@ class Pulse(Protocol):
     @property
     def mail(self) -> Mapping[str, int]: ...
     @property
+    def lesson(self) -> Sequence[tuple[int, str | None]]: ...
+    @property
     def rules(self) -> AlertRules: ...
+    @property
+    def groups(self) -> ErrorGroups: ...
+    @property
+    def title(self) -> str: ...
     @property
     def teams(self) -> tuple[str, ...] | None: ...
 
@@ -81,7 +87,10 @@ class ClassSource(Protocol):
 
 
 class LiveMessage(msgspec.Struct):
-    """What comes over `nbpulse:live:<course_id>`: states, presence, roster, actions, news of inboxes, mail, staff."""
+    """
+    What comes over `nbpulse:live:<course_id>`: states, presence, roster, actions, news of inboxes, mail, staff, groups,
+    lesson.
+    """
 
     t: str
     received_ms: int = 0
@@ -123,6 +132,7 @@ class View:
         self._ring: deque[Frame] = deque()
         self._course = loaded.course
         self._notebooks = list(loaded.pulse.notebooks)
+        self._lesson = list(loaded.pulse.lesson)
         self._extra: dict[str, Any] = {}
         self._received_ms = 0
         self._lag_ms: int | None = None
@@ -142,6 +152,7 @@ class View:
             learners=loaded.learners,
         )
         self._take_meeting(loaded.pulse.meeting)
+        self.classroom.set_groups(loaded.pulse.groups)
         self.classroom.apply_actions(loaded.pulse.actions)
         self.classroom.set_mail(loaded.pulse.mail)
         for state in loaded.states:
@@ -176,7 +187,7 @@ class View:
             self.classroom.hear(message.user_id, message.at, message.state)
         elif message.t == "roster":
             self.wants_roster = True
-        elif message.t == "mail":
+        elif message.t in ("mail", "groups", "lesson"):
             self.wants_reconcile = True
         elif message.t == "staff":
             self._staff[message.user_id] = (message.name, message.at)
@@ -228,13 +239,14 @@ class View:
         if self.notebook_id is not None:
             self.classroom.set_columns(pulse.columns)
             self._columns = {column.id for column in pulse.columns}
-        if list(pulse.notebooks) != self._notebooks:
-            self._notebooks = list(pulse.notebooks)
-            self._extra["notebooks"] = self._notebooks
+        self._take_course(pulse)
         if pulse.meeting != self._meeting:
             self._take_meeting(pulse.meeting)
             self._extra["meeting"] = pulse.meeting
+        if list(pulse.lesson) != self._lesson:
+            self._lesson = self._extra["lesson"] = list(pulse.lesson)
         self.classroom.rules = pulse.rules
+        self.classroom.set_groups(pulse.groups)
         self.classroom.apply_actions(pulse.actions)
         self.classroom.set_mail(pulse.mail)
         self.default_notebook_id = pulse.default_notebook_id
@@ -290,6 +302,7 @@ class View:
                 "notebook": notebook and {name: notebook[name] for name in ("id", "path", "title")},
                 "notebooks": self._notebooks,
                 "meeting": self._meeting,
+                "lesson": self._lesson,
                 "staff": self._staff_told,
                 **self.classroom.snapshot(),
                 "h": self._describe_health(),
@@ -321,6 +334,16 @@ class View:
             {"id": user_id, "name": name, "here": now_ms - at_ms <= STAFF_HERE_MS, "with": busy.get(user_id)}
             for user_id, (name, at_ms) in sorted(self._staff.items(), key=lambda one: (one[1][0], one[0]))
         ]
+
+    def _take_course(self, pulse: Pulse) -> None:
+        """Its title and notebooks."""
+        if list(pulse.notebooks) != self._notebooks:
+            self._notebooks = list(pulse.notebooks)
+            self._extra["notebooks"] = self._notebooks
+        if pulse.title != self._course["title"]:
+            self._course = self._extra["course"] = {**self._course, "title": pulse.title}
+            if self._projection is not None:
+                self._projection.set_course(self._course)
 
     def _take_meeting(self, meeting: dict[str, Any] | None) -> None:
         self._meeting = meeting

@@ -22,6 +22,7 @@ from nbpulse.errors import StartupError, Unavailable
 from nbpulse.records.failures import UNAVAILABLE
 
 LEFT_OUT: Final = {
+    **{f"public.shard_{one}": "an archive is of one database" for one in ("databases", "map", "owners", "moves")},
     "public.alembic_version": "the archive names its schema itself, and a restore migrates to it",
     "public.series_standings": "worked out anew from the ledger",
     "public.spent_entries": "entries are counted anew where they are read anew",

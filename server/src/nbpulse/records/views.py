@@ -13,11 +13,23 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from nbpulse.classroom import DEFAULT_RULES, Action, AlertRules, CellState, Column, Learner, LearnerState
+from nbpulse.classroom import (
+    DEFAULT_RULES,
+    NO_GROUPS,
+    Action,
+    AlertRules,
+    CellState,
+    Column,
+    ErrorGroups,
+    Learner,
+    LearnerState,
+)
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import NotFound
+from nbpulse.records.errorgroups import read_groups
 from nbpulse.records.interventions import read_actions
 from nbpulse.records.learners import read_cell, read_state
+from nbpulse.records.lessons import Position, read_positions
 from nbpulse.records.members import open_member_name
 from nbpulse.records.messages import count_unanswered, read_announcements
 from nbpulse.records.people import People, Teams
@@ -41,7 +53,12 @@ class Pulse(msgspec.Struct, frozen=True):
     """What staff did for students in the last 12 hours."""
     mail: dict[str, int] = {}
     """How many messages of each student nobody has answered, of the last 12 hours."""
+    lesson: list[Position] = []
+    """Where the class has been taught in the notebook, as `read_positions`."""
     rules: AlertRules = DEFAULT_RULES
+    groups: ErrorGroups = NO_GROUPS
+    title: str = ""
+    """The course's."""
     teams: Teams | None = None
     """Whose students, and those of no team, whoever asked was shown; None: the whole course."""
 
@@ -231,7 +248,7 @@ class ClassReader:
         revisions = await connection.fetch(_REVISIONS, course_id)
         meeting = await connection.fetchrow(_MEETING, course_id)
         row = await connection.fetchrow(
-            "SELECT find_my_teams(id) AS teams, alert_rules FROM courses WHERE id = $1", course_id
+            "SELECT title, find_my_teams(id) AS teams, alert_rules FROM courses WHERE id = $1", course_id
         )
         return Pulse(
             learner_revisions={str(row["user_id"]): row["revision"] for row in revisions},
@@ -241,7 +258,10 @@ class ClassReader:
             meeting={**dict(meeting), "id": str(meeting["id"])} if meeting else None,
             actions=await read_actions(connection, self._seal, course_id),
             mail=await count_unanswered(connection, course_id),
+            lesson=await read_positions(connection, course_id, notebook_id or default),
             rules=read_rules(row["alert_rules"]) if row else DEFAULT_RULES,
+            groups=await read_groups(connection, course_id),
+            title=row["title"] if row else "",
             teams=None if row is None or row["teams"] is None else tuple(row["teams"]),
         )
 

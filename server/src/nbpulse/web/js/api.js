@@ -1,5 +1,6 @@
 // @ts-check
 /** Requests to the server. Every failure becomes an ApiError that can be shown: code, what happened, what to do. */
+import { noteAsOf } from "./as_of.js";
 import { language } from "./i18n.js";
 import { course } from "./store.js";
 
@@ -48,6 +49,7 @@ export async function request(method, path, body, ownCourse) {
     throw new ApiError(0, {}); // refused, reset, timed out: the caller says "reconnecting", there is no body
   }
   const answer = response.status === 204 ? null : await response.json().catch(() => undefined);
+  if (response.ok) noteAsOf(path, response.headers);
   if (response.ok && answer !== undefined) return answer;
   const problem = { retry_after_s: response.headers.get("Retry-After"), ...answer };
   throw new ApiError(response.status, problem);
@@ -104,6 +106,9 @@ export const fetchProjector = (courseId) => request("GET", `/api/v1/courses/${en
 export const fetchIntegrity = (courseId, startMs, student = "") =>
   request("GET", ofPeople(courseId, `integrity?start=${new Date(startMs).toISOString()}&student=${student}`));
 
+/** @param {string} courseId @param {string} notebookId @param {?string} cell where the class is from now on; null: nowhere */
+export const markPosition = (courseId, notebookId, cell) => request("PUT", ofPeople(courseId, `notebooks/${encodeURIComponent(notebookId)}/position`), { cell });
+
 /** @param {string} courseId */
 export const startMeeting = (courseId) =>
   request("POST", `/api/v1/courses/${encodeURIComponent(courseId)}/meetings`, {});
@@ -120,6 +125,8 @@ export const fetchCourses = () => request("GET", "/api/v1/courses");
 export const createCourse = (wanted) => request("POST", "/api/v1/courses", wanted);
 /** @param {string} id @param {{title: string}} wanted */
 export const copyCourse = (id, wanted) => request("POST", ofPeople(id, "copies"), wanted);
+/** @param {string} id @param {string} title */
+export const renameCourse = (id, title) => request("PATCH", `/api/v1/courses/${encodeURIComponent(id)}`, { title });
 /** @param {string} id @param {boolean} isArchived */
 export const archiveCourse = (id, isArchived) =>
   request("PATCH", `/api/v1/courses/${encodeURIComponent(id)}`, { is_archived: isArchived });
@@ -177,6 +184,8 @@ export const fetchRuns = (id, userId, which = {}) =>
 export const fetchCell = (id, notebookId, which) => request("GET", ofPeople(id, `cells/${encodeURIComponent(notebookId)}?${new URLSearchParams(which)}`));
 /** @param {string} id @param {string} fingerprint */
 export const fetchError = (id, fingerprint) => request("GET", ofPeople(id, `errors/${encodeURIComponent(fingerprint)}`));
+/** @param {string} id @param {string} fingerprint @param {import("./groups.js").Settled} changes */
+export const settleGroup = (id, fingerprint, changes) => request("PATCH", ofPeople(id, `errors/${encodeURIComponent(fingerprint)}`), changes);
 /** @param {string} id @param {string} userId @returns {Promise<{sessions: any[]}>} */
 export const fetchSessions = (id, userId) => request("GET", ofPeople(id, `students/${encodeURIComponent(userId)}/sessions`));
 /** @param {string} id @param {string} userId @returns {Promise<{interventions: any[]}>} */

@@ -1,0 +1,190 @@
+"""Whether a class notices the school around it: 200 students alone, and the same class beside 99,800 other students.
+
+    python bench/known_students.py [--courses 500] [--passes 5] [--seconds 2]
+
+Two systems as `nbpulse up` runs them, side by side; in the one there is the class and nothing else, in the other also
+the data of `courses` - 1 others like it: people, enrolments, notebooks, ledger, sessions, cells, points, learners'
+states (school.py). Asked in turn, pass by pass, so that other work on the machine meets both alike: events posted,
+the board's snapshot while they come, and every question of docs/queries.md by one reader, no two alike. A figure is the
+median of the passes' p95; the ratio is with the others : alone. Writes bench/results/known_students.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import statistics
+import sys
+import time
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import uvloop
+from api_reads import Readers, list_questions, vary
+from documents import write_documents
+from load import Load, make_visible_posts
+from measures import Figures, find_percentile
+from report import RESULTS, ROOT, describe_machine, write_results, write_section
+from school import STUDENTS, fill_school
+from systems import Nbpulse, ask, measure_pss
+
+RATE_PER_S = 100
+RATIO_MAX = 1.2
+# A class day of the term so far: enough to ask for, small enough that 500 courses are filled in minutes.
+SITTINGS = {"class": 20}
+_LIVE_S = 8
+# The others have worked too: each is given a learner's state as the class has them.
+_STATES = """
+INSERT INTO learner_states (user_id, shard, course_id, revision, last_ordinal, last_activity_at, notebook_id, state)
+SELECT e.user_id, (('x' || substr(md5(e.user_id::text), 1, 8))::bit(32)::bigint % 64)::smallint, e.course_id,
+    one.revision, one.last_ordinal, one.last_activity_at, n.id, one.state
+FROM (SELECT * FROM learner_states WHERE course_id = $1 AND state IS NOT NULL LIMIT 1) one,
+    enrolments e JOIN notebooks n ON n.course_id = e.course_id
+WHERE e.course_id <> $1 AND e.role = 'student' ON CONFLICT DO NOTHING
+"""
+
+
+class School:
+    """One of the two systems: the class, and `courses` - 1 others."""
+
+    def __init__(self, name: str, courses: int) -> None:
+        self.name, self.courses = name, courses
+        self.system = Nbpulse()
+        self.filled: Figures = {}
+        self.p95_ms: dict[str, list[float]] = {}
+        self.questions: dict[str, str] = {}
+
+    async def fill(self) -> None:
+        """Let the class join and work by the API, the others by SQL."""
+        await self.system.connect()
+        course_id = UUID(self.system.described["course_id"])
+        started = time.perf_counter()
+        self.filled = await fill_school(self.system.owner_url, course_id, 1, self.courses, SITTINGS)
+        async with Load(self.system.port, 50, make_visible_posts(self.system.students)) as posts:
+            await posts.run_open(200, 10)
+            await posts.settle()
+        owner = await asyncpg.connect(self.system.owner_url)
+        try:
+            await owner.execute(_STATES, course_id, timeout=600)
+            await owner.execute("VACUUM ANALYZE learner_states")
+            self.filled["known_students"] = await owner.fetchval(
+                "SELECT count(DISTINCT user_id) FROM enrolments WHERE role = 'student'"
+            )
+            notebook = await owner.fetchval(
+                "SELECT notebook_id FROM learning_sessions WHERE course_id = $1 ORDER BY started_at DESC LIMIT 1",
+                course_id,
+            )
+        finally:
+            await owner.close()
+        self.filled["filled_s"] = round(time.perf_counter() - started, 1)
+        student = self.system.students[7].user_id
+        self.questions = list_questions(str(course_id), student, str(notebook), datetime.now(UTC))
+
+    async def measure_live(self) -> None:
+        """Events acknowledged, and the board's snapshot meanwhile; so far apart that each is made anew."""
+        path, took_ms = f"/api/v1/courses/{self.system.described['course_id']}/live", []
+        async with Load(self.system.port, 50, make_visible_posts(self.system.students)) as posts:
+            working = asyncio.create_task(posts.run_open(RATE_PER_S, _LIVE_S))
+            await asyncio.sleep(1)
+            while not working.done():
+                started = time.perf_counter()
+                await asyncio.to_thread(
+                    ask, self.system.port, "GET", path, token=self.system.described["teacher_token"]
+                )
+                took_ms.append(1000 * (time.perf_counter() - started))
+                await asyncio.sleep(0.3)
+            await working
+            await posts.settle()
+            if posts.tally.refused:
+                raise RuntimeError(f"{self.name}: {posts.tally.refused} events were refused")
+            self._note("events acknowledged", 1000 * find_percentile(posts.tally.latencies_s, 0.95))
+        self._note("board's snapshot", find_percentile(took_ms, 0.95))
+
+    async def measure_question(self, name: str, seconds: float) -> None:
+        """One question of the history, by one reader without a pause."""
+        async with Readers(self.system.port, [self.system.described["teacher_token"]]) as reader:
+            found = await reader.run(vary(self.questions[name]), seconds)
+        self._note(name, found["p95_ms"])
+
+    def _note(self, name: str, p95_ms: float) -> None:
+        self.p95_ms.setdefault(name, []).append(round(p95_ms, 2))
+
+
+def compare(alone: School, beside: School) -> dict[str, Any]:
+    """Of each figure both medians and all passes, and how they compare."""
+    found = {}
+    for name, passes in alone.p95_ms.items():
+        medians = [statistics.median(one) for one in (passes, beside.p95_ms[name])]
+        found[name] = {
+            "alone_ms": medians[0],
+            "beside_ms": medians[1],
+            "ratio": round(medians[1] / medians[0], 3),
+            "passes_alone_ms": passes,
+            "passes_beside_ms": beside.p95_ms[name],
+        }
+    return found
+
+
+def run(schools: tuple[School, School], passes: int, seconds: float) -> Figures:
+    """Fill both, ask them in turn, weigh them."""
+    for school in schools:
+        _say(f"{school.name}: ready in {school.system.start():.1f} s; filling ...")
+        uvloop.run(school.fill())
+        _say(f"{school.name}: {school.filled}")
+    for name in schools[0].questions:  # pages and plans
+        for school in schools:
+            uvloop.run(school.measure_question(name, 0.3))
+            school.p95_ms.clear()
+    for number in range(passes):
+        # Who comes second is not always the same one.
+        for school in schools[:: 1 if number % 2 else -1]:
+            uvloop.run(school.measure_live())
+        for name in schools[0].questions:
+            for school in schools[:: 1 if number % 2 else -1]:
+                uvloop.run(school.measure_question(name, seconds))
+        _say(f"pass {number + 1} of {passes}")
+    return {
+        "schools": {
+            school.name: {**school.filled, "pss_mb": measure_pss(school.system.list_pids())} for school in schools
+        },
+        "figures": compare(*schools),
+        "ratio_max": RATIO_MAX,
+        "rate_per_s": RATE_PER_S,
+        "passes": passes,
+    }
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--courses", type=int, default=500, help="courses of 200 students beside each other (500)")
+    parser.add_argument("--passes", type=int, default=5, help="how often each is asked in turn (5)")
+    parser.add_argument("--seconds", type=float, default=2, help="of each question (2)")
+    arguments = parser.parse_args()
+    schools = School("alone", 1), School("beside others", arguments.courses)
+    try:
+        found = run(schools, arguments.passes, arguments.seconds)
+    finally:
+        for school in schools:
+            school.system.stop()
+            school.system.remove()
+    is_whole = arguments.courses * STUDENTS >= 100_000
+    directory = RESULTS if is_whole else ROOT / ".cache" / "bench"
+    found["load_average"] = os.getloadavg()
+    command = " ".join(["bench/known_students.py", *sys.argv[1:]])
+    write_results({"known_students": found}, describe_machine(), directory, command)
+    for name, one in found["figures"].items():
+        print(f"{name:24} {one['alone_ms']:8.1f} ms {one['beside_ms']:8.1f} ms  x {one['ratio']:.2f}")
+    if is_whole:
+        write_section("known_students")
+        write_documents()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""The databases of the students' rows: the directory and whatever others its map names (docs/decisions/0030).
+
+Promises: a site of one database opens nothing more than that; a shard's rows are stored only where that database itself
+says that it holds the shard (`hold_shards`), so that a stale map costs a second try and never a row; a database that is
+away holds up its own students alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any, Final
+
+import asyncpg
+
+from nbpulse.errors import StartupError, Unavailable
+from nbpulse.metrics import name_query
+from nbpulse.records.failures import UNAVAILABLE
+from nbpulse.shards import MAIN, SHARD_COUNT, Place, ShardMap, get_shard_key
+
+POOL_SIZE: Final = 4
+_READ_MAP: Final = "SELECT shard, database, epoch FROM shard_map ORDER BY shard"
+_READ_URLS: Final = "SELECT name, url FROM shard_databases WHERE url IS NOT NULL"
+_HOLD: Final = "SELECT hold_shards($1::smallint[], $2::bigint[])"
+_LIFE_S: Final = 2.0
+
+OpenPool = Callable[[str], AbstractAsyncContextManager[asyncpg.Pool]]
+"""A pool for a database's URL without login; it connects when it is first asked."""
+
+
+class NotHere(Exception):
+    """The database does not hold these shards (any more): the map is to be read again. Nothing was stored."""
+
+    def __init__(self, shards: Iterable[int]) -> None:
+        super().__init__("the shards have moved")
+        self.shards = frozenset(shards)
+
+
+async def read_map(pool: asyncpg.Pool) -> ShardMap:
+    """Every shard's place. Raises StartupError (NB-3120): the database was made for another number of shards."""
+    rows = await pool.fetch(_READ_MAP, timeout=5)
+    if [row["shard"] for row in rows] != list(range(SHARD_COUNT)):
+        raise StartupError("NB-3120", found=len(rows), expected=SHARD_COUNT)
+    return [Place(row["database"], row["epoch"]) for row in rows]
+
+
+async def list_databases(pool: asyncpg.Pool) -> list[dict[str, Any]]:
+    """`name` and `url` (None: the directory itself) of every database, the directory first."""
+    rows = await pool.fetch("SELECT name, url FROM shard_databases ORDER BY name <> 'main', added_at, name")
+    return [dict(row) for row in rows]
+
+
+async def list_places(pool: asyncpg.Pool) -> list[dict[str, Any]]:
+    """`shard`, `database`, `state` (serving or moving) and `epoch` of every shard."""
+    return [dict(row) for row in await pool.fetch("SELECT shard, database, state, epoch FROM shard_map ORDER BY shard")]
+
+
+async def hold_shards(connection: asyncpg.Connection, shards: Iterable[int], places: ShardMap) -> None:
+    """
+    Keep these shards here until the transaction ends: a move waits for it. Raises NotHere.
+
+    First in the transaction, before any row is locked.
+    """
+    wanted = sorted(shards)
+    refused = await connection.fetch(_HOLD, wanted, [places[one].epoch for one in wanted])
+    if refused:
+        raise NotHere(row[0] for row in refused)
+
+
+class Databases:
+    """The pools of one process, by the names in the map."""
+
+    def __init__(self, main: asyncpg.Pool, open_one: OpenPool | None = None, stack: AsyncExitStack | None = None):
+        self.main = main
+        self.places: ShardMap = [Place()] * SHARD_COUNT
+        self._pools: dict[str, asyncpg.Pool] = {MAIN: main}
+        self._open_one = open_one
+        self._stack = stack
+        self._read_at_s = 0.0
+
+    @property
+    def database_connections(self) -> Mapping[str, asyncpg.Pool]:
+        """The pool of each shard, by its key (`shard_0` .. `shard_63`), as the specification has it."""
+        return {f"shard_{number}": self._pools[place.database] for number, place in enumerate(self.places)}
+
+    async def get_user_database(self, user_id: str) -> asyncpg.Pool:
+        """Where a student's rows are, as of at most 2 s ago. Raises Unavailable (NB-2003): the map cannot be read."""
+        if time.monotonic() - self._read_at_s > _LIFE_S:
+            await self.refresh()
+        shard_key = get_shard_key(user_id)
+        return self.database_connections[shard_key]
+
+    def get_pool(self, name: str) -> asyncpg.Pool:
+        """The pool of a database of the map."""
+        return self._pools[name]
+
+    @property
+    def pools(self) -> Mapping[str, asyncpg.Pool]:
+        """Every database's, the directory's first."""
+        return self._pools
+
+    async def refresh(self) -> None:
+        """
+        Read the map again, and open what it names. Raises Unavailable (NB-2003); StartupError (NB-3120): the database
+        was made for another number of shards.
+        """
+        try:
+            with name_query("read_shard_map"):
+                places = await read_map(self.main)
+                if self._open_one is not None and self._stack is not None:
+                    for name, url in await self.main.fetch(_READ_URLS, timeout=5):
+                        if name not in self._pools:
+                            self._pools[name] = await self._stack.enter_async_context(self._open_one(url))
+        except UNAVAILABLE as error:
+            raise Unavailable("NB-2003") from error
+        self.places = places
+        self._read_at_s = time.monotonic()
+
+
+@asynccontextmanager
+async def open_databases(main: asyncpg.Pool, open_one: OpenPool) -> AsyncIterator[Databases]:
+    """
+    The databases of the directory `main`. Raises StartupError: the directory was made for another number of shards
+    (NB-3120), or does not answer (NB-3053).
+    """
+    async with AsyncExitStack() as stack:
+        databases = Databases(main, open_one, stack)
+        try:
+            await databases.refresh()
+        except (Unavailable, asyncpg.PostgresError) as error:
+            raise StartupError("NB-3053", detail=f"{type(error).__name__}: {error.__cause__ or error}") from error
+        yield databases
+
+
+def find_shard_url(url: str, login: str, password: str) -> str:
+    """A database's URL without login, with one."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{login}:{password}@{rest.rpartition('@')[2]}"
+
+
+async def is_spread(pool: asyncpg.Pool) -> bool:
+    """Whether students' rows are, or are about to be, in more than the directory."""
+    return bool(
+        await pool.fetchval("SELECT EXISTS (SELECT FROM shard_map WHERE database <> 'main' OR state = 'moving')")
+    )
+
+
+async def refuse_if_spread(pool: asyncpg.Pool, what: str) -> None:
+    """Raises StartupError (NB-3121) where `what` (a command) would do its work in the directory alone."""
+    if await is_spread(pool):
+        raise StartupError("NB-3121", command=what)
