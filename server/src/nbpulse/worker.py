@@ -30,7 +30,7 @@ from nbpulse.events import ReceivedEvent
 from nbpulse.patience import Backoff, Breaker, sleep_until
 from nbpulse.pipeline import Recorded, measure, process_events
 from nbpulse.records import derived, interventions, meetings, upkeep
-from nbpulse.records.accounting import Accounts
+from nbpulse.records.accounting import Accounts, forget_spent
 from nbpulse.records.audit import find_anchor
 from nbpulse.records.dead_letters import DeadLetters
 from nbpulse.records.retention import FOR_EVER, Retention, keep_retention
@@ -48,6 +48,8 @@ _MEASURE_QUEUE_MAX: Final = 16
 _HALVED_EVENTS: Final = 200
 # Events a few at a time cost twice as much each; boards look four times a second, so nobody sees this wait.
 _GATHER_S: Final = 0.025
+_POSTPONED_MS: Final = 25
+_POSTPONED_MAX: Final = 2_000
 
 _Decoded = tuple[Delivery, ReceivedEvent]
 _log = structlog.get_logger(__name__)
@@ -62,7 +64,7 @@ class Worker:
         self._claim_idle_s = claim_idle_s
         self._kept = kept
         self._to_measure: asyncio.Queue[Recorded] = asyncio.Queue(_MEASURE_QUEUE_MAX)
-        self._accounts = Accounts(resources.pool)
+        self._accounts = Accounts(resources.pool, resources.databases.list_others)
         self.auditor = Auditor(resources.stream, self._accounts)
         self.breaker = Breaker()
         self.lag_ms = 0
@@ -70,24 +72,33 @@ class Worker:
 
     async def run(self) -> None:
         """Work until `stop`; then finish the batches in hand, within 10 s, and measure what is stored."""
-        pool, series = self._resources.pool, self._resources.series
+        pool, series, ledger = self._resources.pool, self._resources.series, self._resources.ledger
+        in_each = ledger.in_each
         background = [
             asyncio.create_task(self._measure_stored()),
             asyncio.create_task(self._repeat("trim", 1.0, self._resources.stream.trim)),
             asyncio.create_task(self._repeat("backlog", 1.0, self._watch_stream)),
             asyncio.create_task(self._repeat("audit", 1.0, self.auditor.audit)),
-            asyncio.create_task(self._repeat("spent_entries", 3600.0, self._accounts.forget_spent)),
+            asyncio.create_task(self._repeat("spent_entries", 3600.0, lambda: in_each(forget_spent))),
+            asyncio.create_task(self._repeat("shard_map", 10.0, self._resources.databases.refresh)),
+            asyncio.create_task(self._repeat("rollups_owed", 5.0, ledger.keep_rollups)),
             asyncio.create_task(self._repeat("debts", 5.0, self._pay_debts)),
             asyncio.create_task(self._repeat("connections", SWEEP_S, self._resources.cache.sweep_connections)),
             asyncio.create_task(self._repeat("rollups", 5.0, self._resources.series.refresh_rollups)),
-            asyncio.create_task(self._repeat("marks", MARKS_S, lambda: derived.pay_marks(pool, series))),
+            asyncio.create_task(
+                self._repeat("marks", MARKS_S, lambda: in_each(lambda one: derived.pay_marks(one, series)))
+            ),
             asyncio.create_task(self._repeat("audit_anchor", 30.0, self._tell_anchor)),
-            asyncio.create_task(self._repeat("partitions", 3600.0, lambda: upkeep.keep_partitions(pool))),
-            asyncio.create_task(self._repeat("retention", 3600.0, lambda: keep_retention(pool, series, self._kept))),
+            asyncio.create_task(self._repeat("partitions", 3600.0, lambda: in_each(upkeep.keep_partitions))),
+            asyncio.create_task(
+                self._repeat("retention", 3600.0, lambda: in_each(lambda one: keep_retention(one, series, self._kept)))
+            ),
             asyncio.create_task(self._repeat("cell_counts", 10.0, lambda: upkeep.count_cells(pool))),
-            asyncio.create_task(self._repeat("changed_notebooks", 10.0, lambda: derived.mark_changed_notebooks(pool))),
+            asyncio.create_task(
+                self._repeat("changed_notebooks", 10.0, lambda: in_each(derived.mark_changed_notebooks))
+            ),
             asyncio.create_task(self._repeat("meetings", 5.0, self._keep_meetings)),
-            asyncio.create_task(self._repeat("idle_sessions", 30.0, self._resources.ledger.close_idle_sessions)),
+            asyncio.create_task(self._repeat("idle_sessions", 30.0, ledger.close_idle_sessions)),
         ]
         lanes = [_Lane(self, lane, self._resources, self._stop, self._claim_idle_s) for lane in LANES]
         try:
@@ -176,12 +187,14 @@ class _Lane:
         self._lane = lane
         self._stream: EventStream = resources.stream
         self._resources = resources
-        self._letters = DeadLetters(resources.pool, resources.seal)
+        self._letters = DeadLetters(resources.pool, resources.seal, resources.databases.find_home)
         self._stop = stop
         self._claim_idle_s = claim_idle_s
         self._claim_at = 0.0
         self._took_at = 0.0
         self._backoff = Backoff(f"{lane} lane")
+        # Neither stored nor acknowledged: their shard is between two databases, or their database is away.
+        self._postponed: list[Delivery] = []
         # Suspects this process has begun to try, with how often others died of them before.
         self._deaths: dict[tuple[bytes, bytes], int] = {}
 
@@ -210,7 +223,9 @@ class _Lane:
             fresh, suspects, unreadable = _sort(deliveries)
             await self._store_in_halves(fresh)
             for delivery, event in suspects:
-                if not self._worker.breaker.is_open:
+                if self._resources.ledger.is_resting(event.user_id):
+                    self._postpone([delivery])  # no fault of its own
+                elif not self._worker.breaker.is_open:
                     await self._try_alone(delivery, event)
             for delivery, poison in unreadable:
                 if not self._worker.breaker.is_open:
@@ -227,9 +242,16 @@ class _Lane:
             if claimed:
                 return claimed
             self._claim_at = now + self._claim_idle_s / 5
-        deliveries = await self._stream.read(self._lane)
+        postponed, self._postponed = self._postponed, []
+        deliveries = await self._stream.read(self._lane, *([_POSTPONED_MS] if postponed else []))
         self._took_at = loop.time()
-        return deliveries
+        # An entry that comes again meanwhile, having been pending for so long, is the same one.
+        return list({(one.stream, one.entry_id): one for one in (*postponed, *deliveries)}.values())
+
+    def _postpone(self, deliveries: Sequence[Delivery]) -> None:
+        """To be tried again with the next batch; what does not fit stays pending, and is taken over in time."""
+        room = max(0, _POSTPONED_MAX - len(self._postponed))
+        self._postponed += deliveries[:room]
 
     async def _store_in_halves(self, batch: Sequence[_Decoded]) -> None:
         """A large batch in halves without a common student: PostgreSQL works at one while we work at the other."""
@@ -262,9 +284,12 @@ class _Lane:
             delivery, event = batch[0]
             await self._bury(delivery, event, getattr(error, "code", "NB-4002"), _describe(error))
             return
-        await self._stream.ack(delivery for delivery, _ in batch)
+        done = [one for one, event in batch if (event.user_id, event.event_id) not in recorded.postponed]
+        if len(done) < len(batch):
+            self._postpone([one for one, event in batch if (event.user_id, event.event_id) in recorded.postponed])
+        await self._stream.ack(done)
         self._worker.owe(recorded)
-        self._worker.breaker.note(len(batch), failed=False)
+        self._worker.breaker.note(len(done), failed=False)
         metrics.worker_events.labels("stored").inc(recorded.stored_count)
         metrics.worker_events.labels("duplicate").inc(recorded.duplicate_count)
         newest = max(event.received_at for event in received)
@@ -292,7 +317,8 @@ class _Lane:
             await self._bury(delivery, event, "NB-4002", "the worker died of it")
         else:
             await self._store([(delivery, event)])
-        del self._deaths[name]
+        if delivery not in self._postponed:
+            del self._deaths[name]
 
     async def _bury(self, delivery: Delivery, event: ReceivedEvent | None, code: str, reason: str) -> None:
         await self._letters.bury(

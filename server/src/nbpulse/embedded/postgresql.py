@@ -23,7 +23,6 @@ _SETTINGS = {
     "fsync": "on",
     "synchronous_commit": "on",
     "full_page_writes": "on",
-    "wal_level": "replica",
     # One class on a teacher's machine: small, and the same on every machine.
     "shared_buffers": "64MB",
     "max_connections": "60",

@@ -11,13 +11,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Final
+from uuid import UUID
 
 import asyncpg
 
 from nbpulse.errors import StartupError, Unavailable
 from nbpulse.metrics import name_query
 from nbpulse.records.failures import UNAVAILABLE
-from nbpulse.shards import MAIN, SHARD_COUNT, Place, ShardMap, get_shard_key
+from nbpulse.shards import MAIN, SHARD_COUNT, Place, ShardMap, get_shard_key, get_shard_number
 
 POOL_SIZE: Final = 4
 _READ_MAP: Final = "SELECT shard, database, epoch FROM shard_map ORDER BY shard"
@@ -49,6 +50,13 @@ async def list_databases(pool: asyncpg.Pool) -> list[dict[str, Any]]:
     """`name` and `url` (None: the directory itself) of every database, the directory first."""
     rows = await pool.fetch("SELECT name, url FROM shard_databases ORDER BY name <> 'main', added_at, name")
     return [dict(row) for row in rows]
+
+
+async def list_urls(pool: asyncpg.Pool) -> list[str]:
+    """The owners' URLs, without passwords, of the databases beside the directory; also where no map is yet."""
+    if await pool.fetchval("SELECT to_regclass('public.shard_databases') IS NULL"):
+        return []
+    return [row["url"] for row in await pool.fetch(_READ_URLS)]
 
 
 async def list_places(pool: asyncpg.Pool) -> list[dict[str, Any]]:
@@ -99,6 +107,14 @@ class Databases:
     def pools(self) -> Mapping[str, asyncpg.Pool]:
         """Every database's, the directory's first."""
         return self._pools
+
+    def list_others(self) -> list[asyncpg.Pool]:
+        """The pools of all databases but the directory's."""
+        return [pool for name, pool in self._pools.items() if name != MAIN]
+
+    def find_home(self, user_id: UUID) -> asyncpg.Pool:
+        """Where a student's rows are, by the map as last read."""
+        return self._pools[self.places[get_shard_number(user_id)].database]
 
     async def refresh(self) -> None:
         """
