@@ -67,8 +67,11 @@ class Primaries(NamedTuple):
         }
 
     def run(self, *arguments: str) -> str:
-        """`nbpulse shard ...` in this process; what it printed. Fails where it failed."""
-        done = CliRunner().invoke(cli.app, ["shard", *arguments], env=self.make_environment())
+        """`nbpulse shard ...` in this process; what it printed. Raises what it raised."""
+        return self.invoke("shard", *arguments)
+
+    def invoke(self, *arguments: str, redis_url: str = "") -> str:
+        done = CliRunner().invoke(cli.app, list(arguments), env=self.make_environment(redis_url))
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise done.exception
         assert done.exit_code == 0, done.output

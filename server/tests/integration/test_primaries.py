@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from uuid import UUID, uuid4
 
 import pytest
 
+from nbpulse.errors import StartupError, Unavailable
+from nbpulse.events import ReceivedEvent
+from nbpulse.resources import Resources
 from nbpulse.shards import SHARD_COUNT, get_shard_number
 from primaries import SHARD_TABLES, Primaries, run_primaries
 from stores import connect, make_class, make_error, make_event
@@ -47,14 +51,8 @@ async def test_every_event_is_in_the_database_its_key_names_and_the_directory_sh
     events += [make_error(one, course_id) for one in students[:20]]
     events += [make_event(one, course_id, "help_request", data={"message": "助けて"}) for one in students[:5]]
     async with primaries.open_worker(embedded_valkey) as worker:
-        left = list(events)
-        async with asyncio.timeout(120):
-            while left:  # a person who has not come from the directory yet costs another try
-                batch, left = left[:500], left[500:]
-                recorded = await worker.ledger.record_events(batch)
-                stored += recorded.stored_count
-                left += [one for one in batch if (one.user_id, one.event_id) in recorded.postponed]
-                await asyncio.sleep(0.01 if recorded.postponed else 0)
+        for first in range(0, len(events), 500):
+            stored += await until_recorded(worker, events[first : first + 500], set())
         again = await worker.ledger.record_events(events[:500])
         assert (again.stored_count, again.duplicate_count) == (0, 500)
         for debt in await worker.ledger.find_debts(older_than_s=0, limit=10_000):
@@ -102,3 +100,89 @@ async def test_every_event_is_in_the_database_its_key_names_and_the_directory_sh
 def keep_figures(figures: dict[str, object]) -> None:
     path = Path(__file__).resolve().parents[3] / "bench" / "results" / "primaries.json"
     path.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+async def test_a_worker_with_an_old_map_stores_nothing_and_then_finds_the_way(
+    primaries: Primaries, embedded_valkey: str
+) -> None:
+    course_id, students = await make_class(primaries.urls["main"], 30)
+    async with primaries.open_worker(embedded_valkey) as worker:
+        moved = get_shard_number(students[0])
+        there, elsewhere = choose(moved), NAMES[(NAMES.index(choose(moved)) + 1) % len(NAMES)]
+        events = [make_event(one, course_id) for one in students]
+        theirs = {(one.user_id, one.event_id) for one in events if get_shard_number(one.user_id) == moved}
+        async with connect(primaries.urls[there]) as source, connect(primaries.urls[elsewhere]) as target:
+            try:
+                await source.execute("UPDATE shard_owners SET is_here = FALSE WHERE shard = $1", moved)
+                recorded = await until_recorded(worker, events, theirs)
+                assert recorded == len(events) - len(theirs)
+                # The map of the directory says another database now; this process has not read it.
+                await target.execute("UPDATE shard_owners SET is_here = TRUE, epoch = 3 WHERE shard = $1", moved)
+                async with connect(primaries.urls["main"]) as directory:
+                    await directory.execute(
+                        "UPDATE shard_map SET database = $2, epoch = 3 WHERE shard = $1", moved, elsewhere
+                    )
+                await until_recorded(worker, events, set())
+                assert await target.fetchval("SELECT count(*) FROM events WHERE shard = $1", moved) == len(theirs)
+                found = await primaries.count("events", f"course_id = '{course_id}'")
+                assert sum(found.values()) == len(events)
+            finally:
+                for table in (*SHARD_TABLES, "series_marks"):
+                    await target.execute(f"DELETE FROM {table} WHERE shard = $1", moved)
+                await target.execute("UPDATE shard_owners SET is_here = FALSE WHERE shard = $1", moved)
+                await source.execute("UPDATE shard_owners SET is_here = TRUE, epoch = 4 WHERE shard = $1", moved)
+                async with connect(primaries.urls["main"]) as directory:
+                    await directory.execute(
+                        "UPDATE shard_map SET database = $2, epoch = 4 WHERE shard = $1", moved, there
+                    )
+
+
+async def until_recorded(worker: Resources, events: Sequence[ReceivedEvent], waiting: set[tuple[UUID, UUID]]) -> int:
+    """Record again and again what was postponed, until only `waiting` is; how many were stored."""
+    left, stored = list(events), 0
+    async with asyncio.timeout(60):
+        while True:
+            recorded = await worker.ledger.record_events(left)
+            stored += recorded.stored_count
+            left = [one for one in left if (one.user_id, one.event_id) in recorded.postponed]
+            if {(one.user_id, one.event_id) for one in left} <= waiting:
+                return stored
+            await asyncio.sleep(0.02)
+
+
+async def test_a_person_who_has_not_come_from_the_directory_yet_waits_alone(
+    primaries: Primaries, embedded_valkey: str
+) -> None:
+    await make_class(primaries.urls["main"], 1)
+    async with primaries.open_worker(embedded_valkey) as worker, connect(primaries.urls["a"]) as late:
+        course_id, students = await make_class(primaries.urls["main"], 20)
+        at_b = [one for one in students if choose(get_shard_number(one)) != "a"]
+        await until_recorded(worker, [make_event(one, course_id) for one in students], set())
+        await late.execute("ALTER SUBSCRIPTION nbpulse_directory DISABLE")
+        try:
+            async with connect(primaries.urls["main"]) as directory:
+                new = next(one for one in (uuid4() for _ in range(200)) if choose(get_shard_number(one)) == "a")
+                await directory.execute("INSERT INTO users (id, username) VALUES ($1, $2)", new, new.hex)
+            first, others = make_event(new, course_id), [make_event(one, course_id) for one in at_b]
+            await until_recorded(worker, [first, *others], {(first.user_id, first.event_id)})
+        finally:
+            await late.execute("ALTER SUBSCRIPTION nbpulse_directory ENABLE")
+        assert await until_recorded(worker, [first], set()) == 1
+        assert await late.fetchval("SELECT count(*) FROM events WHERE user_id = $1", new) == 1
+
+
+@pytest.mark.parametrize("command", ["backup x.zip", "merge-users x y", "rotate-keys", "compact", "retention"])
+async def test_what_knows_one_database_only_is_refused_whole(
+    primaries: Primaries, embedded_valkey: str, command: str
+) -> None:
+    with pytest.raises(StartupError) as refused:
+        await asyncio.to_thread(primaries.invoke, *command.split(), redis_url=embedded_valkey)
+    assert refused.value.code == "NB-3121"
+
+
+async def test_a_class_s_history_is_refused_rather_than_half_told(primaries: Primaries, embedded_valkey: str) -> None:
+    async with primaries.open_worker(embedded_valkey) as worker:
+        with pytest.raises(Unavailable) as refused:
+            async with worker.people.connect("report"):
+                pass
+    assert refused.value.code == "NB-2036"

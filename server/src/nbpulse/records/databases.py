@@ -24,6 +24,7 @@ POOL_SIZE: Final = 4
 _READ_MAP: Final = "SELECT shard, database, epoch FROM shard_map ORDER BY shard"
 _READ_URLS: Final = "SELECT name, url FROM shard_databases WHERE url IS NOT NULL"
 _HOLD: Final = "SELECT hold_shards($1::smallint[], $2::bigint[])"
+_IS_SPREAD: Final = "SELECT EXISTS (SELECT FROM shard_map WHERE database <> 'main' OR state = 'moving')"
 _LIFE_S: Final = 2.0
 
 OpenPool = Callable[[str], AbstractAsyncContextManager[asyncpg.Pool]]
@@ -62,6 +63,12 @@ async def list_urls(pool: asyncpg.Pool) -> list[str]:
 async def list_places(pool: asyncpg.Pool) -> list[dict[str, Any]]:
     """`shard`, `database`, `state` (serving or moving) and `epoch` of every shard."""
     return [dict(row) for row in await pool.fetch("SELECT shard, database, state, epoch FROM shard_map ORDER BY shard")]
+
+
+async def check_whole(connection: asyncpg.Connection) -> None:
+    """Raises Unavailable (NB-2036): a class's history asked here would be a part of it, as if it were all."""
+    if await connection.fetchval(_IS_SPREAD):
+        raise Unavailable("NB-2036", retry_after_s=600)
 
 
 async def hold_shards(connection: asyncpg.Connection, shards: Iterable[int], places: ShardMap) -> None:
@@ -155,14 +162,14 @@ def find_shard_url(url: str, login: str, password: str) -> str:
     return f"{scheme}://{login}:{password}@{rest.rpartition('@')[2]}"
 
 
-async def is_spread(pool: asyncpg.Pool) -> bool:
-    """Whether students' rows are, or are about to be, in more than the directory."""
-    return bool(
-        await pool.fetchval("SELECT EXISTS (SELECT FROM shard_map WHERE database <> 'main' OR state = 'moving')")
-    )
+async def is_spread(connection: asyncpg.Pool | asyncpg.Connection) -> bool:
+    """Whether students' rows are, or are about to be, elsewhere than in the directory too; also where no map is yet."""
+    if await connection.fetchval("SELECT to_regclass('public.shard_map') IS NULL"):
+        return False
+    return bool(await connection.fetchval(_IS_SPREAD))
 
 
-async def refuse_if_spread(pool: asyncpg.Pool, what: str) -> None:
-    """Raises StartupError (NB-3121) where `what` (a command) would do its work in the directory alone."""
+async def refuse_if_spread(pool: asyncpg.Pool, command: str) -> None:
+    """Raises StartupError (NB-3121) where a command would do its work in the directory alone."""
     if await is_spread(pool):
-        raise StartupError("NB-3121", command=what)
+        raise StartupError("NB-3121", command=command)
