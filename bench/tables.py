@@ -217,7 +217,8 @@ def compose_known_students(result: Result) -> str:
     lines = [
         _describe(result)
         + f" Medians of {result['passes']} passes' p95, the two systems in turn; {alone['known_students']:,} and"
-        f" {beside['known_students']:,} students known, {alone['ledger_rows']:,} and {beside['ledger_rows']:,} ledger rows"
+        f" {beside['known_students']:,} students known, {alone['ledger_rows']:,} and {beside['ledger_rows']:,} ledger"
+        " rows"
         f" ({alone['database_mb'] / 1000:.2f} and {beside['database_mb'] / 1000:.2f} GB), the class alike:"
         f" {result['rate_per_s']} events/s while the first two are measured. Aim: ratio < {result['ratio_max']:g}.",
         "",

@@ -12,6 +12,7 @@ from websockets.asyncio.client import ClientConnection
 
 WAIT_S = 5.0
 CHARTS = {"funnel": "f", "trend": "x", "curve": "q"}
+FIGURES = ("counts", "median", "connected", "errors", "hot", "muted", "exercises", *CHARTS)
 
 
 class Board:
@@ -22,7 +23,7 @@ class Board:
         self.cells = [cell["id"] for cell in snapshot["cells"]]
         self.students = {student["i"]: dict(student) for student in snapshot["students"]}
         self.alerts = {alert["id"]: alert for alert in snapshot["alerts"]}
-        self.figures = {name: snapshot[name] for name in ("counts", "median", "connected", "exercises", *CHARTS)}
+        self.figures = {name: snapshot[name] for name in FIGURES}
         self.notebooks, self.staff = snapshot["notebooks"], snapshot["staff"]
 
     def apply(self, frame: dict[str, Any]) -> None:

@@ -126,6 +126,16 @@ class Cache:
         async with _deadline():
             await self._redis.publish(f"nbpulse:live:{course_id}", _encode({"t": "mail"}))
 
+    async def announce_lesson(self, course_id: UUID) -> None:
+        """Tell the boards that the class is at another cell."""
+        async with _deadline():
+            await self._redis.publish(f"nbpulse:live:{course_id}", _encode({"t": "lesson"}))
+
+    async def announce_groups(self, course_id: UUID) -> None:
+        """Tell the boards that staff have settled something about an error group."""
+        async with _deadline():
+            await self._redis.publish(f"nbpulse:live:{course_id}", _encode({"t": "groups"}))
+
     async def announce_staff(self, course_id: UUID, user_id: UUID, name: str) -> None:
         """Tell the boards that this member of staff has one open."""
         message = {"t": "staff", "user_id": str(user_id), "name": name, "at": round(time.time() * 1000)}

@@ -100,6 +100,8 @@ class School:
             "notebook_cells": {"notebook_id": notebook_id, "cell_id": str(number)},
             "class_meetings": {"course_id": course_id, "ended_at": when},
             "course_maps": {"course_id": course_id},
+            "lesson_positions": {"course_id": course_id, "notebook_id": notebook_id, "cell_id": str(number)},
+            "error_groups": {"course_id": course_id, "fingerprint": f"{number:016x}", "fingerprint_version": 1},
             "events": mine
             | event
             | {"received_at": when, "ordinal": number, "course_id": course_id}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+from importlib.resources import files
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -14,13 +17,13 @@ from hypothesis import strategies as st
 
 from classes import COURSE, NOTEBOOK, Class, fail, make
 from nbpulse.classroom import Classroom, Learner, SharedError, project
-from nbpulse.classroom.board import STATUSES
 from nbpulse.classroom.projection import CLASS_MIN, ERROR_NAMES, GROUP_MIN, OTHER_ERROR
+from nbpulse.classroom.rules import HERE, NOT_HERE, STATUS_OF, STATUSES
 from nbpulse.hub.projection import Projection
 
 ALLOWED_KEYS = {"present", "shares", "progress", "errors", "ratio", "low", "high", "cell", "cells", "name", "n"}
 ALLOWED_TEXTS = ERROR_NAMES | {OTHER_ERROR}
-HERE = [status for status in STATUSES if status not in ("offline", "paused")]
+WEB = Path(str(files("nbpulse") / "web"))
 
 
 def make_board(counts: dict[str, int], **more: Any) -> dict[str, Any]:
@@ -168,3 +171,32 @@ def test_a_frame_is_made_only_for_what_is_new_and_is_whole() -> None:
 
 def test_ids_are_no_words_of_the_closed_list() -> None:
     assert not any(str(UUID(int=1)) in text for text in ALLOWED_TEXTS)
+
+
+def test_every_status_has_its_place_here_and_on_the_board() -> None:
+    """A new one fails here until somebody has said whether it means that they are here, and boards know its word."""
+    assert set(STATUS_OF.values()) <= set(HERE)
+    assert not set(HERE) & set(NOT_HERE)
+    state, narrowing, header, glyphs = (
+        (WEB / "js" / one).read_text(encoding="utf-8")
+        for one in ("state.js", "narrowing.js", "views/header.js", "views/glyph.js")
+    )
+    typed = re.search(r"@typedef \{([^}]+)\} Status", state)
+    counted = re.search(r"const counts = \{([^}]+)\}", narrowing)
+    explained = re.search(r"const rules = \[([^\]]+)\]", header)
+    assert typed
+    assert counted
+    assert explained
+    assert set(re.findall(r"\w+", typed[1])) == set(STATUSES)
+    assert set(re.findall(r"(\w+):", counted[1])) == set(STATUSES)
+    assert set(re.findall(r"\w+", explained[1])) == set(STATUSES)
+    for language in ("ja", "en"):
+        words = json.loads((WEB / "messages" / f"{language}.json").read_text(encoding="utf-8"))
+        assert {key.removeprefix("status.") for key in words if key.startswith("status.")} >= set(STATUSES)
+    assert set(re.findall(r"^  (\w+):", glyphs, re.MULTILINE)) >= set(STATUSES)
+
+
+def test_a_status_of_which_nobody_said_that_it_is_here_counts_as_nobody_here() -> None:
+    students = [{"st": "asleep", "pos": 1}] * 6 + [{"st": "ok", "pos": 1}] * 4
+    told = project(make_board({"asleep": 6, "ok": 4}, cells=[{"id": "a", "idx": 0}], students=students))
+    assert told == {"present": None, "shares": {}, "progress": None, "errors": []}

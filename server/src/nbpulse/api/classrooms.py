@@ -6,18 +6,28 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 import msgspec
+import structlog
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from nbpulse.api.context import get_context, get_person, parse_id
+from nbpulse.api.bodies import NO_NUL, decode_body, read_request_body
+from nbpulse.api.context import describe_body, get_context, get_person, parse_id
 from nbpulse.api.joining import answer
 from nbpulse.api.sharing import SharedRoute
 from nbpulse.cache import TICKET_LIFE_S, Ticket
+from nbpulse.errors import Unavailable
 from nbpulse.live import SESSION_LIFE_S, SUMMARY_LIFE_S, encode_session, name_session, name_summary
 from nbpulse.timeseries import Window
 
 router = APIRouter(prefix="/api/v1")
 shared = APIRouter(prefix="/api/v1", route_class=SharedRoute)
+_log = structlog.get_logger(__name__)
+
+
+class PositionRequest(msgspec.Struct):
+    """Which cell the class is at; null: at none."""
+
+    cell: Annotated[str, msgspec.Meta(min_length=1, max_length=256, pattern=NO_NUL)] | None
 
 
 @router.get("/courses/{course_id}/live")
@@ -79,6 +89,22 @@ async def show_summary(request: Request, course_id: str, notebook_id: str) -> Re
     else:
         body = await context.cache.get_or_make(name_summary(str(notebook)), SUMMARY_LIFE_S, make)
     return Response(body, 200, {"Cache-Control": "no-store"}, "application/json")
+
+
+@router.put("/courses/{course_id}/notebooks/{notebook_id}/position", openapi_extra=describe_body(PositionRequest))
+async def mark_position(request: Request, course_id: str, notebook_id: str) -> Response:
+    """
+    Say at which cell of the notebook the class is; the same again changes nothing. `lesson`: where it has been in this
+    class meeting, as on the board: [ms since 1970, cell or null] each, the newest last.
+    """
+    context, course, notebook = get_context(request), parse_id(course_id), parse_id(notebook_id)
+    wanted = decode_body(await read_request_body(request), PositionRequest)
+    lesson = await context.lessons.mark(course, notebook, wanted.cell)
+    try:
+        await context.cache.announce_lesson(course)
+    except Unavailable as error:
+        _log.warning("lesson.not_announced", code=error.code)  # boards look every 2 s anyway
+    return answer({"lesson": lesson})
 
 
 @router.get("/me/session")

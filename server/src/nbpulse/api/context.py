@@ -33,6 +33,7 @@ from nbpulse.records.audit import AuditLog
 from nbpulse.records.consents import Consents
 from nbpulse.records.inboxes import Inboxes
 from nbpulse.records.interventions import Interventions
+from nbpulse.records.lessons import Lessons
 from nbpulse.records.meetings import Meetings
 from nbpulse.records.messages import Messages
 from nbpulse.records.own_tokens import OwnTokens
@@ -108,6 +109,7 @@ class Context:
     history: CourseHistory
     work: WorkReader
     meetings: Meetings
+    lessons: Lessons
     interventions: Interventions
     replays: Replays
     reports: Reports
@@ -167,6 +169,7 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         history=CourseHistory(parts.people),
         work=WorkReader(parts.people),
         meetings=Meetings(parts.people),
+        lessons=Lessons(parts.people),
         interventions=interventions,
         messages=messages,
         replays=Replays(parts.people, parts.classes),

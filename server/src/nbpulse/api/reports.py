@@ -131,7 +131,7 @@ def _list_cells(report: Report) -> Table:
         (
             *(paths[cell.notebook_id], None if cell.cell_index is None else cell.cell_index + 1, cell.cell_id),
             *(cell.title, cell.reached, cell.ok, cell.failed, cell.runs, cell.errors, cell.median_ms, cell.p90_ms),
-            *(cell.error and cell.error.label, cell.error and cell.error.students),
+            *(cell.error and (cell.error.title or cell.error.label), cell.error and cell.error.students),
         )
         for cell in report.cells
     ]

@@ -78,7 +78,8 @@ async def try_out(request: Request, course_id: str) -> Response:
         lesson = await get_context(request).rules.read_lesson(course, wanted.meeting_id)
         fired: list[Fired] = []
         if lesson.notebook_id is not None:
-            trial = Trial(course, lesson.notebook_id, lesson.columns, lesson.user_ids, rules)
+            place = course, lesson.notebook_id
+            trial = Trial(*place, lesson.columns, lesson.user_ids, rules, groups=lesson.groups)
             until_ms = round(lesson.ended_at.timestamp() * 1000)
             for fired in try_rules(trial, lesson.events, until_ms):  # noqa: B007 - the last one counts
                 await asyncio.sleep(0)

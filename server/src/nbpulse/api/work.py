@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Literal, NamedTuple
 from uuid import UUID
 
+import msgspec
 from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
@@ -138,7 +139,8 @@ async def show_error(
 ) -> Response:
     """
     One error group: who has it now, since when and on which cells it was met (by default in the last 30 days), how
-    often in each 5 minutes of the last 2 hours, and how it was worded where that is collected.
+    often in each 5 minutes of the last 2 hours, and how it was worded where that is collected. `title`, `is_muted` and
+    `merged` are what staff have settled; one that is merged into another is answered for by that.
 
     404 (NB-1272): nobody met it in that time.
     """
@@ -150,8 +152,9 @@ async def show_error(
         raise NotFound("NB-1272")
     learners = {one.user_id: one for one in await context.classes.load_roster(course)}
     policy, _ = await context.work.find_policy(course)
-    told = {"fingerprint": fingerprint, "version": FINGERPRINT_VERSION, "span": span._asdict()}
-    return answer({**told, "collects": _describe_policy(policy), **_compose_error(found, learners, now)})
+    told = {**msgspec.structs.asdict(found.group), "merged": found.merged, "version": FINGERPRINT_VERSION}
+    collects = _describe_policy(policy)
+    return answer({**told, "span": span._asdict(), "collects": collects, **_compose_error(found, learners, now)})
 
 
 async def _find_learner(request: Request, course_id: UUID, user_id: UUID) -> Learner:

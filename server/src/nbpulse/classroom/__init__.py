@@ -8,7 +8,15 @@ from nbpulse.classroom.attempts import find_repeats, find_streak
 from nbpulse.classroom.board import Classroom
 from nbpulse.classroom.care import Action, AlertStanding, Care, Claim, fold_actions
 from nbpulse.classroom.entries import Alert, Column, Learner
-from nbpulse.classroom.errorgroups import fingerprint_error, label_error, normalise_message
+from nbpulse.classroom.errorgroups import (
+    NO_GROUPS,
+    ErrorGroup,
+    ErrorGroups,
+    fingerprint_cell,
+    fingerprint_error,
+    label_error,
+    normalise_message,
+)
 from nbpulse.classroom.integrity import Sign, Trace, find_signs
 from nbpulse.classroom.learners import (
     RUN_EVENT_TYPES,
@@ -32,6 +40,7 @@ from nbpulse.classroom.trial import Fired, Trial, try_rules
 __all__ = [
     "DEFAULT_RULES",
     "LIMITS",
+    "NO_GROUPS",
     "RANKS",
     "RUN_EVENT_TYPES",
     "Action",
@@ -44,6 +53,8 @@ __all__ = [
     "Claim",
     "Classroom",
     "Column",
+    "ErrorGroup",
+    "ErrorGroups",
     "Fired",
     "HelpRequest",
     "KernelWord",
@@ -59,6 +70,7 @@ __all__ = [
     "find_repeats",
     "find_signs",
     "find_streak",
+    "fingerprint_cell",
     "fingerprint_error",
     "fold_actions",
     "fold_cells",

@@ -8,6 +8,7 @@ from typing import Final
 from nbpulse.classroom.care import Action, fold_actions
 from nbpulse.classroom.charts import Charts
 from nbpulse.classroom.entries import Alert, Changes, Column, Learner, name_alert, score_alert
+from nbpulse.classroom.errorgroups import ErrorGroups, fingerprint_cell
 from nbpulse.classroom.figures import PassingTimes
 from nbpulse.classroom.learners import CellState, LearnerState
 from nbpulse.classroom.pace import HotCell, Times, find_frontier, find_hot, measure_times
@@ -19,16 +20,16 @@ from nbpulse.classroom.rules import (
     DEFAULT_RULES,
     RANKS,
     STATUS_OF,
+    STATUSES,
     AlertRules,
     ClassPace,
     Finding,
     find_alerts,
     find_behind,
 )
-from nbpulse.classroom.shared import CURRENT_MS, SharedError, group_errors
+from nbpulse.classroom.shared import CURRENT_MS, ErrorBoard, SharedError, group_errors, list_muted
 
 _CELL_CHARS: Final = {"running": "2", "ok": "1"}
-STATUSES: Final = ("help", "stuck", "idle", "behind", "ok", "paused", "offline")
 _MEASURE_EVERY_MS: Final = 1_000
 
 
@@ -59,8 +60,8 @@ class Classroom:
         self._counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
         self._connected = 0
         self._median: float | None = None
-        self._errors: list[SharedError] = []
-        self._hot: list[HotCell] = []
+        self._errors = ErrorBoard()
+        self._has_new_groups = False
         self._times = Times()
         self._measured_ms = 0
         self._watched_ms = 0
@@ -121,7 +122,7 @@ class Classroom:
         row = self._rows.get(state.user_id)
         if row is None:
             return
-        row.take_state(state)
+        row.take_state(state, self._errors.groups)
         for cell in state.cells:
             known = row.cells.get(cell.cell_id)
             if cell.notebook_id != self.notebook_id or (known and known.revision >= cell.revision):
@@ -134,15 +135,15 @@ class Classroom:
         self._place_learner(row)
         row.find_running()
 
-    def set_runs(self, runs: Iterable[tuple[str, int, int, int]]) -> None:
+    def set_runs(self, runs: Iterable[tuple[str, int, int, int]], *, counts_on: bool = True) -> None:
         """
         Of the last hour before the first state that is new: (user id, half minute as its start in ms / 30,000, runs,
-        errors among them). From here on runs are counted from the states.
+        errors among them). `counts_on`: from here on runs are counted from the states.
         """
         for user_id, step, count, errors in runs:
             if (row := self._rows.get(user_id)) is not None:
                 row.way.runs[step] = count, errors
-        self._knows_runs = True
+        self._knows_runs = counts_on
         self._charts.wear()
 
     def apply_actions(self, actions: Iterable[Action]) -> None:
@@ -166,6 +167,15 @@ class Classroom:
             if (claim := alert.claim) is not None
         ]
         return {by: i for _, i, by in sorted(claims)}
+
+    def set_groups(self, groups: ErrorGroups) -> None:
+        """What staff have settled about error groups; it holds from the next `evaluate` on."""
+        if groups == self._errors.groups:
+            return
+        self._errors.groups = groups
+        self._measured_ms, self._has_new_groups = 0, True
+        for row in self._by_index:
+            row.take_groups(groups)
 
     def set_mail(self, waiting: Mapping[str, int]) -> None:
         """How many messages of each student (by user id) nobody has answered."""
@@ -200,12 +210,13 @@ class Classroom:
         counts = dict.fromkeys(STATUSES, 0)
         for row in self._by_index:
             counts[self._evaluate_row(row, pace)] += 1
+        self._has_new_groups = False
         if (counts, len(connected), median) != (self._counts, self._connected, self._median):
             self._counts, self._connected, self._median = counts, len(connected), median
             self._changes.counters = True
-        errors = [] if self._is_over else group_errors((row.errors for row in self._by_index), now_ms)
-        if errors != self._errors:
-            self._errors, self._changes.errors = errors, True
+        self._errors.show("errors", self._group_errors(self._by_index, now_ms))
+        groups, cells = self._errors.groups, self._name_cells()
+        self._errors.show("muted", list_muted((row.errors for row in self._by_index), now_ms, groups, cells))
         self._charts.draw([row.way for row in self._by_index], counts, self._meeting_since_ms, now_ms)
 
     def _evaluate_row(self, row: Row, pace: ClassPace) -> str:
@@ -217,7 +228,8 @@ class Classroom:
         findings = (one for one in find_alerts(standing, pace, self.rules) if self._is_of_meeting(one))
         alerts = {one.kind: self._make_alert(row, one) for one in findings}
         has_cleared = row.alerts.keys() - {"help"} and not alerts.keys() - {"help"}
-        if has_cleared and is_connected and not row.care.find_quiet_until(now_ms):
+        # What was muted has not cleared: unmuted, it is there again at once.
+        if has_cleared and is_connected and not row.care.find_quiet_until(now_ms) and not self._has_new_groups:
             row.calm_until_ms = now_ms + COOLDOWN_MS
         self._note_alerts(row, alerts)
         quiet = "ok" if is_connected else "paused" if self._is_heard(row, now_ms) else "offline"
@@ -245,9 +257,17 @@ class Classroom:
         are as the class's own in a snapshot, drawn for who asks.
         """
         rows = [row for row in self._by_index if team is None or row.learner.team == team]
-        errors = [] if self._is_over else group_errors((row.errors for row in rows), now_ms)
         drawn = self._charts.draw_part([row.way for row in rows], since_ms, self._meeting_since_ms, now_ms)
-        return {**drawn, "errors": errors}
+        return {**drawn, "errors": self._group_errors(rows, now_ms)}
+
+    def _group_errors(self, rows: Iterable[Row], now_ms: int) -> list[SharedError]:
+        return [] if self._is_over else group_errors((row.errors for row in rows), now_ms, self._errors.groups)
+
+    def _name_cells(self) -> dict[str, str]:
+        """The columns by what they are muted by."""
+        if not self._errors.groups.muted:
+            return {}
+        return {fingerprint_cell(self.notebook_id or "", column.id): column.id for column in self._columns}
 
     def snapshot(self) -> dict[str, object]:
         """The whole board as of the last `evaluate`."""
@@ -258,8 +278,7 @@ class Classroom:
             "cells": self._describe_columns(),
             "students": [row.describe() for row in self._by_index],
             "alerts": self.list_alerts(),
-            "errors": self._errors,
-            "hot": self._hot,
+            **self._errors.snapshot(),
             **self._charts.snapshot(),
         }
 
@@ -271,7 +290,7 @@ class Classroom:
     @property
     def hot(self) -> list[HotCell]:
         """As of the last `evaluate`, in the grid's order."""
-        return self._hot
+        return self._errors.hot
 
     def take_changes(self) -> dict[str, object]:
         """What differs since the last call, as the body of a frame; empty when nothing does."""
@@ -279,10 +298,6 @@ class Classroom:
         body: dict[str, object] = {}
         if changes.counters:
             body.update(counts=self._counts, median=self._median, connected=self._connected)
-        if changes.errors:
-            body["errors"] = self._errors
-        if changes.hot:
-            body["hot"] = self._hot
         if changes.columns:
             body["cells"] = self._describe_columns()
         if changes.students:
@@ -299,6 +314,7 @@ class Classroom:
             "a-": [alert_id for alert_id, alert in changes.alerts.items() if alert is None],
         }
         body.update((name, part) for name, part in parts.items() if part)
+        body.update(self._errors.take_changes())
         body.update(self._charts.take_changes())
         return body
 
@@ -322,10 +338,13 @@ class Classroom:
         recent = (row.state.recent for row in rows if row.state)
         self._times = measure_times((row.way for row in rows), recent, running)
         since_ms = max(self._meeting_since_ms, now_ms - CURRENT_MS)
-        seen = () if self._is_over else (row.cells for row in rows)
-        hot = find_hot(seen, self._places, since_ms, self.rules, self._hot)
-        if hot != self._hot:
-            self._hot, self._changes.hot = hot, True
+        seen = () if self._is_over else ((row.cells, row.muted_cells) for row in rows)
+        hot = find_hot(
+            *(seen, self._places, since_ms, self.rules, self._errors.hot),
+            notebook_id=self.notebook_id or "",
+            groups=self._errors.groups,
+        )
+        self._errors.show("hot", hot)
 
     def _is_of_meeting(self, finding: Finding) -> bool:
         """Whether the class's meeting is one in which this matters; a hand that is up at its beginning does."""

@@ -71,8 +71,6 @@ class Changes:
     def __init__(self) -> None:
         self.counters = False
         self.columns = False
-        self.errors = False
-        self.hot = False
         self.students: set[int] = set()
         self.squares: set[tuple[int, int]] = set()
         self.positions: set[int] = set()

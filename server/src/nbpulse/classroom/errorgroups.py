@@ -1,10 +1,16 @@
-"""Error groups: which errors are the same mistake (fingerprint version 1), and what may be said of them openly."""
+"""
+Error groups: which errors are the same mistake (fingerprint version 1), what may be said of them openly, and what a
+course's staff have settled about them.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from typing import Final
+
+import msgspec
 
 FINGERPRINT_VERSION: Final = 1
 
@@ -68,6 +74,65 @@ def fingerprint_error(notebook_id: str, cell_id: str, data: dict[str, object]) -
 def fingerprint_mistake(data: dict[str, object]) -> str:
     """The same mistake on whatever cell: as `fingerprint_error` without the place."""
     return _hash(*_describe(data))
+
+
+def fingerprint_cell(notebook_id: str, cell_id: str) -> str:
+    """The group of whatever fails on a cell: it is muted as an error's group is, and has no errors of its own."""
+    return _hash(notebook_id, cell_id)
+
+
+class ErrorGroup(msgspec.Struct, frozen=True):
+    """What staff have settled about one group: their own name for it, the group it is one with, whether it is muted."""
+
+    fingerprint: str
+    title: str | None = None
+    merged_into: str | None = None
+    is_muted: bool = False
+
+
+class ErrorGroups:
+    """All that a course's staff have settled. A group that is merged into another has nothing of its own any more."""
+
+    def __init__(self, settled: Iterable[ErrorGroup] = ()) -> None:
+        self._settled = {one.fingerprint: one for one in settled}
+        self._roots = {fingerprint: self._follow(fingerprint) for fingerprint in self._settled}
+        self.muted = frozenset(
+            one.fingerprint for one in self._settled.values() if one.is_muted and not one.merged_into
+        )
+        """The groups that are muted, without those merged into them."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ErrorGroups) and self._settled == other._settled
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def find(self, fingerprint: str) -> str:
+        """The group that it belongs to: itself where it is merged into none."""
+        return self._roots.get(fingerprint, fingerprint)
+
+    def get(self, fingerprint: str) -> ErrorGroup:
+        """What is settled about that very group."""
+        return self._settled.get(fingerprint) or ErrorGroup(fingerprint)
+
+    def is_muted(self, fingerprint: str) -> bool:
+        """Whether errors of that fingerprint are muted."""
+        return self.find(fingerprint) in self.muted
+
+    def list_members(self, fingerprint: str) -> list[str]:
+        """The group's own fingerprint, then those that are merged into it, directly or not."""
+        merged = (one for one, root in self._roots.items() if root == fingerprint != one)
+        return [fingerprint, *sorted(merged)]
+
+    def _follow(self, fingerprint: str) -> str:
+        for _ in self._settled:  # as many steps as there are: a ring, which nobody can make, would end too
+            one = self._settled.get(fingerprint)
+            if one is None or one.merged_into is None:
+                break
+            fingerprint = one.merged_into
+        return fingerprint
+
+
+NO_GROUPS: Final = ErrorGroups()
 
 
 def _describe(data: dict[str, object]) -> tuple[str, str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Final
 
 import msgspec
 
+from nbpulse.classroom.errorgroups import ErrorGroups, fingerprint_cell
 from nbpulse.classroom.figures import Way
 from nbpulse.classroom.learners import CellState, LearnerState, Run
 from nbpulse.classroom.rules import AlertRules
@@ -17,12 +18,16 @@ _DEAD: Final = frozenset({"died", "stopped", "restarted", "started"})
 
 
 class HotCell(msgspec.Struct, frozen=True):
-    """A cell that fails too many: `failed` of the `tried` students stand in error on it, the first of these `since`."""
+    """
+    A cell that fails too many: `failed` of the `tried` students stand in error on it, the first of these `since`. `fp`:
+    what it is muted by.
+    """
 
     cell: str
     failed: int
     tried: int
     since: int
+    fp: str
 
 
 class Times(msgspec.Struct, frozen=True):
@@ -91,26 +96,30 @@ def measure_times(ways: Iterable[Way], recent: Iterable[Sequence[Run]], running:
 
 
 def find_hot(
-    learners: Iterable[Mapping[str, CellState]],
+    learners: Iterable[tuple[Mapping[str, CellState], Set[str]]],
     places: Mapping[str, int],
     since_ms: int,
     rules: AlertRules,
     before: Iterable[HotCell],
+    *,
+    notebook_id: str,
+    groups: ErrorGroups,
 ) -> list[HotCell]:
     """
-    The columns that fail too many of those who ran them since `since_ms`, in the grid's order.
+    The columns that fail too many of those who ran them since `since_ms` and are not muted, in the grid's order.
 
-    `before`: the answer of last time; a cell leaves it at a smaller share than it came.
+    Of each learner the cells, and the ids of those that stand in an error that is muted: it counts as none. `before`:
+    the answer of last time; a cell leaves it at a smaller share than it came.
     """
     if "cell_hot" in rules.off:
         return []
     tried: dict[str, int] = {}
     failed: dict[str, list[int]] = {}
-    for cells in learners:
+    for cells, excused in learners:
         for cell in cells.values():
             if cell.last_at_ms >= since_ms and cell.attempt_count and cell.cell_id in places:
                 tried[cell.cell_id] = tried.get(cell.cell_id, 0) + 1
-                if cell.last_status == "error":
+                if cell.last_status == "error" and cell.cell_id not in excused:
                     failed.setdefault(cell.cell_id, []).append(cell.last_at_ms)
     was_hot = {one.cell for one in before}
     hot: list[HotCell] = []
@@ -118,5 +127,6 @@ def find_hot(
         share = len(times) / tried[cell_id]
         least = rules.hot_clear_ratio if cell_id in was_hot else rules.hot_ratio
         if tried[cell_id] >= rules.hot_tried_min and share >= least:
-            hot.append(HotCell(cell_id, len(times), tried[cell_id], min(times)))
-    return sorted(hot, key=lambda one: places[one.cell])
+            fingerprint = fingerprint_cell(notebook_id, cell_id)
+            hot.append(HotCell(cell_id, len(times), tried[cell_id], min(times), fingerprint))
+    return sorted((one for one in hot if not groups.is_muted(one.fp)), key=lambda one: places[one.cell])

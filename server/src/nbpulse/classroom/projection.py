@@ -11,12 +11,13 @@ import builtins
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from nbpulse.classroom.rules import HERE
+
 GROUP_MIN: Final = 3
 CLASS_MIN: Final = 5
 # Each quarter of the class is a group of its own.
 _QUARTILES_MIN: Final = 4 * GROUP_MIN
 _ERRORS_MAX: Final = 5
-_NOT_HERE: Final = frozenset({"offline", "paused"})
 # A class of errors that a student has named may be named after another student: only Python's own are told.
 ERROR_NAMES: Final = frozenset(
     name for name, one in vars(builtins).items() if isinstance(one, type) and issubclass(one, BaseException)
@@ -34,7 +35,7 @@ def project(board: Mapping[str, Any]) -> dict[str, Any]:
     and `high`: the quartiles' ratios, None for fewer than 12. `errors`: that at least 3 (`n`) have now, by Python's
     name.
     """
-    here = {status: count for status, count in board["counts"].items() if status not in _NOT_HERE}
+    here = {status: board["counts"][status] for status in HERE}
     present = sum(here.values())
     if present < CLASS_MIN:
         return {"present": None, "shares": {}, "progress": None, "errors": []}
@@ -67,7 +68,7 @@ def _withhold(counts: Mapping[str, int]) -> dict[str, int]:
 def _describe_progress(
     cells: Sequence[Mapping[str, Any]], students: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any] | None:
-    begun = sorted(one["pos"] for one in students if one["pos"] > 0 and one["st"] not in _NOT_HERE)
+    begun = sorted(one["pos"] for one in students if one["pos"] > 0 and one["st"] in HERE)
     if len(begun) < CLASS_MIN or not cells:
         return None
     median = begun[len(begun) // 2]

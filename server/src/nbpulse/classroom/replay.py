@@ -15,7 +15,8 @@ import msgspec
 
 from nbpulse.classroom.board import Classroom
 from nbpulse.classroom.care import Action
-from nbpulse.classroom.learners import CellFold, CellState, LearnerState, fold_cells, fold_events
+from nbpulse.classroom.figures import TREND_STEP_MS
+from nbpulse.classroom.learners import CellFold, CellState, LearnerState, fold_cells, fold_events, to_ms
 from nbpulse.events import ReceivedEvent
 
 CellPlace = tuple[UUID, str]
@@ -33,6 +34,7 @@ class PastClass:
         self._states: dict[UUID, LearnerState] = {}
         self._folds: dict[CellPlace, CellFold] = {}
         self._actions: list[Action] = []
+        self._runs: dict[tuple[str, int], tuple[int, int]] = {}
 
     def begin(self, folds: Mapping[CellPlace, CellFold], actions: Iterable[Action]) -> None:
         """How the cells stood before what is going to be taken in, and everything that staff did until the end."""
@@ -57,6 +59,7 @@ class PastClass:
                 self._folds[place] = merge_folds(self._folds[place], fold) if place in self._folds else fold
                 touched.append(cell_id)
             self._apply(user_id, touched)
+            self._count_runs(user_id, (event for event, _ in here))
 
     def look(self, now_ms: int) -> None:
         """Apply the rules as of `now_ms`; the room then has its snapshot and changes."""
@@ -66,6 +69,17 @@ class PastClass:
             if first_ms <= now_ms:
                 self.room.hear(str(user_id), min(now_ms, last_ms))
         self.room.evaluate(now_ms)
+
+    def _count_runs(self, user_id: UUID, news: Iterable[ReceivedEvent]) -> None:
+        """Each at its own time: many may be taken in at once."""
+        touched: dict[tuple[str, int], tuple[int, int]] = {}
+        for event in news:
+            status = event.data.get("status")
+            if event.event_type == "cell_execution" and event.cell_id and status != "aborted":
+                step = str(user_id), to_ms(event) // TREND_STEP_MS
+                runs, errors = self._runs.get(step, (0, 0))
+                touched[step] = self._runs[step] = runs + 1, errors + (status == "error")
+        self.room.set_runs([(*step, *count) for step, count in touched.items()], counts_on=False)
 
     def _apply(self, user_id: UUID, cell_ids: Iterable[str]) -> None:
         state = self._states.get(user_id) or LearnerState(str(user_id), str(self._course_id))

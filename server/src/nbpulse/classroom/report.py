@@ -14,6 +14,7 @@ from uuid import UUID
 import msgspec
 
 from nbpulse.classroom.entries import Column
+from nbpulse.classroom.errorgroups import NO_GROUPS, ErrorGroups
 from nbpulse.classroom.learners import FINISHED_STATUSES
 from nbpulse.classroom.quantiles import find_quantile
 from nbpulse.classroom.rules import DEFAULT_RULES, AlertRules
@@ -26,13 +27,17 @@ Place = tuple[UUID, str]
 
 
 class PastRun(NamedTuple):
-    """One finished run: who, when (ms since 1970), where, and how it ended; `error`: (fingerprint, class) of one."""
+    """
+    One finished run: who, when (ms since 1970), where, and how it ended; `error`: (group, class) of one. One that staff
+    have muted (`is_muted`) is in no trouble and no commonest error.
+    """
 
     user_id: UUID
     at_ms: int
     place: Place
     status: str
     error: tuple[str, str] | None = None
+    is_muted: bool = False
 
 
 class Trouble(msgspec.Struct, frozen=True):
@@ -52,12 +57,13 @@ class Trouble(msgspec.Struct, frozen=True):
 
 
 class CommonError(msgspec.Struct, frozen=True):
-    """The error that most students met on a cell. `label`: a few words, as the board shows it."""
+    """The error that most students met on a cell. `label`: a few words, as the board shows it; `title`: staff's own."""
 
     fingerprint: str
     name: str
     students: int
     label: str = ""
+    title: str | None = None
 
 
 class CellFigures(msgspec.Struct, frozen=True):
@@ -153,11 +159,11 @@ class MeetingFold:
         if run.status == "error":
             self.errors[place] += 1
             self._failed.setdefault(place, set()).add(user)
-            if run.error:
+            if run.error and not run.is_muted:
                 self._kinds.setdefault(place, {}).setdefault(run.error, set()).add(user)
         elif run.status == "ok":
             self._passed_ms[user, place] = run.at_ms
-        if run.status != "interrupted":
+        if run.status != "interrupted" and not run.is_muted:
             self._follow_streak(run)
 
     def close(self, end_ms: int, hands: Iterable[Trouble], touches: Iterable[tuple[UUID, int]]) -> list[Trouble]:
@@ -261,13 +267,13 @@ def make_figures(fold: MeetingFold, students: Iterable[UUID], troubles: Iterable
     )
 
 
-def name_errors(cells: Iterable[CellFigures], labels: Mapping[str, str]) -> list[CellFigures]:
-    """The cells with their errors' labels, by fingerprint."""
-    return [
-        msgspec.structs.replace(
-            cell, error=msgspec.structs.replace(cell.error, label=labels.get(cell.error.fingerprint, cell.error.name))
-        )
-        if cell.error
-        else cell
-        for cell in cells
-    ]
+def name_errors(
+    cells: Iterable[CellFigures], labels: Mapping[str, str], groups: ErrorGroups = NO_GROUPS
+) -> list[CellFigures]:
+    """The cells with their errors' labels, by fingerprint, and what staff call them."""
+
+    def name(error: CommonError) -> CommonError:
+        label, title = labels.get(error.fingerprint, error.name), groups.get(error.fingerprint).title
+        return msgspec.structs.replace(error, label=label, title=title)
+
+    return [msgspec.structs.replace(cell, error=name(cell.error)) if cell.error else cell for cell in cells]

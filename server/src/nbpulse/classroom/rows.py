@@ -7,6 +7,7 @@ from typing import Final
 from nbpulse.classroom.attempts import Repeat, Streak, find_repeats, find_streak
 from nbpulse.classroom.care import NO_CARE, Action
 from nbpulse.classroom.entries import Alert, Learner
+from nbpulse.classroom.errorgroups import ErrorGroups
 from nbpulse.classroom.figures import Way
 from nbpulse.classroom.learners import CellState, LearnerState, Run
 from nbpulse.classroom.pace import find_running, is_kernel_dead
@@ -48,18 +49,26 @@ class Row:
         self.care = NO_CARE
         self.quiet_until = 0
         self.errors: dict[str, Run] = {}
+        self.muted_cells: set[str] = set()
         self.mail = 0
         self.way = Way()
 
-    def take_state(self, state: LearnerState) -> None:
+    def take_state(self, state: LearnerState, groups: ErrorGroups) -> None:
         """The learner's state, its cells apart; an older one than known changes nothing."""
         if self.state is not None and state.revision < self.state.revision:
             return
         self.state = state
-        self.streak = find_streak(state.recent)
-        self.repeats = find_repeats(state.recent)
-        self.errors = list_errors(state.recent)
         self.active_ms = max(self.active_ms, state.last_activity_ms)
+        self.take_groups(groups)
+
+    def take_groups(self, groups: ErrorGroups) -> None:
+        """What staff have settled about error groups: a run that failed in a muted one is in no alert."""
+        recent = self.state.recent if self.state is not None else ()
+        self.errors = list_errors(recent)
+        self.muted_cells = {run.cell_id for one, run in self.errors.items() if groups.is_muted(one)}
+        heard = [run for run in recent if not groups.is_muted(run.fingerprint)] if groups.muted else recent
+        self.streak = find_streak(heard)
+        self.repeats = find_repeats(heard)
 
     def take_way(self) -> None:
         """Their own pace: the median of the times on their cells, of three or more."""

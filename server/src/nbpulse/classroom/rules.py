@@ -38,6 +38,10 @@ STATUS_OF: Final = {
     "behind": "behind",
 }
 """What a learner with that alert is counted as."""
+HERE: Final = (*dict.fromkeys(STATUS_OF.values()), "ok")
+NOT_HERE: Final = ("paused", "offline")
+STATUSES: Final = HERE + NOT_HERE
+"""What a learner is counted as, the most urgent first; there is no other. Of HERE one says that they are here."""
 _ERROR_KINDS: Final = frozenset({"stuck", "wrong_answer", "same_error"})
 _MISSED_STEPS: Final = 2
 """The class has gone on by so many cells without somebody who makes no progress."""

@@ -10,6 +10,7 @@ import msgspec
 
 from nbpulse.classroom.board import Classroom
 from nbpulse.classroom.entries import Alert, Column, Learner
+from nbpulse.classroom.errorgroups import NO_GROUPS, ErrorGroups
 from nbpulse.classroom.learners import CellFold, CellState, LearnerState, fold_cells, fold_events, to_ms
 from nbpulse.classroom.pace import HotCell
 from nbpulse.classroom.rules import RANKS, AlertRules
@@ -34,7 +35,14 @@ class Trial:
     """
 
     def __init__(
-        self, course_id: UUID, notebook_id: UUID, columns: Iterable[Column], user_ids: Iterable[UUID], rules: AlertRules
+        self,
+        course_id: UUID,
+        notebook_id: UUID,
+        columns: Iterable[Column],
+        user_ids: Iterable[UUID],
+        rules: AlertRules,
+        *,
+        groups: ErrorGroups = NO_GROUPS,
     ) -> None:
         self._course_id, self._notebook_id = course_id, notebook_id
         self.room = Classroom(
@@ -44,6 +52,7 @@ class Trial:
             columns=columns,
             learners=[Learner(str(user_id), "", "") for user_id in user_ids],
         )
+        self.room.set_groups(groups)
         self._states: dict[UUID, LearnerState] = {}
         self._cells: dict[tuple[UUID, str], CellState] = {}
 

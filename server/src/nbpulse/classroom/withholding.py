@@ -1,6 +1,7 @@
 """A meeting's figures for readers outside the staff: without what would be somebody's.
 
-Promises: no count of 1 to 4 students, and none whose rest is 1 to 4; no figure of a single student. None: withheld.
+Promises: no count of 1 to 4 students, and none whose rest is 1 to 4; no figure of a single student; no word of staff's.
+None: withheld.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def _withhold_cell(cell: CellFigures) -> CellFigures:
         timed=0 if are_times_few else cell.timed,
         median_ms=None if are_times_few else cell.median_ms,
         p90_ms=None if are_times_few else cell.p90_ms,
-        error=None if is_error_few else cell.error,
+        error=None if is_error_few or cell.error is None else msgspec.structs.replace(cell.error, title=None),
     )
 
 

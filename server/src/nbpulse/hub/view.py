@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 
 from nbpulse import metrics
-from nbpulse.classroom import Action, AlertRules, Classroom, Column, Learner, LearnerState
+from nbpulse.classroom import Action, AlertRules, Classroom, Column, ErrorGroups, Learner, LearnerState
 from nbpulse.errors import Unavailable
 from nbpulse.hub.projection import Frame, Projection
 from nbpulse.identity import get_asker
@@ -46,7 +46,11 @@ class Pulse(Protocol):
     @property
     def mail(self) -> Mapping[str, int]: ...
     @property
+    def lesson(self) -> Sequence[tuple[int, str | None]]: ...
+    @property
     def rules(self) -> AlertRules: ...
+    @property
+    def groups(self) -> ErrorGroups: ...
     @property
     def teams(self) -> tuple[str, ...] | None: ...
 
@@ -81,7 +85,10 @@ class ClassSource(Protocol):
 
 
 class LiveMessage(msgspec.Struct):
-    """What comes over `nbpulse:live:<course_id>`: states, presence, roster, actions, news of inboxes, mail, staff."""
+    """
+    What comes over `nbpulse:live:<course_id>`: states, presence, roster, actions, news of inboxes, mail, staff, groups,
+    lesson.
+    """
 
     t: str
     received_ms: int = 0
@@ -123,6 +130,7 @@ class View:
         self._ring: deque[Frame] = deque()
         self._course = loaded.course
         self._notebooks = list(loaded.pulse.notebooks)
+        self._lesson = list(loaded.pulse.lesson)
         self._extra: dict[str, Any] = {}
         self._received_ms = 0
         self._lag_ms: int | None = None
@@ -142,6 +150,7 @@ class View:
             learners=loaded.learners,
         )
         self._take_meeting(loaded.pulse.meeting)
+        self.classroom.set_groups(loaded.pulse.groups)
         self.classroom.apply_actions(loaded.pulse.actions)
         self.classroom.set_mail(loaded.pulse.mail)
         for state in loaded.states:
@@ -176,7 +185,7 @@ class View:
             self.classroom.hear(message.user_id, message.at, message.state)
         elif message.t == "roster":
             self.wants_roster = True
-        elif message.t == "mail":
+        elif message.t in ("mail", "groups", "lesson"):
             self.wants_reconcile = True
         elif message.t == "staff":
             self._staff[message.user_id] = (message.name, message.at)
@@ -234,7 +243,10 @@ class View:
         if pulse.meeting != self._meeting:
             self._take_meeting(pulse.meeting)
             self._extra["meeting"] = pulse.meeting
+        if list(pulse.lesson) != self._lesson:
+            self._lesson = self._extra["lesson"] = list(pulse.lesson)
         self.classroom.rules = pulse.rules
+        self.classroom.set_groups(pulse.groups)
         self.classroom.apply_actions(pulse.actions)
         self.classroom.set_mail(pulse.mail)
         self.default_notebook_id = pulse.default_notebook_id
@@ -290,6 +302,7 @@ class View:
                 "notebook": notebook and {name: notebook[name] for name in ("id", "path", "title")},
                 "notebooks": self._notebooks,
                 "meeting": self._meeting,
+                "lesson": self._lesson,
                 "staff": self._staff_told,
                 **self.classroom.snapshot(),
                 "h": self._describe_health(),

@@ -43,6 +43,7 @@ AuditAction = Literal[
     "course_restored",
     "data_exported",
     "entry_changed",
+    "error_group_changed",
     "exported",
     "invitation_accepted",
     "invitation_created",

@@ -16,6 +16,7 @@ import msgspec
 from nbpulse.classroom import Run, is_current, list_errors
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import InvalidInput, NotFound
+from nbpulse.records.errorgroups import read_groups
 from nbpulse.records.inboxes import Text, advance_inboxes, open_text, read_offer, seal_text, to_ms
 from nbpulse.records.interventions import read_staff_names
 from nbpulse.records.learners import STATE_COLUMNS, read_state
@@ -207,11 +208,14 @@ class Messages:
             rows = await connection.fetch(_STUDENTS, course_id, dispatch.user_ids)
             return {row["user_id"]: None for row in rows}
         now_ms = to_ms(datetime.now(UTC))
+        groups = await read_groups(connection, course_id)
+        members = groups.list_members(groups.find(dispatch.error_fingerprint))
         found: dict[UUID, Run | None] = {}
         for row in await connection.fetch(_STATES, course_id):
-            run = list_errors(read_state(row, self._seal).recent).get(dispatch.error_fingerprint)
-            if run is not None and is_current(run, now_ms):
-                found[row["user_id"]] = run
+            errors = list_errors(read_state(row, self._seal).recent)
+            mine = [errors[one] for one in members if one in errors and is_current(errors[one], now_ms)]
+            if mine:
+                found[row["user_id"]] = max(mine)
         return found
 
     async def _check_place(self, connection: asyncpg.Connection, course_id: UUID, dispatch: Dispatch) -> None:

@@ -127,7 +127,11 @@ class Replays:
         if notebook_id is None:
             raise InvalidInput("NB-1233")
         loaded = await self._classes.load_class(course_id, notebook_id)
-        room = Classroom(str(course_id), str(notebook_id), columns=loaded.pulse.columns, learners=loaded.learners)
+        pulse = loaded.pulse
+        room = Classroom(
+            str(course_id), str(notebook_id), rules=pulse.rules, columns=pulse.columns, learners=loaded.learners
+        )
+        room.set_groups(pulse.groups)
         room.set_meeting(to_ms(start), is_over=False)
         past = PastClass(room, course_id, notebook_id, stays)
         first, last = to_ms(start), to_ms(end)

@@ -14,7 +14,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from nbpulse.classroom import Column, label_error
+from nbpulse.classroom import Column, ErrorGroups, label_error
 from nbpulse.classroom.report import (
     CellFigures,
     Figures,
@@ -26,18 +26,21 @@ from nbpulse.classroom.report import (
     name_errors,
 )
 from nbpulse.errors import InvalidInput, NotFound
+from nbpulse.records.errorgroups import read_groups
 from nbpulse.records.inboxes import to_ms
 from nbpulse.records.interventions import Intervention, Interventions
 from nbpulse.records.meetings import Meeting
 from nbpulse.records.members import open_member_name
 from nbpulse.records.messages import Batch, Messages
 from nbpulse.records.people import People
+from nbpulse.records.rules import read_rules
 
 EVENTS_MAX: Final = 400_000
 """Of one meeting; 200 students make about 40,000 in 90 minutes."""
 _LOG_MAX: Final = 2_000
 _PIECE: Final = 2_000
 _COURSE: Final = "SELECT id, title, short_name, time_zone FROM courses WHERE id = $1"
+_RULES: Final = "SELECT alert_rules FROM courses WHERE id = $1"
 _MEETINGS: Final = """
 SELECT id, title, notebook_ids, started_at, ended_at, started_by, ended_by FROM class_meetings
 WHERE course_id = $1 AND started_at <= (SELECT started_at FROM class_meetings WHERE course_id = $1 AND id = $2)
@@ -150,7 +153,7 @@ class Reports:
         previous = None
         if len(meetings) > 1:
             previous = Summary(meetings[1], (await self._read(course_id, meetings[1])).figures)
-        notebooks, cells, progress = await self._describe(course_id, meeting, reading.fold)
+        notebooks, cells, progress = await self._describe(course_id, meeting, reading)
         never = [one["user_id"] for one in reading.students if one["user_id"] not in reading.fold.present]
         return Report(
             course=dict(course),
@@ -176,28 +179,31 @@ class Reports:
             students = await connection.fetch(_STUDENTS, course_id, start)
             hands = await connection.fetch(_HANDS, course_id, *span)
             letters = await connection.fetch(_LETTERS, course_id, *span)
+            rules = read_rules(await connection.fetchval(_RULES, course_id))
+            groups = await read_groups(connection, course_id)
         mine = {row["user_id"] for row in students}
-        fold, count = MeetingFold(), 0
+        fold, count = MeetingFold(rules), 0
+        names: dict[str, str] = {}
         async with self._people.connect("report", is_staff=True) as connection:
             async for row in connection.cursor(_EVENTS, course_id, *span, prefetch=_PIECE):
                 if (count := count + 1) > EVENTS_MAX:
                     raise InvalidInput("NB-1231", limit=EVENTS_MAX)
                 if row["user_id"] in mine:
-                    _take(fold, row)
+                    _take(fold, row, groups, names)
         # Who came into the course after it is missing from no figure.
         students = [row for row in students if row["since"] <= end or row["user_id"] in fold.present]
         turned = [(one.user_id, to_ms(one.at)) for one in log if _turns_to_student(one)]
         turned += [(row["user_id"], to_ms(row["created_at"])) for row in letters]
         raised = [_read_hand(row, end) for row in hands if row["user_id"] in mine]
         troubles = fold.close(to_ms(end), raised, turned)
-        return _Reading(
-            fold, students, troubles, make_figures(fold, [row["user_id"] for row in students], troubles), log
-        )
+        figures = make_figures(fold, [row["user_id"] for row in students], troubles)
+        return _Reading(fold, students, troubles, figures, log, groups)
 
     async def _describe(
-        self, course_id: UUID, meeting: Meeting, fold: MeetingFold
+        self, course_id: UUID, meeting: Meeting, reading: _Reading
     ) -> tuple[list[Notebook], list[CellFigures], Progress | None]:
         """The notebooks that were used, their cells, and how far the students came in the busiest."""
+        fold, groups = reading.fold, reading.groups
         used = {notebook_id for notebook_id, _ in fold.runs}
         async with self._people.connect("report") as connection:
             rows = await connection.fetch(_COLUMNS, course_id, list(used))
@@ -209,16 +215,20 @@ class Reports:
             columns.setdefault(notebook_id, []).append(Column(row["cell_id"], row["cell_index"], row["title"]))
         cells = [cell for one, own in columns.items() for cell in fold.describe_cells(one, own)]
         fingerprints = {cell.error.fingerprint for cell in cells if cell.error}
-        cells = name_errors(cells, await self._label(course_id, meeting, fingerprints))
+        cells = name_errors(cells, await self._label(course_id, meeting, fingerprints, groups), groups)
         busiest = max(columns, key=lambda one: sum(fold.runs[one, column.id] for column in columns[one]), default=None)
         progress = fold.measure_progress(busiest, columns[busiest]) if busiest else None
         return list(notebooks.values()), cells, progress
 
-    async def _label(self, course_id: UUID, meeting: Meeting, fingerprints: set[str]) -> dict[str, str]:
-        """A few words for each error, as the board has them."""
+    async def _label(
+        self, course_id: UUID, meeting: Meeting, fingerprints: set[str], groups: ErrorGroups
+    ) -> dict[str, str]:
+        """A few words for each error group, as the board has them: its own before those of one merged into it."""
+        members = {member: one for one in fingerprints for member in reversed(groups.list_members(one))}
         async with self._people.connect("report", is_staff=True) as connection:
-            rows = await connection.fetch(_SAYINGS, course_id, *find_span(meeting), list(fingerprints))
-        return {row["error_fingerprint"]: label_error(self._open_error(row)) for row in rows}
+            rows = await connection.fetch(_SAYINGS, course_id, *find_span(meeting), list(members))
+        labels = {row["error_fingerprint"]: label_error(self._open_error(row)) for row in rows}
+        return {members[one]: labels[one] for one in members if one in labels}
 
     def _open_error(self, row: asyncpg.Record) -> dict[str, object]:
         sealed, place = row["error_message"], {"table": "events", "column": "error_message"}
@@ -244,6 +254,7 @@ class _Reading(msgspec.Struct, frozen=True):
     troubles: list[Trouble]
     figures: Figures
     log: list[Intervention]
+    groups: ErrorGroups
 
 
 def find_span(meeting: Meeting) -> tuple[datetime, datetime]:
@@ -251,14 +262,17 @@ def find_span(meeting: Meeting) -> tuple[datetime, datetime]:
     return meeting.started_at, meeting.ended_at or datetime.now(UTC)
 
 
-def _take(fold: MeetingFold, row: asyncpg.Record) -> None:
+def _take(fold: MeetingFold, row: asyncpg.Record, groups: ErrorGroups, names: dict[str, str]) -> None:
+    """`names`: the class by which each group goes, that of its first error."""
     fold.present.add(row["user_id"])
     if row["event_type"] != "cell_execution" or row["notebook_id"] is None:
         return
-    fingerprint = row["error_fingerprint"]
-    error = (fingerprint, row["error_name"] or "Error") if fingerprint else None
+    error, is_muted = None, False
+    if row["error_fingerprint"]:
+        group = groups.find(row["error_fingerprint"])
+        error, is_muted = (group, names.setdefault(group, row["error_name"] or "Error")), group in groups.muted
     place = row["notebook_id"], row["cell_id"] or ""
-    fold.take(PastRun(row["user_id"], to_ms(row["occurred_at"]), place, row["status"] or "unknown", error))
+    fold.take(PastRun(row["user_id"], to_ms(row["occurred_at"]), place, row["status"] or "unknown", error, is_muted))
 
 
 def _turns_to_student(one: Intervention) -> bool:

@@ -11,10 +11,11 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from nbpulse.classroom import DEFAULT_RULES, AlertRules, Column
+from nbpulse.classroom import DEFAULT_RULES, AlertRules, Column, ErrorGroups
 from nbpulse.errors import NotFound
 from nbpulse.events import ReceivedEvent
 from nbpulse.records.audit import note_audit
+from nbpulse.records.errorgroups import read_groups
 from nbpulse.records.people import People
 
 EVENTS_MAX: Final = 60_000
@@ -61,6 +62,8 @@ class Lesson(msgspec.Struct, frozen=True):
     user_ids: list[UUID]
     events: list[ReceivedEvent]
     is_whole: bool
+    groups: ErrorGroups
+    """As they are settled now."""
 
 
 def read_rules(stored: str | None) -> AlertRules:
@@ -101,6 +104,7 @@ class CourseRules:
             if meeting is None:
                 raise NotFound("NB-1253" if meeting_id is None else "NB-1201")
             students = await connection.fetch(_STUDENTS, course_id)
+            groups = await read_groups(connection, course_id)
         since, until = meeting["started_at"], min(meeting["ended_at"], meeting["started_at"] + LESSON_MAX)
         async with self._people.connect("read_lesson", is_staff=True) as connection:
             notebook_id = await connection.fetchval(_NOTEBOOK, course_id, since, until)
@@ -129,6 +133,7 @@ class CourseRules:
             user_ids,
             events,
             is_whole=len(rows) <= EVENTS_MAX and until == meeting["ended_at"],
+            groups=groups,
         )
 
 

@@ -13,11 +13,23 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from nbpulse.classroom import DEFAULT_RULES, Action, AlertRules, CellState, Column, Learner, LearnerState
+from nbpulse.classroom import (
+    DEFAULT_RULES,
+    NO_GROUPS,
+    Action,
+    AlertRules,
+    CellState,
+    Column,
+    ErrorGroups,
+    Learner,
+    LearnerState,
+)
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import NotFound
+from nbpulse.records.errorgroups import read_groups
 from nbpulse.records.interventions import read_actions
 from nbpulse.records.learners import read_cell, read_state
+from nbpulse.records.lessons import Position, read_positions
 from nbpulse.records.members import open_member_name
 from nbpulse.records.messages import count_unanswered, read_announcements
 from nbpulse.records.people import People, Teams
@@ -42,7 +54,10 @@ class Pulse(msgspec.Struct, frozen=True):
     """What staff did for students in the last 12 hours."""
     mail: dict[str, int] = {}
     """How many messages of each student nobody has answered, of the last 12 hours."""
+    lesson: list[Position] = []
+    """Where the class has been taught in the notebook, as `read_positions`."""
     rules: AlertRules = DEFAULT_RULES
+    groups: ErrorGroups = NO_GROUPS
     teams: Teams | None = None
     """Whose students, and those of no team, whoever asked was shown; None: the whole course."""
 
@@ -249,7 +264,9 @@ class ClassReader:
             meeting={**dict(meeting), "id": str(meeting["id"])} if meeting else None,
             actions=await read_actions(connection, self._seal, course_id),
             mail=await count_unanswered(connection, course_id),
+            lesson=await read_positions(connection, course_id, notebook_id or default),
             rules=read_rules(row["alert_rules"]) if row else DEFAULT_RULES,
+            groups=await read_groups(connection, course_id),
             teams=None if row is None or row["teams"] is None else tuple(row["teams"]),
         )
 

@@ -14,10 +14,11 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from nbpulse.classroom import Run, label_error, list_errors
+from nbpulse.classroom import ErrorGroup, Run, label_error, list_errors
 from nbpulse.collection import DEFAULT, Policy
 from nbpulse.records.analysis import Place, Span
 from nbpulse.records.consents import read_policy
+from nbpulse.records.errorgroups import read_groups
 from nbpulse.records.learners import STATE_COLUMNS, read_state
 from nbpulse.records.people import People
 from nbpulse.shards import get_shard_number
@@ -88,8 +89,8 @@ FROM here h JOIN first_ok o USING (user_id) WHERE h.number = 1
 """
 _ERROR: Final = """
 SELECT user_id, occurred_at AS at, notebook_id, cell_id, cell_index, data->>'error_name' AS error_name, error_message,
-    traceback FROM events
-WHERE course_id = $1 AND occurred_at >= $2 AND occurred_at < $3 AND error_fingerprint = $4
+    traceback, error_fingerprint FROM events
+WHERE course_id = $1 AND occurred_at >= $2 AND occurred_at < $3 AND error_fingerprint = ANY($4::text[])
 ORDER BY occurred_at DESC LIMIT $5
 """
 _STATES: Final = f"""
@@ -160,8 +161,13 @@ class CellWork(NamedTuple):
 
 
 class ErrorWork(msgspec.Struct, frozen=True):
-    """One error group in a window. `now`: who has it now, and their last run that failed this way."""
+    """
+    One error group in a window, with what is settled about it and those that are merged into it. `now`: who has it
+    now, and their last run that failed this way.
+    """
 
+    group: ErrorGroup
+    merged: list[dict[str, Any]]
     now: dict[str, Run]
     students: int
     runs: int
@@ -272,17 +278,25 @@ class WorkReader:
         return CellWork(told, source, answers)
 
     async def read_error(self, course_id: UUID, fingerprint: str, span: Span) -> ErrorWork:
-        """An error group: who has it now, where and since when it was met, and how it was worded."""
+        """
+        An error group: who has it now, where and since when it was met, and how it was worded. For one that is merged
+        into another, that other.
+        """
         async with self._people.connect("read_error") as connection:
+            groups = await read_groups(connection, course_id)
+            members = groups.list_members(groups.find(fingerprint))
             states = await connection.fetch(_STATES, course_id)
-            rows = await connection.fetch(_ERROR, course_id, *span, fingerprint, ERROR_RUNS_MAX)
+            rows = await connection.fetch(_ERROR, course_id, *span, members, ERROR_RUNS_MAX)
         now: dict[str, Run] = {}
         for row in states:
-            if (run := list_errors(read_state(row, self._seal).recent).get(fingerprint)) is not None:
-                now[str(row["user_id"])] = run
+            errors = list_errors(read_state(row, self._seal).recent)
+            if mine := [errors[one] for one in members if one in errors]:
+                now[str(row["user_id"])] = max(mine)
         examples = self._choose_examples(rows)
         names = [one["label"] for one in examples] + [run.label for run in now.values()]
         return ErrorWork(
+            group=groups.get(members[0]),
+            merged=[self._describe_member(one, rows) for one in members[1:]],
             now=now,
             students=len({row["user_id"] for row in rows}),
             runs=len(rows),
@@ -294,6 +308,16 @@ class WorkReader:
             times_ms=[round(row["at"].timestamp() * 1000) for row in rows],
             examples=examples,
         )
+
+    def _describe_member(self, fingerprint: str, rows: Iterable[asyncpg.Record]) -> dict[str, Any]:
+        """A merged group in the words of its newest run; "" where nobody met it in the window."""
+        mine = [row for row in rows if row["error_fingerprint"] == fingerprint]
+        label = self._label(mine[0]) if mine else ""
+        return {"fingerprint": fingerprint, "label": label, "students": len({row["user_id"] for row in mine})}
+
+    def _label(self, row: asyncpg.Record) -> str:
+        message = self._open(row["user_id"], "events", "error_message", row)
+        return label_error({"error_name": row["error_name"], "error_message": message})
 
     def _choose_examples(self, rows: Iterable[asyncpg.Record]) -> list[dict[str, Any]]:
         """The newest wordings, each once, with whose it was; of the newest 200 runs, so that few texts are opened."""

@@ -7,7 +7,7 @@ is the directory's: a class's runs of the last day by half minute. Both are empt
 from alembic import op
 
 revision = "0036"
-down_revision = "0035"
+down_revision = "0039"
 
 TABLES = """
 CREATE TABLE rollup_debts (

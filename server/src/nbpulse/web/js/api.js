@@ -104,6 +104,9 @@ export const fetchProjector = (courseId) => request("GET", `/api/v1/courses/${en
 export const fetchIntegrity = (courseId, startMs, student = "") =>
   request("GET", ofPeople(courseId, `integrity?start=${new Date(startMs).toISOString()}&student=${student}`));
 
+/** @param {string} courseId @param {string} notebookId @param {?string} cell where the class is from now on; null: nowhere */
+export const markPosition = (courseId, notebookId, cell) => request("PUT", ofPeople(courseId, `notebooks/${encodeURIComponent(notebookId)}/position`), { cell });
+
 /** @param {string} courseId */
 export const startMeeting = (courseId) =>
   request("POST", `/api/v1/courses/${encodeURIComponent(courseId)}/meetings`, {});
@@ -177,6 +180,8 @@ export const fetchRuns = (id, userId, which = {}) =>
 export const fetchCell = (id, notebookId, which) => request("GET", ofPeople(id, `cells/${encodeURIComponent(notebookId)}?${new URLSearchParams(which)}`));
 /** @param {string} id @param {string} fingerprint */
 export const fetchError = (id, fingerprint) => request("GET", ofPeople(id, `errors/${encodeURIComponent(fingerprint)}`));
+/** @param {string} id @param {string} fingerprint @param {import("./groups.js").Settled} changes */
+export const settleGroup = (id, fingerprint, changes) => request("PATCH", ofPeople(id, `errors/${encodeURIComponent(fingerprint)}`), changes);
 /** @param {string} id @param {string} userId @returns {Promise<{sessions: any[]}>} */
 export const fetchSessions = (id, userId) => request("GET", ofPeople(id, `students/${encodeURIComponent(userId)}/sessions`));
 /** @param {string} id @param {string} userId @returns {Promise<{interventions: any[]}>} */

@@ -6,9 +6,7 @@ import { html, render, signal } from "./preact.js";
 import { clockOffsetMs, me, now, setTheme, theme } from "./store.js";
 import { Account } from "./views/account.js";
 import { Board } from "./views/board.js";
-import { Invited } from "./views/invited.js";
 import { Connecting, Failed, NoSuchPage, Refused } from "./views/pages.js";
-import { FirstPassword, SignIn, takeReturnPath } from "./views/sign_in.js";
 
 /** @type {{value: {name: string, [detail: string]: any}}} */
 const page = signal({ name: "connecting" });
@@ -36,7 +34,7 @@ const COURSE_PAGES = {
 
 function App() {
   const { name, view: loaded, ...detail } = page.value;
-  const view = { connecting: Connecting, board: Board, course_page: loaded, courses: loaded, join_student: loaded, failed: Failed, sign_in: SignIn, password: FirstPassword, refused: Refused, invited: Invited, no_page: NoSuchPage }[name];
+  const view = { connecting: Connecting, board: Board, course_page: loaded, courses: loaded, join_student: loaded, failed: Failed, sign_in: loaded, password: loaded, refused: Refused, invited: loaded, no_page: NoSuchPage }[name];
   return html`<${view} ...${detail} /><${Account} />`;
 }
 
@@ -106,7 +104,7 @@ async function showInvitation() {
     invitation = null;
     void route();
   };
-  page.value = { name: "invited", code: given, course, role, done };
+  page.value = { name: "invited", view: (await import("./views/invited.js")).Invited, code: given, course, role, done };
 }
 
 async function route() {
@@ -129,8 +127,8 @@ async function route() {
       refused = error; // a used link is no harm where a session still holds
     });
     if (invitation) return await showInvitation();
-    const wanted = refused ? null : takeReturnPath();
-    if (wanted && location.pathname === "/") history.replaceState(null, "", wanted + location.search);
+    const wanted = refused || location.pathname !== "/" ? null : (await import("./views/sign_in.js")).takeReturnPath();
+    if (wanted) history.replaceState(null, "", wanted + location.search);
     const place = placeInPath();
     if (place && !place.name) {
       page.value = { name: "board", courseId: place.courseId };
@@ -148,7 +146,7 @@ async function route() {
     }
     if (isPasswordWanted && !refused) {
       isPasswordWanted = false;
-      page.value = { name: "password", done: route };
+      page.value = { name: "password", view: (await import("./views/sign_in.js")).FirstPassword, done: route };
       return;
     }
     const attended = courses.filter((/** @type {any} */ one) => one.role === "student");
@@ -170,7 +168,7 @@ async function route() {
     if (invitation) {
       invitation = null;
       page.value = { name: "refused", error };
-    } else if (error.status === 401) page.value = { name: "sign_in", error: refused };
+    } else if (error.status === 401) page.value = { name: "sign_in", view: (await import("./views/sign_in.js")).SignIn, error: refused };
     else page.value = { name: "failed", error, again: route };
   }
 }

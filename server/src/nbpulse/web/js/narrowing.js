@@ -12,6 +12,9 @@ export function ofTeam(rows, team) {
   return rows.filter((row) => row && (!team || row.team === team));
 }
 
+/** Whether that status says that they are here. @param {Status} status */
+const isHere = (status) => status !== "offline" && status !== "paused";
+
 /** @param {Row[]} rows @returns {Record<Status, number>} */
 export function countStatuses(rows) {
   const counts = { help: 0, stuck: 0, idle: 0, behind: 0, ok: 0, paused: 0, offline: 0 };
@@ -75,7 +78,7 @@ export function listSections(cells, rows) {
   });
   if (sections.every((one) => !one.title)) return [];
   for (const { pos, st } of rows) {
-    const found = pos && st !== "offline" && sections.find((one) => one.last >= pos - 1);
+    const found = pos && isHere(st) && sections.find((one) => one.last >= pos - 1);
     if (found) found.n += 1;
   }
   return sections;
@@ -83,7 +86,7 @@ export function listSections(cells, rows) {
 
 /** The median position of the connected who have begun, and how many are connected. @param {Row[]} rows */
 export function findMedian(rows) {
-  const connected = rows.filter((row) => row.st !== "offline" && row.st !== "paused");
+  const connected = rows.filter((row) => isHere(row.st));
   const begun = connected.map((row) => row.pos).filter((pos) => pos > 0).sort((a, b) => a - b);
   const middle = begun.length >> 1;
   const median = begun.length === 0 ? null : begun.length % 2 ? begun[middle] : (begun[middle - 1] + begun[middle]) / 2;

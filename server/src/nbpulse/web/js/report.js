@@ -2,7 +2,7 @@
 /**
  * A class report's numbers as sentences: pure, in the reader's language. Null is what is withheld from who reads.
  *
- * @typedef {{fingerprint: string, name: string, label: string, students: number}} CommonError
+ * @typedef {{fingerprint: string, name: string, label: string, title: ?string, students: number}} CommonError
  * @typedef {{notebook_id: string, cell_id: string, cell_index: ?number, title: ?string, reached: ?number, ok: ?number,
  *   failed: ?number, runs: ?number, errors: ?number, timed: number, median_ms: ?number, p90_ms: ?number, error: ?CommonError}} CellFigures
  * @typedef {{students: ?number, came: ?number, runs: number, errors: number, stuck: ?number, hands: ?number, troubled: ?number,
@@ -47,7 +47,7 @@ export function composeSentences(report) {
   return [
     long && t("report.waited", { cell: nameCell(report, long), median: formatMinutes(long.median_ms ?? 0), p90: formatMinutes(long.p90_ms ?? 0) }),
     hard
-      ? t(hard.error ? "report.hardest" : "report.hardest_mixed", { cell: nameCell(report, hard), n: hard.failed ?? 0, reached: hard.reached ?? 0, error: hard.error?.label ?? "", sharers: hard.error?.students ?? 0 })
+      ? t(hard.error ? "report.hardest" : "report.hardest_mixed", { cell: nameCell(report, hard), n: hard.failed ?? 0, reached: hard.reached ?? 0, error: hard.error?.title ?? hard.error?.label ?? "", sharers: hard.error?.students ?? 0 })
       : figures.runs > 0 && figures.errors === 0 && t("report.no_errors"),
     describeUnreached(figures),
     describeWaits(figures),

@@ -17,10 +17,11 @@
  * @typedef {{id: string, i: number, kind: string, since: number, cell: ?string, idx: ?number, label: ?string,
  *   n: ?number, text: ?string, typical?: ?number, score: number, claim?: ?Claim}} Alert `kind`: of STATUS_OF; `typical`: ms
  * @typedef {{claim: ?Claim}|{isGone: true}} Guess what an action is going to change
- * @typedef {{fp: string, label: string, cell: string, n: number, since: number}} SharedError
+ * @typedef {{fp: string, label: string, cell: string, n: number, since: number, title: ?string, merged: number}} SharedError
+ * @typedef {{fp: string, n: number, label: ?string, cell: ?string, title: ?string}} MutedGroup without a label, with a cell: that cell
  * @typedef {{id: string, title: string, time_zone: string, join_code: string, is_demo: boolean,
  *   join_url?: string}} Course the address students reach, where it is not the teacher's own
- * @typedef {{cell: string, failed: number, tried: number, since: number}} HotCell
+ * @typedef {{cell: string, failed: number, tried: number, since: number, fp: string}} HotCell
  * @typedef {[number, number, number, number, ?number, ?number, ?number, ?number]} Funnel column; learners who reached it, ok,
  *   error; 25th, 50th, 75th, 90th percentile of the seconds on it
  * @typedef {[number, number, number]} Trend start of a half minute in ms; runs; errors among them
@@ -30,6 +31,7 @@
  * @typedef {{lag_ms: ?number, received: number, stored: number}} Health
  * @typedef {{id: string, title: ?string, started_at: number, ended_at: ?number}} Meeting times in ms
  * @typedef {{id: string, name: string, here: boolean, with: ?number}} Staff `with`: index of the student they go to
+ * @typedef {[number, ?string]} LessonStep when in ms; at which cell from then on, null at none
  * @typedef {Object} State
  * @property {string} epoch @property {number} seq @property {number} at
  * @property {Course} course @property {?Notebook} notebook @property {Notebook[]} notebooks
@@ -37,10 +39,12 @@
  * @property {Cell[]} cells @property {Row[]} rows @property {Record<string, Alert>} alerts
  * @property {SharedError[]} errors those that several students have now, the most widespread first
  * @property {HotCell[]} hot cells that fail for too many of those who tried
+ * @property {MutedGroup[]} muted what staff have muted
  * @property {Charts} charts @property {?{at: number, counts: Record<Status, number>}} ago the counters some minutes ago
  * @property {?Health} health
  * @property {Staff[]} staff who has or had a board open
  * @property {?Meeting} meeting the newest class meeting; over when it has an end
+ * @property {LessonStep[]} lesson where staff said the class is, the newest last
  */
 
 /** States of a square, in the order of the wire's digits. */
@@ -75,11 +79,13 @@ export function applySnapshot(snapshot) {
     alerts: Object.fromEntries(snapshot.alerts.map((/** @type {Alert} */ alert) => [alert.id, alert])),
     errors: snapshot.errors ?? [],
     hot: snapshot.hot ?? [],
+    muted: snapshot.muted ?? [],
     charts: pickCharts(snapshot),
     ago: snapshot.ago ?? null,
     health: snapshot.h ?? null,
     meeting: snapshot.meeting ?? null,
     staff: snapshot.staff ?? [],
+    lesson: snapshot.lesson ?? [],
   };
 }
 
@@ -116,11 +122,13 @@ export function applyFrame(state, frame) {
     alerts: changedAlerts(state.alerts, frame),
     errors: frame.errors ?? state.errors,
     hot: frame.hot ?? state.hot,
+    muted: frame.muted ?? state.muted,
     charts: changedCharts(state.charts, frame),
     ago: "ago" in frame ? frame.ago : state.ago,
     health: frame.h ? { ...state.health, ...frame.h } : state.health,
     meeting: "meeting" in frame ? frame.meeting : state.meeting,
     staff: frame.staff ?? state.staff,
+    lesson: frame.lesson ?? state.lesson,
   };
 }
 

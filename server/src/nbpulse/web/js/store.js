@@ -21,6 +21,24 @@ export const guesses = signal({});
 const toldAlerts = part((state) => state.alerts);
 export const alerts = computed(() => supposeAlerts(toldAlerts.value, guesses.value));
 export const hotCells = part((state) => state.hot);
+export const mutedGroups = part((state) => state.muted);
+/** Whether the class is a past one, being replayed. */
+export const isPast = signal(false);
+
+/** What was said here and is not yet on the wire. @type {{value: ?{notebookId: string, cell: ?string}}} */
+export const guessedCell = signal(null);
+const lesson = part((state) => state.lesson);
+const notebookId = part((state) => state.notebook?.id);
+/** When the class came to which column (-1: none), the newest last; what was just said here is the newest. */
+export const lessonSteps = computed(() => {
+  const columnOf = new Map(cells.value.map((cell, column) => [cell.id, column]));
+  const steps = lesson.value.map(([at, cell]) => ({ at, cell, column: columnOf.get(cell ?? "") ?? -1 }));
+  const guess = guessedCell.value;
+  if (!guess || guess.notebookId !== notebookId.value || (steps.at(-1)?.cell ?? null) === guess.cell) return steps;
+  return [...steps, { at: now.peek(), cell: guess.cell, column: columnOf.get(guess.cell ?? "") ?? -1 }];
+});
+/** The column at which the class is; -1: nobody said. */
+export const lessonColumn = computed(() => lessonSteps.value.at(-1)?.column ?? -1);
 
 /** What everything on the page is narrowed to: a team ("" all), and the last so many minutes (0 all) of its charts. */
 export const team = signal("");
@@ -80,11 +98,11 @@ export const isAccountOpen = signal(false);
 export const hasShortcuts = signal(localStorage.getItem("nbpulse.shortcuts") !== "off");
 export const theme = signal(localStorage.getItem("nbpulse.theme") ?? "auto");
 
-/** @type {{value: "wide"|"tabs"|"phone"}} */
+/** @type {{value: "wide"|"tabs"}} */
 export const layout = signal("wide");
-const [wide, phone] = [matchMedia("(min-width: 900px)"), matchMedia("(max-width: 599px)")];
-const readLayout = () => (layout.value = wide.matches ? "wide" : phone.matches ? "phone" : "tabs");
-for (const query of [wide, phone]) query.addEventListener("change", readLayout);
+const wide = matchMedia("(min-width: 900px)");
+const readLayout = () => (layout.value = wide.matches ? "wide" : "tabs");
+wide.addEventListener("change", readLayout);
 readLayout();
 
 export function toggleNames() {

@@ -35,7 +35,7 @@ export function Attention() {
     </header>
     <${SamePerson} />
     <${Mail} />
-    ${list.length === 0 ? html`<${Nobody} />` : html`<ol class="entries" tabindex=${layout.value === "phone" ? 0 : null}>
+    ${list.length === 0 ? html`<${Nobody} />` : html`<ol class="entries">
       ${list.map((alert) => html`<${Entry} key=${alert.id} alert=${alerts.value[alert.id] ?? alert} isDone=${!alerts.value[alert.id]} />`)}
     </ol>`}
   </section>`;
@@ -70,15 +70,13 @@ function Nobody() {
 function Entry({ alert, isDone }) {
   const row = rows.value[alert.i];
   if (!row) return null;
-  const isPressable = layout.value !== "phone"; // there the list is all there is
-  const tag = isPressable ? "button" : "div";
   const point = () => {
     selected.value = selected.value === alert.i ? null : alert.i;
     if (layout.value === "tabs") tab.value = "grid";
   };
   const seat = [row.seat, row.team].filter(Boolean).join(" · ");
   return html`<li data-alert=${alert.id} data-kind=${alert.kind} data-status=${STATUS_OF[alert.kind]} data-alert-student=${row.id} data-done=${isDone}>
-    <${tag} class="entry" aria-pressed=${isPressable ? selected.value === alert.i : null} onClick=${isPressable ? point : null}>
+    <button class="entry" aria-pressed=${selected.value === alert.i} onClick=${point}>
       <span class="pill"><${Glyph} kind=${alert.kind} />${t(`kind.${alert.kind}`)}</span>
       <bdi class="name">${labelOf(row)}</bdi>
       <span class="between"><${OnIt} alert=${alert} />${seat && html`<bdi class="seat">${seat}</bdi>`}</span>
@@ -87,7 +85,7 @@ function Entry({ alert, isDone }) {
         ${alert.label && html` <code>${alert.label}${Number(alert.n) > 1 ? ` ×${alert.n}` : ""}</code>`}
       </span>
       ${alert.text && html`<q><bdi>${alert.text}</bdi></q>`}
-    <//>
+    </button>
     <${Acts} alert=${alert} isDone=${isDone} />
   </li>`;
 }

@@ -7,8 +7,9 @@ import { findPlaces, listSections, listTeams } from "../narrowing.js";
 import { pickCharts } from "../state.js";
 import {
   cells, classroom, course, hasCharts, isNamed, labelOf, layout, minute, minutes, narrowed, order, places, rows, section,
-  setOrder, setZoom, team, toggleCharts, zoom,
+  setOrder, setZoom, tab, team, toggleCharts, zoom,
 } from "../store.js";
+import { Search } from "./header.js";
 
 const LOOK_EVERY_MS = 2_000;
 const TIMES = [0, 5, 15, 60];
@@ -17,20 +18,23 @@ export function Bar() {
   useEffect(keepNarrowed, [team.value, minutes.value, classroom.value?.notebook?.id]);
   useEffect(renewPlaces, [order.value, isNamed.value, language.value, minute.value]);
   const teams = listTeams(rows.value, {}).sort((a, b) => a.team.localeCompare(b.team, language.value, { numeric: true }));
-  const hasGrid = layout.value !== "phone";
+  const isWide = layout.value === "wide";
+  const hasGrid = isWide || tab.value === "grid";
+  const hasTime = isWide || !["attention", "grid"].includes(tab.value);
   const sections = hasGrid ? listSections(cells.value, []) : [];
   const isNarrow = Boolean(team.value || minutes.value);
-  if (!hasGrid && teams.length === 0) return null;
+  if (!hasTime && !hasGrid && !isNarrow && teams.length === 0) return null;
   return html`<div class="bar" role="toolbar" aria-label=${t("bar.title")} data-narrow=${isNarrow}>
     ${teams.length > 0 && html`<label>${t("bar.team")} <select data-bar="team" value=${team.value} onChange=${(/** @type {any} */ e) => (team.value = e.target.value)}>
       <option value="">${t("bar.all_teams")}</option>
       ${teams.map((one) => html`<option key=${one.team} value=${one.team} selected=${one.team === team.value}>${one.team} (${one.size})</option>`)}
     </select></label>`}
-    ${hasGrid && html`<label title=${t("bar.time_explain")}>${t("bar.time")} <select data-bar="time" value=${minutes.value} onChange=${(/** @type {any} */ e) => (minutes.value = Number(e.target.value))}>
+    ${hasTime && html`<label title=${t("bar.time_explain")}>${t("bar.time")} <select data-bar="time" value=${minutes.value} onChange=${(/** @type {any} */ e) => (minutes.value = Number(e.target.value))}>
       ${TIMES.map((one) => html`<option key=${one} value=${one} selected=${one === minutes.value}>${one ? t("bar.minutes", { n: one }) : t("bar.all_time")}</option>`)}
     </select></label>`}
     ${isNarrow && html`<button data-bar="clear" onClick=${() => ((team.value = ""), (minutes.value = 0))}>${t("bar.clear")}</button>`}
     <span class="spread"></span>
+    ${hasGrid && !isWide && html`<${Search} />`}
     ${hasGrid && html`
       ${sections.length > 1 && html`<label>${t("bar.section")} <select data-bar="section" value=${section.value} onChange=${(/** @type {any} */ e) => (section.value = e.target.value)}>
         <option value="">${t("bar.no_section")}</option>
@@ -43,7 +47,7 @@ export function Bar() {
         <button data-bar="smaller" aria-label=${t("bar.smaller")} title=${t("bar.smaller")} disabled=${zoom.value === 0} onClick=${() => setZoom(zoom.value - 1)}>−</button>
         <button data-bar="larger" aria-label=${t("bar.larger")} title=${t("bar.larger")} disabled=${zoom.value === 2} onClick=${() => setZoom(zoom.value + 1)}>+</button>
       </span>
-      ${layout.value === "wide" && html`<button data-bar="charts" aria-pressed=${hasCharts.value} onClick=${toggleCharts}>${t("charts.title")}</button>`}`}
+      ${isWide && html`<button data-bar="charts" aria-pressed=${hasCharts.value} onClick=${toggleCharts}>${t("charts.title")}</button>`}`}
   </div>`;
 }
 

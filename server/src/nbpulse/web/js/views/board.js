@@ -1,12 +1,12 @@
 // @ts-check
-/** The live page of one class: its parts, laid out for wall, tablet and phone. */
+/** The live page of one class: its parts, side by side on a wide screen, under tabs on a narrow one. */
 import { ApiError, fetchIntegrity } from "../api.js";
 import { effect, html, useEffect, useState } from "../preact.js";
-import { claim, help } from "../actions.js";
+import { claim, help, say } from "../actions.js";
 import { t } from "../i18n.js";
 import {
   alerts, classroom, course, counts, gaps, hasCharts, hasShortcuts, isHelpOpen, labelOf, layout, link, minute,
-  rankedAlerts, rows, searchText, selected, setShortcuts, tab, talk, toggleNames,
+  rankedAlerts, rows, selected, setShortcuts, tab, talk, toggleNames,
 } from "../store.js";
 import { Notes } from "./acts.js";
 import { Attention, explain } from "./attention.js";
@@ -16,12 +16,12 @@ import { Counters } from "./counters.js";
 import { Grid } from "./grid.js";
 import { Hot } from "./hot.js";
 import { Header, Help } from "./header.js";
+import { markPointed, stepLesson } from "./lesson.js";
 import { useClass } from "./live.js";
 import { openProjector } from "./nav.js";
 import { Refused, Waiting, Connecting } from "./pages.js";
 import { Shared } from "./shared.js";
 import { Staff } from "./staff.js";
-import { Talk } from "./talk.js";
 
 const POLITE_EVERY_MS = 10_000;
 const GAPS_EVERY_MS = 120_000;
@@ -40,15 +40,14 @@ export function Board({ courseId }) {
     <${Foot} />
     <${Announcer} />
     <${Notes} />
-    <${Talk} />
+    <${Writing} />
     <${Help} hasShortcuts=${hasShortcuts.value} setShortcuts=${setShortcuts} />
   </div>`;
 }
 
-function Room() {
+export function Room() {
   if (layout.value === "wide") return html`<main class="room"><div class="side"><${Attention} /><${Shared} /></div>
     <div class="field" data-charts=${hasCharts.value}><${Grid} />${hasCharts.value && html`<${Charts} />`}</div></main>`;
-  if (layout.value === "phone") return html`<main class="room"><${Attention} /></main>`;
   const view = { attention: Attention, grid: Grid, shared: Shared, charts: AllCharts }[tab.value];
   return html`<main class="room"><${view} /></main>
     <nav class="tabs" aria-label=${t("tabs.title")}>
@@ -57,12 +56,27 @@ function Room() {
     </nav>`;
 }
 
+/** The dialog for writing; its code is read when it is first wanted. */
+function Writing() {
+  const [Talk, setTalk] = useState(/** @type {any} */ (null));
+  const isWanted = Boolean(talk.value);
+  useEffect(() => {
+    if (!isWanted || Talk) return;
+    import("./talk.js").then((one) => setTalk(() => one.Talk), (error) => {
+      console.warn(error);
+      talk.value = null;
+      say(t("problem.unreachable"));
+    });
+  }, [isWanted]);
+  return Talk && html`<${Talk} />`;
+}
+
 function Foot() {
-  const { health } = /** @type {import("../state.js").State} */ (classroom.value);
+  const { health, staff } = /** @type {import("../state.js").State} */ (classroom.value);
   return html`<footer class="foot">
     <span>${t("course.join_code")} <b data-join-code>${course.value.join_code}</b></span>
     ${course.value.is_demo && html`<span>${t("demo.explain")}</span>`}
-    <${Staff} />
+    ${staff.length > 0 && html`<span class="here">${t("staff.title")} <${Staff} /></span>`}
     <span class="spread"></span>
     ${health && html`<span data-received=${health.received} data-stored=${health.stored}>${t("health.received_stored", { received: health.received, stored: health.stored })}</span>`}
   </footer>`;
@@ -124,6 +138,7 @@ function listenToKeys() {
     const alert = findPointedAlert();
     const action = {
       "?": () => (isHelpOpen.value = true), a: toggleNames, "/": focusSearch, p: () => openProjector(course.peek().id),
+      t: markPointed, "]": () => stepLesson(1), "[": () => stepLesson(-1),
       c: alert && (() => claim(alert)), h: alert && (() => help(alert)),
       m: alert && (() => (talk.value = { student: rows.peek()[alert.i].id })),
     }[event.key];
@@ -142,7 +157,6 @@ function findPointedAlert() {
 }
 
 function focusSearch() {
-  if (layout.value === "tabs") tab.value = "grid";
-  /** @type {?HTMLInputElement} */ (document.getElementById("search"))?.select();
-  if (layout.value === "phone") searchText.value = "";
+  tab.value = "grid"; // where tabs are, it stands above this one
+  setTimeout(() => /** @type {?HTMLInputElement} */ (document.getElementById("search"))?.select());
 }

@@ -4,19 +4,22 @@ import { html, memo, useState } from "../preact.js";
 import { formatClock, formatNumber, formatSpan, t } from "../i18n.js";
 import { cellNumberAt } from "../state.js";
 import { listSections, listTeams } from "../narrowing.js";
-import { alerts, cells, charts, minutes, rows, section, team, teamRows } from "../store.js";
+import { alerts, cells, charts, lessonColumn, lessonSteps, minutes, rows, section, team, teamRows } from "../store.js";
 import { CellTable } from "./funnel.js";
 import { Glyph } from "./glyph.js";
 import { useHold } from "./hold.js";
+import { Staff } from "./staff.js";
 
 const KINDS = ["trend", "curve", "cells", "sections", "teams", "exercises"];
 const SLOTS_KEY = "nbpulse.slots";
 const TREND_MINUTES = 15;
+const MINUTE_MS = 60_000;
 
 /** @returns {string[]} */
 function readSlots() {
   const kept = (localStorage.getItem(SLOTS_KEY) ?? "").split(" ").filter((one) => KINDS.includes(one));
-  return [...kept, ...["trend", "curve", "teams"].slice(kept.length)].slice(0, 3);
+  const usual = ["trend", "curve", rows.peek().some((row) => row?.team) ? "teams" : "cells"];
+  return [...kept, ...usual.slice(kept.length)].slice(0, 3);
 }
 
 /** The strip under the grid. */
@@ -34,7 +37,8 @@ export function Charts() {
 
 /** All of them, under each other. */
 export function AllCharts() {
-  return html`<section class="charts all" tabindex="0" aria-label=${t("charts.title")}>${KINDS.map((kind) => html`<${Card} key=${kind} kind=${kind} />`)}</section>`;
+  return html`<section class="charts all" tabindex="0" aria-label=${t("charts.title")}>${KINDS.map((kind) => html`<${Card} key=${kind} kind=${kind} />`)}
+    <article class="chart panel" data-chart="staff"><header class="panel-head"><h2>${t("staff.title")}</h2></header><div class="chart-body"><${Staff} /></div></article></section>`;
 }
 
 /** @param {{kind: string, choose?: (kind: string) => void}} props */
@@ -99,18 +103,36 @@ function Curve({ isTable }) {
   const clock = (/** @type {number} */ at) => formatClock(at).slice(0, 5);
   if (isTable) {
     return html`<table>
-      <thead><tr>${["time", "quarter", "half", "three_quarters"].map((name) => html`<th key=${name} scope="col">${t(`curve.${name}`)}</th>`)}</tr></thead>
-      <tbody>${shown.toReversed().map(([at, ...quartiles]) => html`<tr key=${at}><th scope="row">${clock(at)}</th>${quartiles.map((pos, place) => html`<td key=${place}>${number(pos)}</td>`)}</tr>`)}</tbody>
+      <thead><tr>${["time", "quarter", "half", "three_quarters", "lesson"].map((name) => html`<th key=${name} scope="col">${t(`curve.${name}`)}</th>`)}</tr></thead>
+      <tbody>${shown.toReversed().map(([at, ...quartiles]) => html`<tr key=${at}><th scope="row">${clock(at)}</th>${quartiles.map((pos, place) => html`<td key=${place}>${number(pos)}</td>`)}<td>${number(findLesson(at + MINUTE_MS) + 1) || "–"}</td></tr>`)}</tbody>
     </table>`;
   }
   const words = t("curve.summary", { quarter: number(last[1]), half: number(last[2]), three_quarters: number(last[3]) });
   const x = (/** @type {number} */ place) => (100 * place) / (shown.length - 1);
   const y = (/** @type {number} */ pos) => 100 - (100 * pos) / Math.max(cells.value.length, 1);
   const line = (/** @type {1|2|3} */ part) => shown.map((point, place) => `${x(place)},${y(point[part])}`);
-  return html`<p class="chart-words">${words}</p>
-    <${Plot} most=${t("attention.at_cell", { cell: number(cells.value.length) })} from=${clock(shown[0][0])} to=${t("charts.now")} label=${words}>
+  const taught = lessonColumn.value < 0 ? "" : t("curve.lesson_at", { cell: number(lessonColumn.value + 1) });
+  return html`<p class="chart-words">${words}${taught && html` · <span class="lesson-key">${taught}</span>`}</p>
+    <${Plot} most=${t("attention.at_cell", { cell: number(cells.value.length) })} from=${clock(shown[0][0])} to=${t("charts.now")} label=${taught ? `${words} · ${taught}` : words}>
       <polygon points=${[...line(1), ...line(3).reverse()].join(" ")} /><polyline points=${line(2).join(" ")} />
+      <path data-lesson d=${drawLesson(kept[0][0] + (kept.length > 1 ? MINUTE_MS : 0), last[0] + MINUTE_MS, y)} />
     <//>`;
+}
+
+/** The column at which the class was then; -1: nobody said. @param {number} until ms */
+function findLesson(until) {
+  return lessonSteps.value.findLast(({ at }) => until > at)?.column ?? -1;
+}
+
+/** Where the class was taught, as steps from `start` to `end`; it breaks where nobody said. @param {number} start @param {number} end @param {(pos: number) => number} y */
+function drawLesson(start, end, y) {
+  const x = (/** @type {number} */ at) => (100 * (Math.min(Math.max(at, start), end) - start)) / (end - start);
+  const steps = lessonSteps.value;
+  return steps
+    .map(({ at, column }, place) => ({ column, from: x(at), to: x(steps[place + 1]?.at ?? end), isNew: (steps[place - 1]?.column ?? -1) < 0 }))
+    .filter(({ column, to }) => column >= 0 && to > 0)
+    .map(({ column, from, to, isNew }) => `${isNew || from === 0 ? "M" : "L"}${from},${y(column + 1)}H${to}`)
+    .join("");
 }
 
 /** Time on each cell: the median, and the middle half. @param {{isTable: boolean}} props */

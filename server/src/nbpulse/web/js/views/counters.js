@@ -21,9 +21,10 @@ function Alarm({ kind }) {
   const count = counts.value[kind];
   const since = oldestSince(teamAlerts.value, kind);
   const oldest = since === null ? "" : t("counters.oldest", { time: formatWait(now.value - since) });
+  const change = describeChange(kind, count);
   return html`<div class="counter" data-counter=${kind} data-zero=${count === 0}>
     <p class="figure"><${Glyph} kind=${kind} /><b>${formatNumber(count)}</b> <span>${t(`status.${kind}`)}</span></p>
-    <p class="aside">${[oldest, describeChange(kind, count)].filter(Boolean).join(" · ") || "\u00a0"}</p>
+    <p class="aside">${oldest || (!change && "\u00a0")}${change && html`<span class="change">${oldest && " · "}${change}</span>`}</p>
   </div>`;
 }
 

@@ -6,6 +6,7 @@ import { useReread } from "../reread.js";
 import { formatNumber, t } from "../i18n.js";
 import { announced, cellNumbers, classroom, sharedErrors } from "../store.js";
 import { useClass } from "./live.js";
+import { Settling } from "./error_group.js";
 import { Problem, Refused } from "./pages.js";
 import { cellPath } from "./paths.js";
 import { announce, Outcome } from "./shared.js";
@@ -22,23 +23,25 @@ export function ErrorPage({ courseId, title, item: fingerprint }) {
   const read = async () => {
     const [error, sent] = await Promise.all([fetchError(courseId, fingerprint), isLive ? fetchBatches() : { batches: [] }]);
     setTold(error);
-    setBatches(sent.batches.filter((/** @type {any} */ one) => one.error_fingerprint === fingerprint));
+    const own = new Set([fingerprint, error.fingerprint, ...error.merged.map((/** @type {any} */ one) => one.fingerprint)]);
+    setBatches(sent.batches.filter((/** @type {any} */ one) => own.has(one.error_fingerprint)));
   };
-  const { problem } = useReread(read, REFRESH_MS, [courseId, fingerprint, isLive, announced.value]);
+  const { problem, reread } = useReread(read, REFRESH_MS, [courseId, fingerprint, isLive, announced.value]);
   if (problem && !told) return html`<${Refused} error=${problem} />`;
-  const page = { name: "error", title: html`<code>${told?.label}</code>`, courseId, course: title };
+  const page = { name: "error", title: told?.title ? html`<bdi>${told.title}</bdi>` : html`<code>${told?.label}</code>`, courseId, course: title };
   if (!told) return html`<${WorkPage} ...${page} />`;
   // As the live list has it where it is shared; with fewer the same dialog writes to whoever has it.
-  const live = (isLive && sharedErrors.value.find((one) => one.fp === fingerprint)) || { fp: fingerprint, label: told.label, n: told.now.length, cell: told.cells[0]?.cell_id, since: 0 };
+  const live = (isLive && sharedErrors.value.find((one) => one.fp === told.fingerprint)) || { fp: told.fingerprint, label: told.label, n: told.now.length, cell: told.cells[0]?.cell_id, since: 0, title: told.title, merged: told.merged.length };
   const tools = html`<button class="primary" data-act="announce" disabled=${!isLive || told.now.length === 0} onClick=${() => announce(live, cellNumbers.value.get(live.cell))}>${t("shared.announce")}</button>`;
   return html`<${WorkPage} ...${page} tools=${tools}>
     ${problem && html`<${Problem} error=${problem} />`}
-    <p class="muted">${t("error.version", { version: told.version })} <code data-fingerprint>${fingerprint}</code></p>
+    <p class="muted">${t("error.version", { version: told.version })} <code data-fingerprint>${told.fingerprint}</code>${told.title && html` <code>${told.label}</code>`}</p>
     <section class="card" data-part="now" aria-labelledby="now-title"><h2 id="now-title">${t("error.now", { n: told.now.length })}</h2>
       ${told.now.length === 0 && html`<p class="muted">${t("error.nobody")}</p>`}
       ${told.now.length > 0 && html`<ul class="people">${told.now.map((/** @type {any} */ one) => html`<li key=${one.user_id}><${StudentLink} courseId=${courseId} student=${one} /><span class="muted">${t("error.last_at", { time: formatMoment(one.at) })}</span></li>`)}</ul>`}
       ${batches.map((one) => html`<p key=${one.batch_id} data-batch=${one.batch_id}><bdi>${typeof one.text === "string" ? one.text : one.text[document.documentElement.lang]}</bdi> <${Outcome} of=${one} /></p>`)}
     </section>
+    <${Settling} courseId=${courseId} told=${told} reread=${reread} />
     <section class="card" data-part="history" aria-labelledby="history-title"><h2 id="history-title">${t("error.history")}</h2>
       ${told.first_at && html`<p>${t("error.met", { students: told.students, runs: told.runs, first: formatMoment(told.first_at), last: formatMoment(told.last_at) })}${told.is_cut && ` ${t("error.is_cut")}`}</p>`}
       <${Spark} trend=${told.trend} />

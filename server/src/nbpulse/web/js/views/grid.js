@@ -7,26 +7,32 @@
 import { Component, html, memo, useEffect, useRef, useState } from "../preact.js";
 import { formatClock, formatWait, language, t } from "../i18n.js";
 import { cellNumberAt, SQUARE_NAMES } from "../state.js";
-import { cells, charts, classroom, course, gaps, isNamed, link, minute, rows, searchText, section, selected, shownRows, team, teamRows, zoom } from "../store.js";
+import { cells, charts, classroom, course, gaps, isNamed, lessonColumn, link, minute, rows, searchText, section, selected, shownRows, team, teamRows, zoom } from "../store.js";
 import { describeEntry, Funnel } from "./funnel.js";
 import { Glyph } from "./glyph.js";
+import { Lesson } from "./lesson.js";
 import { cellPath, studentPath } from "./paths.js";
 
 /** @typedef {import("../state.js").Row} Row */
 /** @typedef {import("../state.js").Cell} Cell */
 /** @typedef {{row: ?Row, column: number, isFunnel?: boolean}} Spot column -1 is the name */
 
-const NAME_WIDTH_PX = 206;
 const SCROLLBAR_PX = 16;
 const PITCH_LEAST_PX = [8, 12, 24]; // by zoom
 const PITCH_MOST_PX = [18, 26, 36];
 const EACH_NUMBERED = 24; // so few columns are wide enough for a number each
+const NUMBER_PX = 16; // a column's number needs so much
 const GROUP_GAP_PX = 4; // after each fifth column
 
 export function Grid() {
   const panel = useRef(/** @type {any} */ (null));
   const [spot, setSpot] = useState(/** @type {Spot} */ ({ row: null, column: -1 }));
   const columns = cells.value;
+  const at = lessonColumn.value;
+  useEffect(() => {
+    panel.current.style.setProperty("--at", String(at));
+    panel.current.style.setProperty("--at-group", String(Math.floor(at / 5)));
+  }, [at]);
   useEffect(() => fitSquares(panel.current, columns.length, zoom.value), [columns.length, zoom.value]);
   useEffect(() => {
     if (section.value) panel.current.querySelector('.head [data-section="true"]')?.scrollIntoView({ block: "nearest", inline: "start" });
@@ -42,10 +48,11 @@ export function Grid() {
     searchText.value = "";
     team.value = "";
   };
-  return html`<section class="grid-panel panel" ref=${panel} aria-labelledby="grid-title" data-link=${link.value.phase} data-zoom=${zoom.value}>
+  return html`<section class="grid-panel panel" ref=${panel} aria-labelledby="grid-title" data-link=${link.value.phase} data-zoom=${zoom.value} data-lesson=${at >= 0}>
     <header class="panel-head">
       <h2 id="grid-title">${t("grid.title")}</h2>
       <span class="count" data-row-count=${shownRows.value.length}>${t("grid.students", { n: shownRows.value.length })}</span>
+      <${Lesson} />
       <output class="readout">${readout}</output>
     </header>
     ${shownRows.value.length === 0
@@ -57,7 +64,7 @@ export function Grid() {
           onPointerOver=${(/** @type {any} */ e) => setSpot(spotOf(e.target))}
           onPointerLeave=${() => setSpot({ row: null, column: -1 })}
         >
-          <${Header} columns=${columns} section=${section.value} />
+          <${Header} columns=${columns} section=${section.value} at=${at} />
           <${Funnel} funnel=${charts.value.funnel} columns=${columns} size=${teamRows.value.length} />
           ${shownRows.value.map((/** @type {Row} */ row) => html`<${Line}
             key=${row.id} row=${row} columns=${columns} isNamed=${isNamed.value} isSelected=${selected.value === row.i}
@@ -68,11 +75,12 @@ export function Grid() {
   </section>`;
 }
 
-const Header = memo(({ columns, section }) => html`<div class="row head" role="row">
+const Header = memo(({ columns, section, at }) => html`<div class="row head" role="row">
   <div class="who" role="columnheader">${t("grid.student")}</div>
   <div class="squares" role="none">
-    ${columns.map((/** @type {Cell} */ cell, /** @type {number} */ column) => html`<span role="columnheader" key=${cell.id} aria-label=${cellTitle(cell)} data-section=${section !== "" && cell.title === section}>
-      <a tabindex="-1" href=${pathOf(cell.id)}>${column === 0 || (column + 1) % 5 === 0 || columns.length <= EACH_NUMBERED ? cell.idx + 1 : html`<b class="unseen">${cell.idx + 1}</b>`}</a>
+    ${columns.map((/** @type {Cell} */ cell, /** @type {number} */ column) => html`<span role="columnheader" key=${cell.id} data-head=${cell.id} data-lesson=${column === at}
+      aria-label=${column === at ? `${cellTitle(cell)}: ${t("lesson.here")}` : cellTitle(cell)} data-section=${section !== "" && cell.title === section}>
+      <a tabindex="-1" href=${pathOf(cell.id)}>${column === 0 || column === at || (column + 1) % 5 === 0 || columns.length <= EACH_NUMBERED ? cell.idx + 1 : html`<b class="unseen">${cell.idx + 1}</b>`}</a>
     </span>`)}
   </div>
 </div>`);
@@ -220,9 +228,11 @@ function moveFocus(event) {
 /** Makes squares as wide as the panel allows; returns the undo. @param {HTMLElement} panel @param {number} count @param {number} size */
 function fitSquares(panel, count, size) {
   const fit = () => {
-    const room = panel.clientWidth - SCROLLBAR_PX - NAME_WIDTH_PX - Math.floor(count / 5) * GROUP_GAP_PX;
+    const nameWidth = Number.parseFloat(getComputedStyle(panel).getPropertyValue("--who"));
+    const room = panel.clientWidth - SCROLLBAR_PX - nameWidth - Math.floor(count / 5) * GROUP_GAP_PX;
     const pitch = Math.min(PITCH_MOST_PX[size], Math.max(PITCH_LEAST_PX[size], Math.floor(room / Math.max(count, 1))));
     panel.style.setProperty("--pitch", `${pitch}px`);
+    panel.dataset.dense = String(pitch < NUMBER_PX);
     panel.dataset.overflow = String(pitch * count > room); // sticky names cost paint: only where one can scroll sideways
   };
   const observer = new ResizeObserver(fit);

@@ -12,21 +12,32 @@ import { CourseNav } from "./nav.js";
 /** @param {{showNotebook: (id: string) => void}} props */
 export function Header({ showNotebook }) {
   const { title, is_demo: isDemo } = course.value;
-  return html`<header class="top">
-    <h1><bdi>${title}</bdi></h1>
-    ${isDemo && html`<span class="demo" data-demo title=${t("demo.explain")}>${t("demo.badge")}</span>`}
-    <${NotebookPicker} show=${showNotebook} />
+  const isWide = layout.value === "wide";
+  const settings = html`<${Preferences} /><${HelpButton} />`;
+  return html`<header class="top live-top">
+    <div class="what">
+      <h1 title=${title}><bdi>${title}</bdi>${isDemo && html` <span class="demo" data-demo title=${t("demo.explain")}>${t("demo.badge")}</span>`}</h1>
+      <p><${NotebookPicker} show=${showNotebook} /><${MeetingTime} /></p>
+    </div>
+    <details class="menu" data-menu="pages" onKeyDown=${closeOnEscape}><summary>${t(isWide ? "nav.title" : "nav.menu")}</summary>
+      <div class="menu-body"><${CourseNav} courseId=${course.value.id} current="" />${!isWide && html`<p>${settings}</p>`}</div></details>
     <${Meeting} />
     <${LinkState} />
     <span class="spread"></span>
-    <details class="menu" data-menu="pages"><summary>${t("nav.title")}</summary><${CourseNav} courseId=${course.value.id} current="" /></details>
-    ${layout.value !== "phone" && html`<${Search} />`}
+    ${isWide && html`<${Search} />`}
     <button class="toggle" data-action="names" aria-pressed=${isNamed.value} title=${t("names.key")} onClick=${toggleNames}>
       ${isNamed.value ? t("names.hide") : t("names.show")}
     </button>
-    <${Preferences} />
-    <${HelpButton} />
+    ${isWide && settings}
   </header>`;
+}
+
+/** @param {KeyboardEvent & {currentTarget: HTMLDetailsElement}} event */
+function closeOnEscape(event) {
+  if (event.key !== "Escape" || !event.currentTarget.open) return;
+  event.stopPropagation();
+  event.currentTarget.open = false;
+  event.currentTarget.querySelector("summary")?.focus();
 }
 
 /** @type {Record<string, string>} how much of the disc is dark */
@@ -46,7 +57,14 @@ export function Preferences() {
     <${AccountButton} />`;
 }
 
-/** The class meeting and its button. An end can be taken back for ten seconds; then there is its report. */
+function MeetingTime() {
+  const { meeting } = /** @type {import("../state.js").State} */ (classroom.value);
+  if (!meeting) return null;
+  const time = formatClock(meeting.ended_at ?? meeting.started_at).slice(0, 5);
+  return html`<span class="since">${t(meeting.ended_at ? "meeting.ended" : "meeting.since", { time })}</span>`;
+}
+
+/** The class meeting's button. An end can be taken back for ten seconds; then there is its report. */
 function Meeting() {
   const [failure, setFailure] = useState("");
   const { meeting } = /** @type {import("../state.js").State} */ (classroom.value);
@@ -64,10 +82,7 @@ function Meeting() {
     const { id } = await endMeeting(courseId);
     say(t("meeting.ended_note"), () => run(() => reopenMeeting(courseId, id)));
   };
-  const time = meeting ? formatClock(meeting.ended_at ?? meeting.started_at).slice(0, 5) : "";
-  const words = !meeting ? "" : isOn ? t("meeting.since", { time }) : t("meeting.ended", { time });
   return html`<span class="meeting" data-meeting=${isOn ? "on" : "off"} title=${failure}>
-    ${words && html`<span class="muted">${words}</span>`}
     ${isOn
       ? html`<button data-action="end-meeting" title=${t("meeting.end_explain")} onClick=${() => run(end)}>${t("meeting.end")}</button>`
       : html`${meeting && html`<a data-action="report" href=${`/courses/${encodeURIComponent(courseId)}/report/${meeting.id}`}>${t("meeting.report")}</a>`}
@@ -98,7 +113,7 @@ function NotebookPicker({ show }) {
   </select>`;
 }
 
-function Search() {
+export function Search() {
   return html`<input
     type="search" class="search" id="search" autocomplete="off" spellcheck=${false}
     aria-label=${t("search.title")} placeholder=${t("search.placeholder")} value=${searchText.value}
@@ -118,7 +133,7 @@ export function Help({ hasShortcuts, setShortcuts }) {
     if (isHelpOpen.value) dialog.current.showModal();
     else dialog.current.close();
   }, [isHelpOpen.value]);
-  const keys = [["/", "help.search"], ["a", "help.names"], ["c", "help.claim"], ["h", "help.helped"], ["m", "help.message"], ["p", "help.projector"], ["?", "help.this"], ["Esc", "help.escape"], ["↑ ↓ ← →", "help.arrows"], ["Enter", "help.enter"], ["⇧ Enter", "help.shift_enter"], ["Space", "help.replay"], ["f", "help.full_screen"], ["Shift ↑ ↓ ← →", "help.map_far"], ["Delete", "help.map_off"], ["Ctrl Z / Y", "help.map_undo"]];
+  const keys = [["/", "help.search"], ["a", "help.names"], ["c", "help.claim"], ["h", "help.helped"], ["m", "help.message"], ["t", "help.lesson"], ["[ ]", "help.lesson_step"], ["p", "help.projector"], ["?", "help.this"], ["Esc", "help.escape"], ["↑ ↓ ← →", "help.arrows"], ["Enter", "help.enter"], ["⇧ Enter", "help.shift_enter"], ["Space", "help.replay"], ["f", "help.full_screen"], ["Shift ↑ ↓ ← →", "help.map_far"], ["Delete", "help.map_off"], ["Ctrl Z / Y", "help.map_undo"]];
   const rules = ["help", "stuck", "idle", "behind", "ok", "paused", "offline"];
   const doings = ["thinking", "running", "kernel_dead", "away"];
   return html`<dialog ref=${dialog} class="help" aria-labelledby="help-title" onClose=${() => (isHelpOpen.value = false)}>

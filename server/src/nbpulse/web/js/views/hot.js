@@ -1,26 +1,31 @@
 // @ts-check
 /**
  * Cells that fail for too many of those who tried: the worst in one line, which is there also when none is, so that
- * nothing jumps. Muting is the viewer's own, and ends when the cell is no longer hot.
+ * nothing jumps. One that is muted is so for all of the staff.
  */
-import { html, signal } from "../preact.js";
+import { html } from "../preact.js";
+import { mute } from "../groups.js";
 import { draft, formatNumber, t } from "../i18n.js";
-import { cellNumbers, cells, classroom, course, hotCells, rows, talk } from "../store.js";
+import { cellNumbers, cells, classroom, course, hotCells, mutedGroups, rows, talk } from "../store.js";
 import { Glyph } from "./glyph.js";
 
 /** @typedef {import("../state.js").HotCell} HotCell */
 
 const STANDS_IN_ERROR = ["3", "4"];
-const muted = signal(/** @type {string[]} */ ([]));
 
 export function Hot() {
-  const isHot = new Set(hotCells.value.map((one) => one.cell));
-  const silent = muted.value.filter((/** @type {string} */ cell) => isHot.has(cell));
-  const list = hotCells.value.filter((one) => !silent.includes(one.cell)).sort((a, b) => share(b) - share(a));
+  const silent = mutedGroups.value.filter((one) => one.cell && !one.label);
+  const list = hotCells.value.toSorted((a, b) => share(b) - share(a));
   return html`<section class="hot" aria-label=${t("hot.title")} data-hot=${list.length}>
     ${list.length === 0 ? html`<span class="muted"><${Glyph} kind="ok" /> ${t("hot.none")}</span>` : html`<${Worst} key=${list[0].cell} hot=${list[0]} more=${list.length - 1} />`}
-    ${silent.length > 0 && html`<button class="chip plain" data-act="unmute" onClick=${() => (muted.value = [])}>${t("hot.muted", { n: silent.length })}</button>`}
+    ${silent.map((one) => html`<${Silent} key=${one.fp} muted=${one} />`)}
   </section>`;
+}
+
+/** A muted cell, with the way back. @param {{muted: import("../state.js").MutedGroup}} props */
+function Silent({ muted }) {
+  const name = t("group.whole_cell", { cell: cellNumbers.value.get(muted.cell ?? "") ?? "?" });
+  return html`<button class="chip plain" data-act="unmute" title=${t("group.unmute")} aria-label=${`${t("group.unmute")}: ${name}`} onClick=${() => mute(course.value.id, muted.fp, false, name)}><${Glyph} kind="mute" /> ${name}</button>`;
 }
 
 /** @param {{hot: HotCell, more: number}} props */
@@ -32,7 +37,7 @@ function Worst({ hot, more }) {
     ${more > 0 && html`<span class="muted">${t("hot.more", { n: more })}</span>`}
     <button data-act="announce-cell" onClick=${() => announce(hot, cell)}>${t("hot.announce")}</button>
     <a class="button" href=${`/courses/${page.join("/")}`}>${t("hot.open")}</a>
-    <button data-act="mute" onClick=${() => (muted.value = [...muted.value, hot.cell])}>${t("hot.mute")}</button>`;
+    <button data-act="mute" title=${t("hot.mute_explain")} onClick=${() => mute(course.value.id, hot.fp, true, t("group.whole_cell", { cell }))}>${t("group.mute")}</button>`;
 }
 
 /** @param {HotCell} hot */

@@ -1,13 +1,13 @@
 // @ts-check
-/** A past class on the board: counters, attention list and grid as they were, to be played, paused and searched. */
+/** A past class on the board: everything of the live page as it was, but what one does there; played, paused, searched. */
 import { html, useEffect, useState } from "../preact.js";
 import { formatClock, formatDay, t } from "../i18n.js";
 import { Player } from "../player.js";
-import { classroom, clockOffsetMs, hasShortcuts, isNamed, layout, link, now, rows, selected, setShortcuts, tab, toggleNames } from "../store.js";
-import { Attention } from "./attention.js";
+import { classroom, clockOffsetMs, hasShortcuts, isNamed, isPast, layout, link, now, rows, selected, setShortcuts, tab, toggleNames } from "../store.js";
+import { Room } from "./board.js";
 import { Counters } from "./counters.js";
-import { Grid } from "./grid.js";
 import { Help, HelpButton, Preferences } from "./header.js";
+import { Hot } from "./hot.js";
 import { CoursePage, listenForHelp, Problem } from "./pages.js";
 
 const SPEEDS = [1, 4, 10, 30, 60];
@@ -33,26 +33,17 @@ export function Replay({ courseId, title, item }) {
       ${playing?.problem ? html`<${Problem} error=${playing.problem} /><p><a href=${`/courses/${encodeURIComponent(courseId)}/report`}>${t("report.all")}</a></p>` : html`<p class="muted" role="status">${t("connecting.patience")}</p>`}
     <//>`;
   }
-  return html`<div class="board replay" data-page="replay" data-layout=${layout.value} data-link=${link.value.phase}>
+  return html`<div class="board replay" data-page="replay" data-layout=${layout.value} data-tab=${tab.value} data-link=${link.value.phase}>
     <header class="top"><h1><bdi>${title}</bdi></h1><span class="demo">${t("replay.title")}</span>
       <span class="muted">${formatDay(new Date(playing.start))}</span><a href=${back}>${t("replay.to_report")}</a><span class="spread"></span>
       <button class="toggle" data-action="names" aria-pressed=${isNamed.value} title=${t("names.key")} onClick=${toggleNames}>${isNamed.value ? t("names.hide") : t("names.show")}</button>
       <${Preferences} /><${HelpButton} /></header>
     <${Controls} player=${player} playing=${playing} />
     ${playing.problem && html`<${Problem} error=${playing.problem} />`}
-    ${rows.value.length > 0 && html`<${Counters} /><${Room} />`}
+    ${rows.value.length > 0 && html`<${Counters} /><${Hot} /><${Room} />`}
     <footer class="foot"><span title=${t("replay.unknown")}>${t("replay.unknown")}</span></footer>
     <${Help} hasShortcuts=${hasShortcuts.value} setShortcuts=${setShortcuts} />
   </div>`;
-}
-
-function Room() {
-  if (layout.value === "wide") return html`<main class="room"><${Attention} /><${Grid} /></main>`;
-  if (layout.value === "phone") return html`<main class="room"><${Attention} /></main>`;
-  const shown = tab.value === "attention" ? "attention" : "grid";
-  return html`<main class="room"><${shown === "attention" ? Attention : Grid} /></main>
-    <nav class="tabs" aria-label=${t("tabs.title")}>${/** @type {const} */ (["attention", "grid"]).map((name) => html`<button key=${name} data-tab-button=${name}
-      aria-current=${shown === name ? "page" : "false"} onClick=${() => (tab.value = name)}>${t(`${name}.title`)}</button>`)}</nav>`;
 }
 
 /** @param {{player: Player, playing: import("../player.js").Playing}} props */
@@ -77,6 +68,7 @@ function Controls({ player, playing }) {
 
 /** The board's clock stands at the class's time. @param {import("../state.js").State} state @param {import("../player.js").Playing} playing */
 function showPast(state, { at }) {
+  isPast.value = true;
   clockOffsetMs.value = at - Date.now();
   now.value = at;
   link.value = { phase: "live", lagMs: null, asOf: at, problem: null };
@@ -86,6 +78,7 @@ function showPast(state, { at }) {
 /** Nothing of the past stays for the next page. */
 function leavePast() {
   classroom.value = null;
+  isPast.value = false;
   clockOffsetMs.value = 0;
   selected.value = null;
   now.value = Date.now();

@@ -88,7 +88,7 @@ function NotebookCells({ report, notebook }) {
       <th scope="row"><b>${cell.cell_index === null ? "" : cell.cell_index + 1}</b> ${cell.title && html`<bdi>${cell.title}</bdi>`}</th>
       <td>${count(cell.reached)}</td><td>${cell.reached === 0 ? "" : count(cell.ok)}</td><td>${cell.reached === 0 ? "" : count(cell.failed)}</td>
       <td>${tellWait(cell.median_ms)}</td><td>${tellWait(cell.p90_ms)}</td>
-      <td>${cell.error && html`<code>${cell.error.label}</code> <span class="muted">${t("shared.students", { n: cell.error.students })}</span>`}</td>
+      <td>${cell.error && html`${cell.error.title ? html`<bdi title=${cell.error.label}>${cell.error.title}</bdi>` : html`<code>${cell.error.label}</code>`} <span class="muted">${t("shared.students", { n: cell.error.students })}</span>`}</td>
     </tr>`)}</tbody>
   </table></div>`;
 }

@@ -3,7 +3,9 @@
 import { html, useEffect, useState } from "../preact.js";
 import { fetchBatches } from "../api.js";
 import { draft, formatNumber, formatWait, language, t } from "../i18n.js";
-import { announced, cellNumbers, course, now, sharedErrors, talk } from "../store.js";
+import { mute } from "../groups.js";
+import { announced, cellNumbers, course, isPast, mutedGroups, now, sharedErrors, talk } from "../store.js";
+import { Glyph } from "./glyph.js";
 import { errorPath } from "./paths.js";
 
 const LOOK_EVERY_MS = 5_000;
@@ -30,7 +32,24 @@ export function Shared() {
         <bdi>${typeof one.text === "string" ? one.text : one.text[language.value]}</bdi><${Outcome} of=${one} />
       </li>`)}
     </ol>`}
+    ${mutedGroups.value.length > 0 && html`<${Muted} />`}
   </section>`;
+}
+
+/** What staff have muted, with the way back. */
+function Muted() {
+  return html`<details class="muted-groups" data-muted=${mutedGroups.value.length}><summary>${t("group.muted_list", { n: mutedGroups.value.length })}</summary>
+    <ul class="entries">${mutedGroups.value.map((one) => {
+      const cell = cellNumbers.value.get(one.cell ?? "");
+      const place = cell ? t("attention.at_cell", { cell }) : "";
+      const name = one.title ?? one.label ?? (place || t("group.nobody"));
+      return html`<li key=${one.fp} class="shared-error" data-muted-group=${one.fp}>
+        <b>${one.n > 0 && t("shared.students", { n: one.n })}</b>
+        ${one.cell && !one.label ? html`<span>${t("group.whole_cell", { cell: cell ?? "?" })}</span>` : html`<a href=${errorPath(course.value.id, one.fp)}><bdi>${name}</bdi></a>`}
+        <span class="muted">${one.label && place}</span>
+        <button data-act="unmute-group" aria-label=${`${t("group.unmute")}: ${name}`} onClick=${() => mute(course.value.id, one.fp, false, name)}>${t("group.unmute")}</button>
+      </li>`;
+    })}</ul></details>`;
 }
 
 /** @param {{error: SharedError, outcome: any}} props */
@@ -38,9 +57,10 @@ function Item({ error, outcome }) {
   const cell = cellNumbers.value.get(error.cell);
   return html`<li class="shared-error" data-shared=${error.fp} data-students=${error.n}>
     <b>${t("shared.students", { n: error.n })}</b>
-    <a href=${errorPath(course.value.id, error.fp)} data-error-link><code>${error.label}</code></a>
-    <span class="muted">${cell && t("attention.at_cell", { cell })}</span>
-    <button data-act="announce" onClick=${() => announce(error, cell)}>${t("shared.announce")}</button>
+    <a href=${errorPath(course.value.id, error.fp)} data-error-link title=${error.label}>${error.title ? html`<bdi>${error.title}</bdi>` : html`<code>${error.label}</code>`}</a>
+    <span class="muted">${error.merged > 0 && html`<span title=${t("group.merged", { n: error.merged })}>+${formatNumber(error.merged)}<span class="unseen"> ${t("group.merged", { n: error.merged })}</span></span> `}${cell && t("attention.at_cell", { cell })}</span>
+    <span class="tools"><button data-act="announce" onClick=${() => announce(error, cell)}>${t("shared.announce")}</button>
+      <button data-act="mute-error" title=${t("group.mute_explain")} aria-label=${`${t("group.mute")}: ${error.title ?? error.label}`} onClick=${() => mute(course.value.id, error.fp, true, error.title ?? error.label)}><${Glyph} kind="mute" /></button></span>
     ${outcome && html`<${Outcome} of=${outcome} />`}
   </li>`;
 }
@@ -64,6 +84,7 @@ export async function announce(error, cell) {
 function useOutcomes() {
   const [outcomes, setOutcomes] = useState(/** @type {Record<string, any>} */ ({}));
   useEffect(() => {
+    if (isPast.value) return; // what is known of announcements is of today
     const look = async () => {
       const { batches } = await fetchBatches();
       const told = batches.filter((/** @type {any} */ one) => one.error_fingerprint && now.peek() - Date.parse(one.at) < TOLD_OF_MS);
