@@ -18,7 +18,7 @@ from typing import Any
 from uuid import UUID
 
 from nbpulse.classroom import DEFAULT_RULES, Alert, Column, Trial
-from nbpulse.simulator.scenarios import CELLS, START, PlantedClass, Student
+from nbpulse.simulator.scenarios import START, PlantedClass, Student
 
 RESULTS = Path(__file__).parent / "results" / "insight.json"
 COURSE, NOTEBOOK = UUID(int=1), UUID(int=2)
@@ -31,7 +31,7 @@ GLANCE_MIN = 35
 def play(seed: int, students: int = 200, minutes: float | None = None) -> dict[str, Any]:
     """One class, and what the board said of it."""
     lesson = PlantedClass(seed, students, minutes)
-    columns = [Column(f"cell-{cell:02d}", cell) for cell in range(CELLS)]
+    columns = [Column(cell.id, cell.index) for cell in lesson.cells]
     trial = Trial(COURSE, NOTEBOOK, columns, [one.user_id for one in lesson.students], DEFAULT_RULES)
     tops: list[tuple[int, int]] = []
     first: dict[int, tuple[float, str]] = {}
@@ -69,7 +69,7 @@ def play(seed: int, students: int = 200, minutes: float | None = None) -> dict[s
         student = lesson.students[moment.student]
         if moment.event_type is None:
             at_ms = START_MS + round(moment.at_s * 1000)
-            trial.room.hear(str(student.user_id), at_ms, lesson.find_presence(student, moment.at_s))
+            trial.room.hear(str(student.user_id), at_ms, moment.data["state"])
         else:
             sequence += 1
             trial.happen(lesson.describe(moment, COURSE, sequence))

@@ -50,6 +50,7 @@ class FakeApi:
         self.consent_refusal: dict[str, Any] | None = None
         self.collection_asked = 0
         self.audit: list[dict[str, Any]] | None = None  # None: a server of before there was a log
+        self.own_page_url = ""  # of a server of before it said where browsers reach it
         api = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -125,7 +126,8 @@ class FakeApi:
             return
         if request.path == "/api/v1/me/link":
             known = request.headers.get("Authorization") == "Bearer tok-1"
-            reply(request, 201 if known else 401, {"code": "nbp_link_1"} if known else {"code": "NB-1101"})
+            made = {"code": "nbp_link_1"} | ({"url": self.own_page_url} if self.own_page_url else {})
+            reply(request, 201 if known else 401, made if known else {"code": "NB-1101"})
             return
         if request.path == "/api/v1/me/consent":
             self.take_consent(request, content)

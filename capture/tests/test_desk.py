@@ -206,3 +206,19 @@ def test_who_looked_is_told_in_the_student_s_language_and_without_what_they_did_
     with pytest.raises(RefusedError) as away:
         desk.list_looks("en")
     assert away.value.code == "NB-7003"
+
+
+def test_the_link_to_ones_own_page_is_made_anew_each_time_and_only_for_who_has_joined(desk: Desk, api: FakeApi) -> None:
+    with pytest.raises(RefusedError) as nobody:
+        desk.make_own_link()
+    assert nobody.value.code == "NB-7001"
+    desk.join(ASKED | {"url": api.url})
+    assert desk.make_own_link() == f"{api.url}/me#code=nbp_link_1"
+    api.own_page_url = "https://class.example/me#code=nbp_link_1"
+    assert desk.make_own_link() == api.own_page_url
+    api.own_page_url = "javascript:alert(1)"
+    assert desk.make_own_link() == f"{api.url}/me#code=nbp_link_1"
+    api.close()
+    with pytest.raises(RefusedError) as away:
+        desk.make_own_link()
+    assert away.value.code == "NB-7003"

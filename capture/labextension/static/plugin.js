@@ -18,7 +18,9 @@ function addStyle() {
 /** By keyboard from everywhere: the application's command palette. */
 function addCommands(app, palette, talk) {
   app.commands.addCommand("nbpulse:talk", { label: texts.talk_title, execute: guard(() => talk.open()) });
-  if (palette) palette.addItem({ command: "nbpulse:talk", category: "nbpulse" });
+  app.commands.addCommand("nbpulse:own-page", { label: texts.own_page, execute: guard(() => talk.openOwnPage()) });
+  if (!palette) return;
+  for (const command of ["nbpulse:talk", "nbpulse:own-page"]) palette.addItem({ command, category: "nbpulse" });
 }
 
 async function begin(name, shared, app, tracker, translator, palette) {

@@ -5,6 +5,7 @@ import { Refusal } from "./desk.js";
 import { guard } from "./guard.js";
 import { nameHelp } from "./item.js";
 import { Offer } from "./offer.js";
+import { openOwnPage } from "./own_page.js";
 import { showRecording } from "./recording.js";
 import { choose, fill, language, make, texts } from "./words.js";
 
@@ -77,6 +78,10 @@ export class Talk {
     return showRecording(this._recording);
   }
 
+  openOwnPage() {
+    return openOwnPage(this._recording.desk, this._forms);
+  }
+
   _draw() {
     this._who = make("p");
     this._hand = make("p", { className: "nbpulse-hand-state", role: "status" });
@@ -100,11 +105,13 @@ export class Talk {
     });
     const own = make("button", { type: "button", className: "jp-mod-styled jp-mod-reject nbpulse-recording",
       textContent: texts.recording, onclick: guard(() => this.showRecording()) });
+    this._ownPage = make("button", { type: "button", className: "jp-mod-styled jp-mod-reject nbpulse-own-page",
+      textContent: texts.own_page, onclick: guard(() => this.openOwnPage()) });
     this._recorded = make("div", {}, make("p", { textContent: texts.notice }), own);
     this._resume = make("p");
     const details = make("details", {}, make("summary", { textContent: texts.what_is_seen }), this._recorded, this._resume);
     this._node = make("section", { className: "nbpulse-talk", "aria-label": texts.talk_title },
-      make("h2", { textContent: texts.talk_title }), this._who, this._hand, this._log, this._form, details);
+      make("h2", { textContent: texts.talk_title }), this._who, this._ownPage, this._hand, this._log, this._form, details);
   }
 
   _showState(state) {
@@ -113,7 +120,7 @@ export class Talk {
     this._who.textContent = state.joined ? who + waiting : texts.not_joined;
     const help = nameHelp(state.help);
     if (this._hand.textContent !== help) this._hand.textContent = help;
-    for (const part of [this._log, this._form]) part.hidden = !state.joined;
+    for (const part of [this._ownPage, this._log, this._form]) part.hidden = !state.joined;
     this._resume.textContent = state.resume_code ? fill(texts.resume, { code: state.resume_code }) : "";
     const coming = (state.help && state.help.open && state.help.coming) || null;
     if (coming !== null && coming.at !== this._coming) this._forms.tell(help, "info");

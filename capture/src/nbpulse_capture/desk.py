@@ -21,7 +21,7 @@ from nbpulse_capture.membership import Membership, MembershipFile, get_outbox_fi
 from nbpulse_capture.messages import RefusedError, load_texts
 from nbpulse_capture.notices import accept_notice, fetch_notice, tells_more
 from nbpulse_capture.outbox import Outbox
-from nbpulse_capture.recording import need_membership, withdraw
+from nbpulse_capture.recording import make_own_link, need_membership, withdraw
 from nbpulse_capture.sender import WAITS
 from nbpulse_capture.talk import Message, Talk
 
@@ -196,6 +196,14 @@ class Desk:
         Raises RefusedError (NB-7001, or what the class's server says). Blocks: for a thread.
         """
         return fetch_looks(need_membership(), language)
+
+    def make_own_link(self) -> str:
+        """
+        A link to the student's own page at the board, good once.
+
+        Raises RefusedError (NB-7001, or as recording.make_own_link). Blocks: for a thread.
+        """
+        return make_own_link(need_membership())
 
     def _tell(self) -> None:
         with self._changed:

@@ -48,7 +48,16 @@ def resume_recording(_arguments: argparse.Namespace) -> int:
 
 def link_own_page(_arguments: argparse.Namespace) -> int:
     """Print a link that opens the student's own page at the board, once, within 10 minutes."""
-    membership = need_membership()
+    say(get_text("own_page", link=make_own_link(need_membership())))
+    return 0
+
+
+def make_own_link(membership: Membership) -> str:
+    """
+    A link that opens the student's own page at the board, once, within 10 minutes.
+
+    Raises RefusedError: the server cannot be reached (NB-7003), or makes none (NB-7089).
+    """
     wire = Wire(membership.url, course=membership.course_id)
     try:
         answer = wire.post("/api/v1/me/link", {}, token=membership.token)
@@ -59,8 +68,9 @@ def link_own_page(_arguments: argparse.Namespace) -> int:
     code = answer.content.get("code") if isinstance(answer.content, dict) else None
     if answer.status != 201 or not isinstance(code, str):
         raise RefusedError("NB-7089", reason=describe_problem(answer.content))
-    say(get_text("own_page", link=f"{membership.url}/me#code={code}"))
-    return 0
+    # Where a hub names the class's server by an address of its own network, browsers reach it by another.
+    link = str(answer.content.get("url") or "")
+    return link if link.startswith(("http://", "https://")) else f"{membership.url}/me#code={code}"
 
 
 def show_notice(arguments: argparse.Namespace) -> int:

@@ -173,6 +173,18 @@ class LooksHandler(DeskHandler):
             self.refuse(refusal)
 
 
+class OwnPageHandler(DeskHandler):
+    """`POST own-page`: a link to the student's own page at the board, good once."""
+
+    @web.authenticated
+    async def post(self) -> None:
+        """Another link each time."""
+        try:
+            self.finish({"link": await asyncio.to_thread(self.desk.make_own_link)})
+        except RefusedError as refusal:
+            self.refuse(refusal)
+
+
 class RecordingHandler(DeskHandler):
     """`POST pause` (`minutes` or until `resume`), `resume`, `consent` (`version`), `withdraw`."""
 
@@ -222,6 +234,7 @@ def add_routes(web_app: web.Application, desk: Desk) -> None:
         "messages/([^/]+)/state": MessageStateHandler,
         "faults": FaultsHandler,
         "looks": LooksHandler,
+        "own-page": OwnPageHandler,
     }
     own: list[tuple[str, type[DeskHandler], dict[str, Any]]]
     own = [(url_path_join(base, "nbpulse-capture", name), kind, {"desk": desk}) for name, kind in routes.items()]

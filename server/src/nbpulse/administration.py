@@ -29,6 +29,7 @@ from nbpulse.records.own_tokens import list_tokens
 from nbpulse.records.owner import find_user_id, open_owner
 from nbpulse.records.people import People
 from nbpulse.settings import Settings
+from nbpulse.simulator import TRUTH_FILE, measure_trouble, rank_by_need, read_truth
 from nbpulse.terminal import answer, disarm, get_text, say
 
 
@@ -264,6 +265,31 @@ def _name_letter(letter_id: str) -> Iterator[None]:
 # --- the demo's end ---------------------------------------------------------------------------------------------------
 
 
+def show_answers(data_dir: Path, *, as_json: bool) -> None:
+    """
+    Whom the demo's script has in trouble now, who needs help most first; as JSON all that it plants.
+
+    Raises NotFound (NB-1370): no demo has run there.
+    """
+    truth = read_truth(data_dir)
+    if as_json:
+        answer(json.dumps(truth, ensure_ascii=False))
+        return
+    minute = truth["minute"]
+    rows = [
+        [
+            str(place),
+            one["seat"],
+            one["name"],
+            one["number"],
+            get_text(f"planted_{one['kind']}"),
+            get_text("planted_for", minutes=round(measure_trouble(one, minute))),
+        ]
+        for place, one in enumerate(rank_by_need(truth["students"], minute), 1)
+    ]
+    show_table(get_text("planted_none"), get_text("planted_columns").split("|"), rows)
+
+
 def remove_demo(data_dir: Path, settings: Settings) -> None:
     """
     The demo course and all in it, removed from the running nbpulse's database, else from the one that lies there.
@@ -275,6 +301,7 @@ def remove_demo(data_dir: Path, settings: Settings) -> None:
         raise StartupError("NB-3025", pid=pid)
     with open_database(data_dir, settings.database_url) as database_url:
         count = asyncio.run(_delete_demo(database_url, settings))
+    (data_dir / TRUTH_FILE).unlink(missing_ok=True)
     say(get_text("demo_removed", count=count) if count is not None else get_text("demo_none"))
 
 

@@ -8,6 +8,7 @@ import json
 from nbpulse.network import is_loopback
 from nbpulse.running import Running
 from nbpulse.settings import find_data_dir
+from nbpulse.simulator import BEGINS_MIN
 from nbpulse.terminal import answer, get_text, say
 
 
@@ -27,7 +28,7 @@ def announce(running: Running, *, as_json: bool) -> None:
         "data": f" --data {running.options.data_dir}" if running.options.data_dir != find_data_dir() else "",
     }
     if running.demo is not None:
-        say(get_text("ready_demo", **facts))
+        say(get_text("ready_demo", **facts, minutes=round(BEGINS_MIN)))
     else:
         say(get_text("ready", **facts))
         say(get_text("ready_students", **facts))

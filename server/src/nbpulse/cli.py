@@ -12,7 +12,7 @@ import os
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -137,7 +137,9 @@ def demo(
     seed: Annotated[int, typer.Option(help=get_text("opt_seed"))] = 7,
     minutes: Annotated[float | None, typer.Option(min=0.1, help=get_text("opt_minutes"))] = None,
     real: Annotated[int, typer.Option(min=0, max=20, help=get_text("opt_real"))] = 0,
+    answers: Annotated[bool, typer.Option("--answers", help=get_text("opt_answers"))] = False,
     remove: Annotated[bool, typer.Option("--remove", help=get_text("opt_remove"))] = False,
+    lang: Annotated[Literal["en", "ja"] | None, typer.Option(help=get_text("opt_lang"))] = None,
     data: DataDir = None,
     host: Host = "127.0.0.1",
     port: Port = 8642,
@@ -148,6 +150,13 @@ def demo(
     worker_count: WorkerCount = 1,
     as_json: Json = False,
 ) -> None:
+    if lang:
+        os.environ["NBPULSE_LANGUAGE"] = lang
+    if answers:
+        from nbpulse.administration import show_answers
+
+        show_answers(_find_data_dir(data), as_json=as_json)
+        return
     if remove:
         from nbpulse.administration import remove_demo
 

@@ -85,6 +85,7 @@ PostgresQuery = Literal[
     "list_own_audit",
     "ensure_course",
     "ensure_teacher",
+    "begin_meeting",
     "list_courses",
     "create_course",
     "change_course",

@@ -141,10 +141,10 @@ async def open_patiently(settings: Settings, login: str, pool_size: int) -> Asyn
         await opening.__aexit__(None, None, None)
 
 
-def _simulate(_settings: Settings) -> None:
+def _simulate(settings: Settings) -> None:
     from nbpulse.simulator import run_class
 
-    run_class(json.loads(os.environ["NBPULSE_DEMO_CLASS"]))
+    run_class(**json.loads(os.environ["NBPULSE_DEMO_CLASS"]), data_dir=settings.data_dir)
 
 
 PARTS: Final[dict[str, Callable[[Settings], None]]] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -21,6 +22,7 @@ from nbpulse.records.people import People
 from nbpulse.records.primaries import publish_directory
 from nbpulse.records.sealing import check_keys
 from nbpulse.settings import Settings
+from nbpulse.simulator import BEGINS_MIN
 from nbpulse.terminal import get_text
 
 LOGINS: Final = ("nbpulse_api", "nbpulse_worker", "nbpulse_operator")
@@ -132,11 +134,14 @@ async def ensure_course(pool: OwnerPool, seal: EncryptedField) -> tuple[Course, 
 
 
 async def renew_demo_course(pool: OwnerPool, seal: EncryptedField) -> tuple[Course, UUID]:
-    """The demo's own course, always a new one: what an earlier simulated class did is removed."""
+    """
+    The demo's own course, always a new one: what an earlier simulated class did is removed. Its class is on already.
+    """
     courses = Courses(pool, seal)
     if old := await courses.find_course(DEMO_SHORT_NAME):
         await courses.delete_course(old.id)
     course = await courses.ensure_course(get_text("demo_course_title"), DEMO_SHORT_NAME, is_demo=True)
+    await courses.begin_meeting(course.id, datetime.now(UTC) - timedelta(minutes=BEGINS_MIN))
     return course, await courses.ensure_teacher(course.id, display_name=get_text("teacher"))
 
 

@@ -34,7 +34,7 @@ from nbpulse.network import (
 )
 from nbpulse.parts import import_parts, prepare_database, run_part
 from nbpulse.supervisor import Part, Program, Supervisor, describe_exit, read_last_line
-from nbpulse.terminal import get_text, say
+from nbpulse.terminal import get_text, pick_language, say
 
 _READY_TIMEOUT_S = 60.0
 
@@ -96,7 +96,10 @@ class Running:
 
     def describe(self) -> dict[str, Any]:
         """The line of `up --json`."""
-        page = f"/courses/{self.prepared['course_id']}" if self.prepared["is_demo"] else "/"
+        page = "/"
+        if self.prepared["is_demo"]:
+            language = f"?lang={pick_language()}" if os.environ.get("NBPULSE_LANGUAGE") else ""  # asked for by name
+            page = f"/courses/{self.prepared['course_id']}{language}"
         urls = self._list_api_urls()
         return {
             "url": self.url,
@@ -243,8 +246,10 @@ def _start(running: Running) -> None:
         part.launch()
     _await_ready(running)
     if running.demo is not None:
-        asked = {**(options.demo or {}), "url": running.local_url, "join_code": running.prepared["join_code"]}
-        running.demo.settings = settings | {"NBPULSE_DEMO_CLASS": json.dumps(asked)}
+        prepared = running.prepared
+        asked = {**(options.demo or {}), "url": running.local_url, "join_code": prepared["join_code"]}
+        facts = {"asked": asked} | {name: prepared[name] for name in ("course_id", "teacher_token")}
+        running.demo.settings = settings | {"NBPULSE_DEMO_CLASS": json.dumps(facts)}
         running.demo.launch()
 
 

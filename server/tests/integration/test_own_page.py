@@ -25,6 +25,7 @@ async def make_link(stage: Stage, student: dict[str, Any]) -> str:
     answer = await stage.http.post("/api/v1/me/link", headers=bearer(student))
     assert answer.status_code == 201, answer.text
     code: str = answer.json()["code"]
+    assert answer.json()["url"] == f"{stage.url}/me#code={code}"
     return code
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from playwright.async_api import Page
+from playwright.async_api import Page, expect
 
 from student_browser import HAND, STATE, TALK, Desk, both_front_ends, open_desk, write_notebook
 from student_jupyter import install_capture
@@ -120,6 +120,12 @@ async def test_a_student_joins_works_and_is_heard_from_the_toolbar(
         await page.click(STATE)
         await desk.says(TALK, "My class, as 佐藤 花子")
         assert await desk.examine(TALK) == []
+        async with page.context.expect_page() as opened:
+            await page.click(f"{TALK} .nbpulse-own-page")
+        own = await opened.value
+        await expect(own.locator("[data-page=me] main")).to_contain_text("week1", timeout=30_000)
+        assert own.url == f"{system.url}/me"
+        await own.close()
 
         await page.click(HAND)
         await page.click(".jp-Dialog .jp-mod-accept")

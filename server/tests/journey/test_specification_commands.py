@@ -60,7 +60,7 @@ async def hold_class(data_dir: Path, *, goes_on: bool = True) -> AsyncIterator[d
         influx.start()
         settings = {"NBPULSE_INFLUX_URL": f"{influx.url}/nbpulse"}
         async with System(data_dir / "data", worker_count=1, settings=settings) as system:
-            room = Schoolroom(ClassOptions(system.url, system.facts["join_code"], students=12, speed=8.0))
+            room = Schoolroom(ClassOptions(system.url, system.facts["join_code"], students=12))
             playing = asyncio.create_task(room.run())
             try:
                 await until(lambda: asyncio.sleep(0, room.tally.accepted > 200))

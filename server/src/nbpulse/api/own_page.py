@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from nbpulse.api.context import get_context, get_person
+from nbpulse.api.courses import find_address
 from nbpulse.api.joining import answer
 from nbpulse.errors import AccessDenied
 from nbpulse.records.people import Person
@@ -41,10 +42,14 @@ async def show_progress(request: Request) -> Response:
 
 @router.post("/link", status_code=201)
 async def create_own_link(request: Request) -> Response:
-    """A code for `/me#code=…`, good once, for 10 minutes: it signs its student in at their own page alone."""
+    """
+    A code for `/me#code=…`, good once, for 10 minutes: it signs its student in at their own page alone. `url`: that
+    page as browsers reach it.
+    """
     person = get_person(request)
     code = await get_context(request).people.create_own_link(person.user_id, _course_of(person))
-    return answer({"code": code, "expires_in_s": int(LINK_LIFE.total_seconds())}, 201)
+    url = f"{find_address(request)}/me#code={code}"
+    return answer({"code": code, "url": url, "expires_in_s": int(LINK_LIFE.total_seconds())}, 201)
 
 
 def _course_of(person: Person) -> UUID:

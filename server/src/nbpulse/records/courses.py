@@ -79,6 +79,13 @@ class Courses:
             )
         return user_id
 
+    async def begin_meeting(self, course_id: UUID, started_at: datetime) -> None:
+        """A class meeting of a new course that has begun by then."""
+        async with self._people.connect("begin_meeting") as connection:
+            await connection.execute(
+                "INSERT INTO class_meetings (course_id, started_at) VALUES ($1, $2)", course_id, started_at
+            )
+
     async def delete_course(self, course_id: UUID) -> int:
         """Remove the course and all work in it; how many students went with it."""
         async with self._people.connect("delete_course") as connection:

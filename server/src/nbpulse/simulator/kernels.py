@@ -79,9 +79,9 @@ async def _work(client: AsyncKernelClient, draw: random.Random, speed: float) ->
         for cell in load_lesson():
             tries = 1 + int(draw.expovariate(1)) if draw.random() < cell.difficulty else 0
             for _ in range(tries):
-                await asyncio.sleep(cell.think_s * 0.4 * draw.lognormvariate(0, 0.4) / speed)
+                await asyncio.sleep(cell.think_s * 0.12 * draw.lognormvariate(0, 0.4) / speed)
                 await _run_cell(client, cell, mistype(cell.source))
-            await asyncio.sleep(cell.think_s * 0.5 * draw.lognormvariate(0, 0.4) / speed)
+            await asyncio.sleep(cell.think_s * 0.15 * draw.lognormvariate(0, 0.4) / speed)
             await _run_cell(client, cell, cell.source)
 
 

@@ -21,7 +21,10 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Cell:
-    """One code cell. `difficulty` is the chance that a first try fails; `think_s` the median time before a run."""
+    """
+    One code cell; `index` counts all cells. `think_s`: median time before a run; `run_ms`: of a run; `difficulty`: the
+    chance, 0..1, that a first try fails; `mistakes`: how it does. `is_check`: it tests what the cell before defines.
+    """
 
     id: str
     index: int
@@ -30,10 +33,12 @@ class Cell:
     run_ms: float
     difficulty: float
     mistakes: tuple[Mistake, ...]
+    is_check: bool = False
 
 
 _UNDEFINED: Final = "name '{}' is not defined"
 _SYNTAX: Final = Mistake("SyntaxError", "invalid syntax (<ipython-input>, line 1)")
+WRONG_ANSWER: Final = Mistake("AssertionError", "")
 
 
 def _forgot(name: str) -> Mistake:
@@ -43,23 +48,25 @@ def _forgot(name: str) -> Mistake:
 # cell id: (thinking, running, difficulty, mistakes); what is not here is easy.
 # Cell 12 is the storm: whoever skipped the cell with `by_day` meets it there.
 _HARDNESS: Final[dict[str, tuple[float, float, float, tuple[Mistake, ...]]]] = {
-    "range": (12, 3, 0.08, (Mistake("TypeError", "'list' object is not callable"),)),
-    "average": (20, 3, 0.12, (_forgot("temprature"), Mistake("ZeroDivisionError", "division by zero"))),
-    "fahrenheit": (30, 2, 0.22, (_SYNTAX, Mistake("IndentationError", "expected an indented block after function"))),
-    "convert": (18, 4, 0.15, (_forgot("to_farenheit"), Mistake("TypeError", "can't multiply sequence by non-int"))),
-    "by-day": (25, 3, 0.12, (_forgot("day"), _SYNTAX)),
-    "look-up": (12, 2, 0.30, (Mistake("KeyError", "'Sunday'"), Mistake("KeyError", "'sun'"))),
-    "warm-days": (30, 3, 0.75, (_forgot("by_day"), _forgot("by_day"), _forgot("avarage"))),
-    "bars": (20, 8, 0.15, (Mistake("TypeError", "can't multiply sequence by non-int of type 'float'"), _SYNTAX)),
-    "sort": (18, 3, 0.12, (Mistake("AttributeError", "'dict' object has no attribute 'gets'"),)),
-    "count-above": (35, 2, 0.25, (_SYNTAX, Mistake("IndentationError", "unindent does not match"))),
-    "use-it": (12, 3, 0.15, (_forgot("count_abow"),)),
-    "slow": (8, 2000, 0.0, ()),
-    "spread": (12, 20, 0.10, (Mistake("ModuleNotFoundError", "No module named 'statistic'"),)),
-    "exercise": (60, 3, 0.35, (_SYNTAX, Mistake("TypeError", "slice indices must be integers"))),
-    "check": (15, 3, 0.55, (Mistake("AssertionError", ""), Mistake("IndexError", "list index out of range"))),
+    "average": (60, 3, 0.12, (_forgot("temprature"), Mistake("ZeroDivisionError", "division by zero"))),
+    "fahrenheit": (90, 2, 0.22, (_SYNTAX, Mistake("IndentationError", "expected an indented block after function"))),
+    "check-fahrenheit": (50, 3, 0.25, (WRONG_ANSWER,)),
+    "convert": (60, 4, 0.15, (_forgot("to_farenheit"), Mistake("TypeError", "can't multiply sequence by non-int"))),
+    "by-day": (80, 3, 0.12, (_forgot("day"), _SYNTAX)),
+    "look-up": (40, 2, 0.30, (Mistake("KeyError", "'Sunday'"), Mistake("KeyError", "'sun'"))),
+    "warm-days": (120, 3, 0.75, (_forgot("by_day"), _forgot("by_day"), _forgot("avarage"))),
+    "bars": (70, 8, 0.15, (Mistake("TypeError", "can't multiply sequence by non-int of type 'float'"), _SYNTAX)),
+    "coldest": (130, 2, 0.20, (_SYNTAX, Mistake("AttributeError", "'list' object has no attribute 'get'"))),
+    "check-coldest": (50, 3, 0.30, (WRONG_ANSWER, Mistake("TypeError", "'NoneType' object is not callable"))),
+    "sort": (60, 3, 0.12, (Mistake("AttributeError", "'dict' object has no attribute 'gets'"),)),
+    "count-above": (120, 2, 0.25, (_SYNTAX, Mistake("IndentationError", "unindent does not match"))),
+    "use-it": (40, 3, 0.15, (_forgot("count_abow"),)),
+    "slow": (30, 2000, 0.0, ()),
+    "spread": (50, 20, 0.10, (Mistake("ModuleNotFoundError", "No module named 'statistic'"),)),
+    "exercise": (200, 3, 0.35, (_SYNTAX, Mistake("TypeError", "slice indices must be integers"))),
+    "check": (60, 3, 0.55, (WRONG_ANSWER, Mistake("IndexError", "list index out of range"))),
 }
-_EASY: Final[tuple[float, float, float, tuple[Mistake, ...]]] = (10, 2, 0.02, (_SYNTAX,))
+_EASY: Final[tuple[float, float, float, tuple[Mistake, ...]]] = (40, 2, 0.02, (_SYNTAX,))
 
 
 def read_notebook() -> str:
@@ -69,10 +76,16 @@ def read_notebook() -> str:
 
 @cache
 def load_lesson() -> tuple[Cell, ...]:
-    """The code cells in order; `index` counts all cells, as the board does."""
+    """The code cells in order."""
     cells = json.loads(read_notebook())["cells"]
     return tuple(
-        Cell(cell["id"], index, "".join(cell["source"]), *_HARDNESS.get(cell["id"], _EASY))
+        Cell(
+            cell["id"],
+            index,
+            "".join(cell["source"]),
+            *_HARDNESS.get(cell["id"], _EASY),
+            is_check="exercise" in cell["metadata"].get("tags", ()),
+        )
         for index, cell in enumerate(cells)
         if cell["cell_type"] == "code"
     )

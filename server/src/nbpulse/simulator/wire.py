@@ -59,12 +59,14 @@ class Wire:
         """Send this token from now on."""
         self._token = token
 
-    async def ask(self, method: str, path: str, content: object = None) -> Answer:
-        """One exchange. Raises OSError or TimeoutError when no answer came."""
-        body = b"" if content is None else json.dumps(content, separators=(",", ":")).encode()
+    async def ask(
+        self, method: str, path: str, content: object = None, content_type: str = "application/json"
+    ) -> Answer:
+        """One exchange; content that is bytes goes as it is. Raises OSError or TimeoutError when no answer came."""
+        body = b"" if content is None else content if isinstance(content, bytes) else _encode(content)
         head = f"{method} {path} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\nContent-Length: {len(body)}\r\n"
         if body:
-            head += "Content-Type: application/json\r\n"
+            head += f"Content-Type: {content_type}\r\n"
         if self._token:
             head += f"Authorization: Bearer {self._token}\r\n"
         async with self._lock, asyncio.timeout(_TIMEOUT_S):
@@ -99,6 +101,10 @@ class Wire:
         if self._streams is not None:
             self._streams[1].close()
             self._streams = None
+
+
+def _encode(content: object) -> bytes:
+    return json.dumps(content, separators=(",", ":")).encode()
 
 
 async def deliver(wire: Wire, events: Sequence[dict[str, Any]], tally: Tally) -> None:
