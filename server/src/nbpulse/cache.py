@@ -111,6 +111,16 @@ class Cache:
         async with _deadline():
             await self._redis.publish(ACCESS_CHANNEL, str(user_id))
 
+    async def note_written(self, user_id: UUID, place: int, life_s: float) -> None:
+        """How far the database's log was written when this person had last changed something."""
+        async with _deadline():
+            await self._redis.set(_name_written(user_id), place, px=round(life_s * 1000))
+
+    async def read_written(self, user_id: UUID) -> int:
+        """What `note_written` noted; 0 where it is long past."""
+        async with _deadline():
+            return int(await self._redis.get(_name_written(user_id)) or 0)
+
     async def announce_actions(self, course_id: UUID, actions: Sequence[Action]) -> None:
         """Tell the boards, and those students' inboxes, what staff have just done."""
         async with _deadline():
@@ -161,7 +171,7 @@ class Cache:
                 if user_ids:
                     pipe.zrem(_name_presence(course_id), *map(str, user_ids))
                 pipe.publish(f"nbpulse:live:{course_id}", _encode({"t": "roster"}))
-            if keys:
+            if keys := [*keys, *map(_name_written, user_ids)]:
                 pipe.delete(*keys)
             await pipe.execute()
 
@@ -261,6 +271,10 @@ class Cache:
 def _name_flow(state: str, browser: str) -> str:
     # Hashed: whoever can list the server's keys must not be able to end somebody's sign-in.
     return f"nbpulse:sign_in:{hashlib.sha256(f'{browser} {state}'.encode()).hexdigest()}"
+
+
+def _name_written(user_id: UUID) -> str:
+    return f"nbpulse:written:{user_id}"
 
 
 def _name_presence(course_id: UUID) -> str:

@@ -20,6 +20,7 @@ from redis.backoff import NoBackoff
 
 from nbpulse.errors import StartupError
 from nbpulse.metrics import (
+    Database,
     PoolFigures,
     PostgresQuery,
     database_query_duration,
@@ -32,14 +33,16 @@ REDIS_POOL_SIZE: Final = 20
 
 
 @asynccontextmanager
-async def open_pool(url: str, size: int, *, is_lazy: bool = False) -> AsyncIterator[asyncpg.Pool]:
+async def open_pool(
+    url: str, size: int, *, database: Database = "postgresql", is_lazy: bool = False
+) -> AsyncIterator[asyncpg.Pool]:
     """
-    At most `size` connections to PostgreSQL; `is_lazy`: none before the first is needed.
+    At most `size` connections to PostgreSQL, counted as `database`'s; `is_lazy`: none before one is asked for.
 
     Raises StartupError (NB-3053): it does not answer.
     """
     try:
-        pool = await _TimedPool(
+        pool = _TimedPool(
             url,
             connection_class=asyncpg.Connection,
             record_class=asyncpg.Record,
@@ -53,10 +56,12 @@ async def open_pool(url: str, size: int, *, is_lazy: bool = False) -> AsyncItera
             # jit: our statements are short, and compiling one costs more than running it.
             server_settings={"application_name": "nbpulse", "jit": "off", "timezone": "UTC"},
         )
+        pool.database = database
+        await pool
     except (OSError, TimeoutError, asyncpg.PostgresError) as error:
         raise StartupError("NB-3053", detail=f"{type(error).__name__}: {error}") from error
     try:
-        with pools.watch("postgresql", pool.measure):
+        with pools.watch(database, pool.measure):
             yield pool
     finally:
         await _close_pool(pool)
@@ -84,8 +89,10 @@ async def open_redis(url: str) -> AsyncIterator[Redis]:
 class _TimedPool(asyncpg.Pool):  # type: ignore[misc]
     """A pool whose connections are timed from being asked for to being given back; taken with `async with` only."""
 
+    database: Database
+
     def acquire(self, *, timeout: float | None = None) -> AbstractAsyncContextManager[asyncpg.Connection]:
-        return _time_use(super().acquire(timeout=timeout), read_query_name())
+        return _time_use(super().acquire(timeout=timeout), self.database, read_query_name())
 
     def measure(self) -> PoolFigures:
         """Its connections now."""
@@ -94,9 +101,9 @@ class _TimedPool(asyncpg.Pool):  # type: ignore[misc]
 
 @asynccontextmanager
 async def _time_use(
-    acquiring: AbstractAsyncContextManager[asyncpg.Connection], query_type: PostgresQuery
+    acquiring: AbstractAsyncContextManager[asyncpg.Connection], database: Database, query_type: PostgresQuery
 ) -> AsyncIterator[asyncpg.Connection]:
-    with database_query_duration.labels("postgresql", query_type).time():
+    with database_query_duration.labels(database, query_type).time():
         async with acquiring as connection:
             yield connection
 

@@ -14,7 +14,9 @@ from typing import Any, Final
 from uuid import UUID
 
 from nbpulse.crypto import EncryptedField
+from nbpulse.embedded import EmbeddedReplica
 from nbpulse.errors import StartupError
+from nbpulse.records import replication
 from nbpulse.records.courses import Course, Courses
 from nbpulse.records.databases import list_urls
 from nbpulse.records.owner import OwnerPool, is_current, open_owner, set_passwords
@@ -97,9 +99,11 @@ async def migrate_schema(database_url: str, passwords: Mapping[str, str], revisi
         raise StartupError("NB-3018", detail=str(error.orig)) from error
 
 
-async def prepare(settings: Settings, *, is_demo: bool) -> dict[str, Any]:
+async def prepare(settings: Settings, *, is_demo: bool, has_replica: bool | None = None) -> dict[str, Any]:
     """
     Everything `up` has to know before its parts can go on: logins, course, join code, teacher's token and link.
+
+    `has_replica`: whether the embedded PostgreSQL has a replica of ours from now on; None: it is not ours to say.
 
     Raises StartupError: like `ensure_schema`, and when the keys do not open what is sealed in the database (NB-3060).
     """
@@ -109,6 +113,10 @@ async def prepare(settings: Settings, *, is_demo: bool) -> dict[str, Any]:
     seal = EncryptedField(settings.read_encryption_keys())
     async with open_owner(settings.database_url) as pool:
         await check_keys(pool, seal)
+        if has_replica:
+            await replication.ensure_login(pool, settings.make_password(replication.LOGIN))
+        elif has_replica is False and (settings.data_dir / EmbeddedReplica.name).exists():
+            await replication.drop_slot(pool)  # else the log is kept for one that does not come back
         course, teacher_id = await (renew_demo_course if is_demo else ensure_course)(pool, seal)
         people = People(pool, seal)
         link_code = await people.create_link(teacher_id)
@@ -122,6 +130,7 @@ async def prepare(settings: Settings, *, is_demo: bool) -> dict[str, Any]:
         "link_code": link_code,
         "api_database_url": find_login_url(settings, "nbpulse_api", settings.api_database_url),
         "worker_database_url": find_login_url(settings, "nbpulse_worker", settings.worker_database_url),
+        "replication_url": find_login_url(settings, replication.LOGIN, None),
         "operator_database_url": find_login_url(settings, "nbpulse_operator", None),
     }
 

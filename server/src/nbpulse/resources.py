@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import asyncpg
 from redis.asyncio import Redis
@@ -27,6 +29,7 @@ from nbpulse.records.people import People
 from nbpulse.records.routing import RoutedLedger
 from nbpulse.records.sealing import check_keys
 from nbpulse.records.views import ClassReader
+from nbpulse.replicas import HistoryPool, Opening
 from nbpulse.settings import Settings
 from nbpulse.stream import EventStream
 from nbpulse.stream.copying import StreamCopy
@@ -46,6 +49,7 @@ class Resources:
     """What the parts of one process share."""
 
     pool: asyncpg.Pool
+    history: HistoryPool
     databases: Databases
     redis: Redis
     seal: EncryptedField
@@ -79,13 +83,36 @@ def find_login_url(settings: Settings, login: str) -> str:
     return f"{scheme}://{login}:{settings.make_password(login)}@{rest.rpartition('@')[2]}"
 
 
+def list_replica_urls(settings: Settings) -> list[str]:
+    """
+    The replicas' URLs with the API's login where they bear none of their own.
+
+    Raises StartupError (NB-3110): one is no address of a PostgreSQL.
+    """
+    urls = []
+    for number, given in enumerate((settings.replica_urls or "").replace(",", " ").split(), 1):
+        parts = urlsplit(given)
+        try:
+            is_address = parts.scheme in ("postgresql", "postgres") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port that is none
+            is_address = False
+        if not is_address:
+            raise StartupError("NB-3110", number=number)
+        login = ""
+        if "@" not in parts.netloc:
+            login = find_login_url(settings, "nbpulse_api").partition("://")[2].rpartition("@")[0] + "@"
+        urls.append(given.replace("://", f"://{login}", 1))
+    return urls
+
+
 @asynccontextmanager
 async def open_resources(settings: Settings, *, login: str, pool_size: int) -> AsyncIterator[Resources]:
     """
     Everything for one process under one database login (`nbpulse_api`, `nbpulse_worker`, `nbpulse_operator`).
 
     Raises StartupError: a store does not answer (NB-3053, NB-3054), the stream keeps less than promised (NB-3055), the
-    keys do not open what is sealed in the database (NB-3060), or it was made for another number of shards (NB-3120).
+    keys do not open what is sealed in the database (NB-3060), it was made for another number of shards (NB-3120), or a
+    replica's address is none (NB-3110). A replica that does not answer is no obstacle.
     """
     if not settings.redis_url:
         raise StartupError("NB-3052", setting="NBPULSE_REDIS_URL")
@@ -101,12 +128,18 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
         stack.push_async_callback(stream.close)
         cache, classes, hasher = Cache(client), ClassReader(pool, seal), Hasher()
         stack.callback(hasher.close)
-        hub, providers = None, dict[str, Provider]()
-        if login == "nbpulse_api":  # nobody else is shown people's tokens, or signs anybody in
+        hub, providers, replicas = None, dict[str, Provider](), list[Opening]()
+        if login == "nbpulse_api":  # nobody else is shown people's tokens, signs anybody in, or is asked for history
+            replicas = [
+                partial(open_pool, url, pool_size, database="postgresql_replica", is_lazy=True)
+                for url in list_replica_urls(settings)
+            ]
             hub = await stack.enter_async_context(_open_hub(settings))
             providers = await stack.enter_async_context(_open_providers(settings, hub))
+        history = HistoryPool(pool, replicas, lag_max_s=settings.replica_lag_max_s)
         yield Resources(
             pool=pool,
+            history=await stack.enter_async_context(history.watching()),
             databases=databases,
             redis=client,
             seal=seal,
@@ -120,7 +153,7 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
             people=People(pool, seal, Marker(settings.make_tombstone_key)),
             hasher=hasher,
             classes=classes,
-            series=await stack.enter_async_context(_open_series(settings, pool)),
+            series=await stack.enter_async_context(_open_series(settings, history)),
             ledger=RoutedLedger(databases, seal, full_texts=settings.has_full_texts),
             jupyterhub=hub,
             providers=providers,
@@ -179,7 +212,7 @@ async def open_outer_stores(settings: Settings, owner: asyncpg.Pool, redis_url: 
 
 
 @asynccontextmanager
-async def _open_series(settings: Settings, pool: asyncpg.Pool) -> AsyncIterator[TimeSeriesStore]:
+async def _open_series(settings: Settings, pool: asyncpg.Pool | HistoryPool) -> AsyncIterator[TimeSeriesStore]:
     """InfluxDB where its address is set, else PostgreSQL. Raises StartupError (NB-3080): that is no address."""
     if not settings.influx_url:
         yield PostgresTimeSeries(pool)

@@ -52,6 +52,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     worker_database_url: Annotated[str | None, Meta(description="The worker's login, when not made by `migrate`")] = (
         None
     )
+    replica_urls: Annotated[
+        str | None,
+        Meta(
+            description="Its read replicas, comma between, as `postgresql://replica:5432/nbpulse`: history and reports"
+            " are read there; without a login: by the API's"
+        ),
+    ] = None
+    replica_lag_max_s: Annotated[
+        float, Meta(gt=0, le=3600, description="A replica further behind is not read from: the primary is")
+    ] = 10.0
     redis_url: Annotated[
         str | None, Meta(description="URL of your own Redis 7 or Valkey 8-9; unset = the embedded one")
     ] = None

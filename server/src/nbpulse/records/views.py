@@ -58,6 +58,8 @@ class Pulse(msgspec.Struct, frozen=True):
     """Where the class has been taught in the notebook, as `read_positions`."""
     rules: AlertRules = DEFAULT_RULES
     groups: ErrorGroups = NO_GROUPS
+    title: str = ""
+    """The course's."""
     teams: Teams | None = None
     """Whose students, and those of no team, whoever asked was shown; None: the whole course."""
 
@@ -254,7 +256,7 @@ class ClassReader:
         revisions = await connection.fetch(_REVISIONS, course_id)
         meeting = await connection.fetchrow(_MEETING, course_id)
         row = await connection.fetchrow(
-            "SELECT find_my_teams(id) AS teams, alert_rules FROM courses WHERE id = $1", course_id
+            "SELECT title, find_my_teams(id) AS teams, alert_rules FROM courses WHERE id = $1", course_id
         )
         return Pulse(
             learner_revisions={str(row["user_id"]): row["revision"] for row in revisions},
@@ -267,6 +269,7 @@ class ClassReader:
             lesson=await read_positions(connection, course_id, notebook_id or default),
             rules=read_rules(row["alert_rules"]) if row else DEFAULT_RULES,
             groups=await read_groups(connection, course_id),
+            title=row["title"] if row else "",
             teams=None if row is None or row["teams"] is None else tuple(row["teams"]),
         )
 
