@@ -31,6 +31,13 @@ class LogicalPostgres(EmbeddedPostgres):
     def _compose_command(self) -> list[str]:
         return [*super()._compose_command(), "-c", "wal_level=logical"]
 
+    def revive(self) -> None:
+        """Start again what was killed, from any thread."""
+        assert self._process is not None
+        self._process.wait(20)
+        self._spawn(self._compose_command())
+        self.wait_ready()
+
 
 class Primaries(NamedTuple):
     """A directory and its shard databases by name, `main` the first; servers are in the same order."""
