@@ -19,6 +19,7 @@ from tables import (
     compose_capture_cost,
     compose_influx_outage,
     compose_known_students,
+    compose_processes,
     compose_timeseries,
 )
 
@@ -51,6 +52,7 @@ SECTIONS = {
     "board_speed": compose_board_speed,
     "capture_cost": compose_capture_cost,
     "influx_outage": compose_influx_outage,
+    "processes": compose_processes,
     "known_students": compose_known_students,
     "timeseries": compose_timeseries,
 }

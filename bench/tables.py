@@ -144,6 +144,39 @@ def compose_influx_outage(result: Result) -> str:
     return "\n".join([*lines, "", " ".join(said)])
 
 
+_CHANGES = {
+    "add": "one more",
+    "kill": "kill -9",
+    "remove": "SIGTERM",
+    "stop": "SIGSTOP",
+}
+
+
+def compose_processes(result: Result) -> str:
+    """How long events waited when workers changed, and boards were away in a rolling restart."""
+    workers = result["workers"]
+    lines = [
+        _describe(result) + " Cores busy: with everything that was measured.",
+        "",
+        "| what | how often | longest | median | aim | cores busy |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, waited_s in workers["unread_max_s"].items():
+        missed = "" if waited_s <= workers["unread_aim_s"] else " **missed**"
+        lines.append(
+            f"| three workers, {_CHANGES[name]}: an event's wait for its storing | {workers['rounds']}"
+            f" | {waited_s:.1f} s | | ≤ {workers['unread_aim_s']:g} s{missed} | {workers['cores_busy']:.1f} |"
+        )
+    for name, title in (("nginx", "nginx"), ("haproxy", "HAProxy")):
+        one = result[name]
+        missed = "" if one["away_max_s"] <= one["away_aim_s"] else " **missed**"
+        lines.append(
+            f"| rolling restart behind {title}: a board's absence | {one['boards']} | {one['away_max_s']:.1f} s"
+            f" | {one['away_median_s']:.1f} s | ≤ {one['away_aim_s']:g} s{missed} | {one['cores_busy']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
 _ATTACKS = {
     "none": "nobody attacks",
     "endless_body": "a body of {size:,} bytes, to three routes at once",

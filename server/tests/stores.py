@@ -95,9 +95,10 @@ async def connect(database_url: str) -> AsyncIterator[asyncpg.Connection]:
         await connection.close()
 
 
-async def make_class(database_url: str, students: int) -> tuple[UUID, list[UUID]]:
-    """A course and its students, enrolled."""
-    course_id, user_ids = uuid4(), sorted(uuid4() for _ in range(students))
+async def make_class(database_url: str, students: int | Sequence[UUID]) -> tuple[UUID, list[UUID]]:
+    """A course and its students, enrolled; so many, or these."""
+    ids = [uuid4() for _ in range(students)] if isinstance(students, int) else students
+    course_id, user_ids = uuid4(), sorted(ids)
     async with connect(database_url) as connection:
         await connection.execute(
             "INSERT INTO courses (id, title, short_name) VALUES ($1, 'Test', $2)", course_id, course_id.hex
@@ -155,3 +156,18 @@ async def count_rows(database_url: str, *tables: str) -> list[int]:
 def spread(user_ids: Sequence[UUID], course_id: UUID, count: int) -> list[ReceivedEvent]:
     """`count` runs, one student after the other."""
     return [make_event(user_ids[number % len(user_ids)], course_id) for number in range(count)]
+
+
+async def check_conservation(database_url: str, accepted: Sequence[ReceivedEvent]) -> None:
+    """Every accepted event once in the ledger, by id, and once in every counter."""
+    async with connect(database_url) as connection:
+        stored = [row[0] for row in await connection.fetch("SELECT event_id FROM events")]
+        assert len(stored) == len(set(stored))
+        assert set(stored) == {event.event_id for event in accepted}
+        assert await connection.fetchval("SELECT count(*) FROM event_ids") == len(stored)
+        runs = [event for event in accepted if event.event_type == "cell_execution"]
+        errors = [event for event in runs if event.data["status"] == "error"]
+        for table, counter in (("learning_sessions", "cell_executions"), ("learner_cells", "attempt_count")):
+            assert await connection.fetchval(f"SELECT sum({counter}) FROM {table}") == len(runs)
+            assert await connection.fetchval(f"SELECT sum(error_count) FROM {table}") == len(errors)
+        assert await connection.fetchval("SELECT count(*) FROM timeseries.cell_executions") == len(runs)

@@ -205,13 +205,8 @@ class Cache:
         async with _deadline():
             await self._redis.hdel(CONNECTIONS_KEY, connection_id)
 
-    async def note_worker(self, name: str, lag_ms: int) -> None:
-        """The worker of that name is at work; `lag_ms`: from an event's receipt to its being stored, 0 when idle."""
-        async with _deadline():
-            await self._redis.hset(WORKERS_KEY, name, _encode(_AtWork(time.time(), lag_ms)))
-
     async def read_workers(self) -> dict[str, int]:
-        """Workers at work in the last 5 s: name -> lag in ms."""
+        """Workers that beat in the last 5 s (stream/leases.py): name -> lag in ms, from receipt to storing."""
         async with _deadline():
             entries = await self._redis.hgetall(WORKERS_KEY)
         found = {bytes(name).decode(): _decode_at_work(entry) for name, entry in entries.items()}  # type: ignore[arg-type]

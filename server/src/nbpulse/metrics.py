@@ -161,6 +161,11 @@ RedisQuery = Literal[
     "forget_suspects",
     "measure_backlog",
     "trim",
+    "beat",
+    "read_leases",
+    "take_leases",
+    "give_leases",
+    "leave",
     "copy_entries",
     "erase_entries",
     # of the cache and the publisher: the command itself
@@ -307,6 +312,7 @@ stream_backlog_events = Gauge("nbpulse_stream_backlog_events", "Events in the st
 stream_generation_changes = Counter(
     "nbpulse_stream_generation_changes_total", "Times the stream's server was found emptied or exchanged"
 )
+worker_shards = Gauge("nbpulse_worker_shards", "Shards of 64 that this worker reads")
 workers = Gauge("nbpulse_workers", "Workers at work in the last 5 s, as the API sees them at the scrape")
 worker_events = Counter("nbpulse_worker_events_total", "Events the worker finished, by outcome", ["outcome"])
 worker_redeliveries = Counter("nbpulse_worker_redeliveries_total", "Entries taken over from a dead or slow worker")
@@ -350,7 +356,7 @@ for _reason in ("refused", "series_limit"):
 # What only the API, or only a worker, looks up is unknown in every other process, not 0.
 for _seen_by_one in (
     *(workers, dead_letters, series_debt_oldest_seconds),
-    *(series_marks, series_marks_oldest_seconds, unaccounted_events),
+    *(series_marks, series_marks_oldest_seconds, unaccounted_events, worker_shards),
 ):
     _seen_by_one.set(math.nan)
 live_frames = Counter("nbpulse_live_frames_total", "Frames encoded for boards")

@@ -1,4 +1,4 @@
-"""The way of a batch through the worker: record -> publish, then acknowledge (`worker.py`), then measure.
+"""The way of a batch through the worker: record -> publish, then acknowledge (`worker/`), then measure.
 
 Promises: what was recorded is recorded once, however often the batch comes; publishing and measuring are absolute and
 idempotent, so a repeat changes nothing. The debt row written with the ledger is what makes it safe to acknowledge

@@ -25,7 +25,17 @@ from nbpulse.pipeline import Recorded
 from nbpulse.records.dead_letters import DeadLetters
 from nbpulse.resources import Resources
 from nbpulse.stream import STREAM_KEYS, EventStream
-from stores import connect, count_rows, create_database, make_class, make_error, make_event, open_stores, spread
+from stores import (
+    check_conservation,
+    connect,
+    count_rows,
+    create_database,
+    make_class,
+    make_error,
+    make_event,
+    open_stores,
+    spread,
+)
 from working import is_drained, is_paid, until, work
 
 # Deaths of a worker, most of them between its commit and its acknowledgement.
@@ -49,21 +59,6 @@ async def stores(database_url: str, redis_url: str) -> AsyncIterator[Resources]:
     async with open_stores(database_url, redis_url) as resources:
         await resources.stream.ensure_groups()
         yield resources
-
-
-async def check_conservation(database_url: str, accepted: Sequence[ReceivedEvent]) -> None:
-    """Every accepted event once in the ledger, by id, and once in every counter."""
-    async with connect(database_url) as connection:
-        stored = [row[0] for row in await connection.fetch("SELECT event_id FROM events")]
-        assert len(stored) == len(set(stored))
-        assert set(stored) == {event.event_id for event in accepted}
-        assert await connection.fetchval("SELECT count(*) FROM event_ids") == len(stored)
-        runs = [event for event in accepted if event.event_type == "cell_execution"]
-        errors = [event for event in runs if event.data["status"] == "error"]
-        for table, counter in (("learning_sessions", "cell_executions"), ("learner_cells", "attempt_count")):
-            assert await connection.fetchval(f"SELECT sum({counter}) FROM {table}") == len(runs)
-            assert await connection.fetchval(f"SELECT sum(error_count) FROM {table}") == len(errors)
-        assert await connection.fetchval("SELECT count(*) FROM timeseries.cell_executions") == len(runs)
 
 
 async def test_events_go_all_the_way_once_and_are_told_to_everybody(stores: Resources, database_url: str) -> None:

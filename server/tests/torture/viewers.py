@@ -12,7 +12,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
-from torture.connections import UnansweredError, get
+from torture.connections import TRUSTING, UnansweredError, get
 
 
 class Viewer:
@@ -77,7 +77,12 @@ class Viewer:
     async def _watch(self) -> None:
         url = self._pick_url().replace("http", "ws", 1)
         async with connect(
-            f"{url}/api/v1/courses/{self._course_id}/ws", open_timeout=5, close_timeout=1, max_size=1 << 24, proxy=None
+            f"{url}/api/v1/courses/{self._course_id}/ws",
+            open_timeout=5,
+            close_timeout=1,
+            max_size=1 << 24,
+            proxy=None,
+            ssl=TRUSTING if url.startswith("wss") else None,
         ) as socket:
             await socket.send(json.dumps({"t": "hello", "token": self._token}))
             async for text in socket:

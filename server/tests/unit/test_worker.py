@@ -7,7 +7,7 @@ import pytest
 from nbpulse.errors import Unavailable
 from nbpulse.patience import Backoff, Breaker
 from nbpulse.stream import Delivery
-from nbpulse.worker import _describe, _sort
+from nbpulse.worker.lane import _describe, _sort
 
 
 def test_a_few_bad_entries_among_many_good_ones_keep_the_breaker_closed() -> None:

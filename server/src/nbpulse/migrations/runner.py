@@ -22,6 +22,7 @@ from nbpulse.records.upkeep import MONTHS_AHEAD
 _LOCK = 6_622_001
 
 # Roles belong to the whole server, not to one database: made here, before the first migration, and found afterwards.
+# A worker that stops within a transaction would keep its students' rows from whoever takes over its shards.
 _ENSURE_ROLES = """
 DO $$
 DECLARE name text;
@@ -46,6 +47,7 @@ GRANT nbpulse_owner, app_maintenance TO nbpulse_migrator, CURRENT_USER;
 GRANT nbpulse_migrator TO CURRENT_USER;
 GRANT app_user TO nbpulse_api;
 GRANT app_writer TO nbpulse_worker;
+ALTER ROLE nbpulse_worker SET idle_in_transaction_session_timeout = '4s';
 GRANT CREATE, USAGE ON SCHEMA public TO nbpulse_owner, nbpulse_migrator, app_maintenance
 """
 

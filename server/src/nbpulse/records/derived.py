@@ -243,7 +243,8 @@ async def _pay(connection: asyncpg.Connection, marks: Sequence[asyncpg.Record], 
         return
     columns = [[row[name] for row in marks] for name in ("user_id", "shard", "notebook_id", "since", "revision")]
     user_ids, shards, notebook_ids, since, revisions = columns
-    await connection.execute("SET LOCAL work_mem = '32MB'")  # else a class's runs are sorted on disk
+    # Else a class's runs are sorted on disk; and InfluxDB may take longer than a worker's transaction may pause.
+    await connection.execute("SET LOCAL work_mem = '32MB'; SET LOCAL idle_in_transaction_session_timeout = 0")
     points = await _make_points(connection, user_ids, notebook_ids, since, from_standings=True)
     for start in range(0, len(points), _WRITE_POINTS_MAX):
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 from uuid import UUID
@@ -36,12 +36,11 @@ GENERATION_KEY: Final = "nbpulse:generation"
 SUSPECTS_KEY: Final = b"nbpulse:suspects"
 BATCH_EVENTS: Final = 1_000
 BACKLOG_AGE_S: Final = 0.5
-_COUNT_PER_STREAM: Final = BATCH_EVENTS // SHARD_COUNT
-
 STREAM_KEYS: Final[dict[Lane, tuple[bytes, ...]]] = {
     lane: tuple(f"nbpulse:{lane}:{{shard_{number}}}".encode() for number in range(SHARD_COUNT)) for lane in LANES
 }
 _ALL_KEYS: Final = tuple(key for lane in LANES for key in STREAM_KEYS[lane])
+_ALL_SHARDS: Final = range(SHARD_COUNT)
 _log = structlog.get_logger(__name__)
 
 
@@ -208,19 +207,20 @@ class EventStream:
         self._touched.update(_ALL_KEYS)  # a worker before us may have acknowledged and died before it trimmed
         return not any(isinstance(answer, Exception) for answer in answers[2:])
 
-    async def read(self, lane: Lane, block_ms: int = 500) -> list[Delivery]:
+    async def read(self, lane: Lane, shards: Collection[int] = _ALL_SHARDS, *, block_ms: int = 500) -> list[Delivery]:
         """
-        The next deliveries of a lane, at most 1,000; empty when none came within `block_ms`.
+        The next deliveries of a lane's `shards`, at most 1,000; empty when none came within `block_ms`.
 
         What this consumer has in hand from before a restart or a lost connection comes first, and again until it is
         acknowledged. Raises Unavailable.
         """
+        keys = [STREAM_KEYS[lane][shard] for shard in shards]
         try:
-            if self._replays[lane]:
-                deliveries = await self._replay(lane)
+            if any(key in self._replays[lane] for key in keys):
+                deliveries = await self._replay(lane, keys)
                 if deliveries:
                     return deliveries
-            return await self._read_new(lane, block_ms)
+            return await self._read_new(lane, keys, block_ms)
         except Unavailable:
             # Answers may have been lost on the way: their entries are ours and pending.
             self.replay_pending(lane)
@@ -236,19 +236,39 @@ class EventStream:
         """Read this consumer's own pending entries of the lane again before anything new."""
         self._replays[lane] = dict.fromkeys(STREAM_KEYS[lane], b"0")
 
-    async def reclaim(self, lane: Lane, idle_ms: int) -> list[Delivery]:
+    async def adopt(self, lane: Lane, shards: Collection[int]) -> None:
+        """
+        Take over everything that is pending in these shards, whosever it was, and read it before anything new.
+
+        For whoever alone reads them from now on. Raises Unavailable: then do it again.
+        """
+        places = dict.fromkeys((STREAM_KEYS[lane][shard] for shard in shards), b"0-0")
+        adopted = list(places)
+        while places:
+            claims = [
+                (b"XAUTOCLAIM", key, GROUP, self._consumer, 0, place, b"COUNT", BATCH_EVENTS, b"JUSTID")
+                for key, place in places.items()
+            ]
+            answers = await self._readers[lane].call(claims, query_type="claim")
+            # No group: `read` sees the same and mends it.
+            ends = {key: one[0] for key, one in zip(places, answers, strict=True) if not isinstance(one, Exception)}
+            places = {key: place for key, place in ends.items() if place != b"0-0"}
+        self._replays[lane].update(dict.fromkeys(adopted, b"0"))
+
+    async def reclaim(self, lane: Lane, idle_ms: int, shards: Collection[int] = _ALL_SHARDS) -> list[Delivery]:
         """
         Take over entries whose worker has not acknowledged them for `idle_ms`, at most 1,000.
 
         Their first worker may still be alive and finish them too: storing twice changes nothing.
         """
+        keys = [STREAM_KEYS[lane][shard] for shard in shards]
         claims = [
-            (b"XAUTOCLAIM", key, GROUP, self._consumer, idle_ms, b"0", b"COUNT", _COUNT_PER_STREAM)
-            for key in STREAM_KEYS[lane]
+            (b"XAUTOCLAIM", key, GROUP, self._consumer, idle_ms, b"0", b"COUNT", BATCH_EVENTS // len(keys))
+            for key in keys
         ]
         answers = await self._readers[lane].call(claims, query_type="claim")
         found = []
-        for key, answer in zip(STREAM_KEYS[lane], answers, strict=True):
+        for key, answer in zip(keys, answers, strict=True):
             if isinstance(answer, Exception):
                 return []  # no group: `read` sees the same and mends it
             found += [_deliver(key, entry) for entry in answer[1]]
@@ -288,9 +308,8 @@ class EventStream:
             self._touched.update(keys)
             raise
 
-    async def _read_new(self, lane: Lane, block_ms: int) -> list[Delivery]:
-        keys = STREAM_KEYS[lane]
-        deliveries, full = await self._read_group(lane, keys, _COUNT_PER_STREAM, block_ms)
+    async def _read_new(self, lane: Lane, keys: Sequence[bytes], block_ms: int) -> list[Delivery]:
+        deliveries, full = await self._read_group(lane, keys, BATCH_EVENTS // len(keys), block_ms)
         # COUNT is per stream: a few busy streams are asked again, with what is left of the batch shared among them.
         if full and (count := (BATCH_EVENTS - len(deliveries)) // len(full)):
             more, _ = await self._read_group(lane, full, count, None)
@@ -318,16 +337,19 @@ class EventStream:
                 full.append(key)
         return deliveries, full
 
-    async def _replay(self, lane: Lane) -> list[Delivery]:
-        """The next of this consumer's own pending entries; empty when all have been read again."""
-        replay = self._replays[lane]
+    async def _replay(self, lane: Lane, keys: Sequence[bytes]) -> list[Delivery]:
+        """The next of this consumer's own pending entries in `keys`; empty when all have been read again."""
+        replays = self._replays[lane]
+        replay = {key: replays[key] for key in keys if key in replays}
         found: list[Delivery] = []
-        head: Command = (b"XREADGROUP", b"GROUP", GROUP, self._consumer, b"COUNT", _COUNT_PER_STREAM, b"STREAMS")
+        count = BATCH_EVENTS // len(replay)
+        head: Command = (b"XREADGROUP", b"GROUP", GROUP, self._consumer, b"COUNT", count, b"STREAMS")
         reply = await self._readers[lane].call_one(*head, *replay, *replay.values(), query_type="read_pending")
-        replay.clear()
+        for key in replay:
+            del replays[key]
         for key, entries in pair_answer(reply):
             if entries:
-                replay[key] = entries[-1][0]
+                replays[key] = entries[-1][0]
                 found += [_deliver(key, entry) for entry in entries]
         return await self._count_deliveries(lane, found)
 

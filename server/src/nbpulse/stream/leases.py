@@ -1,0 +1,194 @@
+"""Which shards a worker reads: all 64 shared out among those at work, each read by one of them at a time.
+
+A worker lives by its beat (one write every 0.5 s, timed by the server's clock); a shard's lease names its reader and
+has no end of its own, so that nothing else is written while nobody comes or goes. Promises: who has not beaten for
+2.5 s has no shard any more, by its own clock no later than by anybody else's; a shard is taken only where nobody alive
+has it; every command names one key. What two readers store is stored once (the ledger): leases keep the order of a
+student's events and share the work, nothing else hangs on them (docs/decisions/0032).
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Collection, Mapping
+from typing import Any, Final
+
+import structlog
+from redis.asyncio import Redis
+
+from nbpulse.errors import StartupError, Unavailable
+from nbpulse.metrics import RedisQuery, worker_shards
+from nbpulse.shards import SHARD_COUNT
+from nbpulse.stream.link import Command, Link
+
+WORKERS_KEY: Final = b"nbpulse:workers"
+LEASE_S: Final = 2.5
+BEAT_S: Final = 0.5
+
+# The server's clock alone decides who is alive. Answers who takes shards, and what was noted under our name before.
+_BEAT: Final = b"""
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+local before = redis.call('HGET', KEYS[1], ARGV[1])
+redis.call('HSET', KEYS[1], ARGV[1], string.format('{"at":%.3f,"lag_ms":%s,"takes":%s,"life":"%s"}',
+    now, ARGV[3], ARGV[4], ARGV[2]))
+local noted, taking = redis.call('HGETALL', KEYS[1]), {}
+for i = 1, #noted, 2 do
+    local at = tonumber(string.match(noted[i + 1], '"at":([%d.]+)'))
+    if not at or now - at > tonumber(ARGV[5]) then
+        redis.call('HDEL', KEYS[1], noted[i])
+    elseif string.find(noted[i + 1], '"takes":true', 1, true) then
+        taking[#taking + 1] = noted[i]
+    end
+end
+return {before and string.match(before, '"life":"(%w+)"') or '', taking}
+"""
+# Free, or left by somebody who is not alive; a lease with an end of its own is no worker's (`pause_shard`).
+_TAKE: Final = b"""
+local owner = redis.call('GET', KEYS[1])
+if owner then
+    for i = 2, #ARGV do
+        if ARGV[i] == owner then return 0 end
+    end
+    if redis.call('PTTL', KEYS[1]) >= 0 then return 0 end
+end
+redis.call('SET', KEYS[1], ARGV[1])
+return 1
+"""
+_GIVE: Final = b"if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+_SHARDS: Final = range(SHARD_COUNT)
+_log = structlog.get_logger(__name__)
+
+
+def name_lease(shard: int) -> bytes:
+    """Where the name of a shard's reader stands, beside its streams."""
+    return f"nbpulse:lease:{{shard_{shard}}}".encode()
+
+
+def share(worker: str, workers: Collection[str]) -> int:
+    """How many of the shards are one worker's: all alike, the first by name one more where they do not divide."""
+    ranks = sorted({*workers, worker})
+    each, rest = divmod(SHARD_COUNT, len(ranks))
+    return each + (ranks.index(worker) < rest)
+
+
+async def pause_shard(redis: Redis, shard: int, by: str, life_ms: int) -> None:
+    """
+    Let no worker read the shard until `resume_shard`, at the latest for `life_ms`: its entries wait in the stream.
+
+    Workers know of it after 0.5 s; what one has in hand it finishes. So it spares them vain tries and fences nothing:
+    that is for the database to do.
+    """
+    await redis.set(name_lease(shard), by, px=life_ms)
+
+
+async def resume_shard(redis: Redis, shard: int, by: str) -> None:
+    """The shard may be read again; nothing happens where it is not paused by `by` any more."""
+    await redis.eval(_GIVE.decode(), 1, name_lease(shard).decode(), by)
+
+
+class Leases:
+    """One worker's shards. `renew` every 0.5 s keeps them, takes what is free and gives back what is too much."""
+
+    def __init__(self, redis: Redis, worker: str) -> None:
+        self._link = Link(redis)
+        self._worker = worker
+        # Of two lives under one name the later one ends (NB-3105).
+        self._life = f"{time.time_ns():020d}{secrets.token_hex(4)}"
+        self._is_known = False
+        self._valid_until = float("-inf")
+        self._takings = 0
+        self._held: dict[int, int] = {}
+        self._leaving: set[int] = set()
+
+    @property
+    def reading(self) -> Mapping[int, int]:
+        """The shards to read from now on, each with the number of its taking: another number, another's in between."""
+        if time.monotonic() >= self._valid_until:
+            return {}
+        return {shard: taking for shard, taking in self._held.items() if shard not in self._leaving}
+
+    async def renew(self, in_hand: Collection[int] = (), *, is_stuck: bool = False, lag_ms: int = 0) -> None:
+        """
+        One beat, and whatever shards come or go by it.
+
+        `in_hand`: shards not to be given away yet. `is_stuck`: what is in hand does not end; where there is another
+        worker, it shall have everything.
+
+        Raises Unavailable; StartupError (NB-3105): another worker that was there first has this one's name.
+        """
+        others = await self._beat(is_stuck=is_stuck, lag_ms=lag_ms)
+        wanted = 0 if is_stuck and others else share(self._worker, others)
+        owners = await self._call([("GET", name_lease(shard)) for shard in _SHARDS], "read_leases")
+        me = self._worker.encode()
+        for shard in [shard for shard in self._held if owners[shard] != me]:
+            del self._held[shard]
+        kept = sorted(self._held)[:wanted]
+        for shard in self._leaving.intersection(kept):
+            self._note_taking(shard)  # what was read of it and given up meanwhile is to be read again
+        self._leaving = set(self._held) - set(kept)
+        given = [shard for shard in self._leaving if is_stuck or shard not in in_hand]
+        await self._give(given)
+        if len(kept) < wanted and not is_stuck:
+            alive = {worker.encode() for worker in others}
+            free = [shard for shard in _SHARDS if shard not in self._held and owners[shard] not in alive]
+            await self._take(free, wanted - len(kept), sorted(alive))
+        worker_shards.set(len(self._held) - len(self._leaving))
+
+    async def leave(self) -> None:
+        """Give everything back and be gone: others take it with their next beat. Raises Unavailable."""
+        self._valid_until = float("-inf")
+        self._leaving.clear()
+        await self._give(list(self._held))
+        await self._call([("HDEL", WORKERS_KEY, self._worker)], "leave")
+        worker_shards.set(0)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._link.close()
+
+    async def _beat(self, *, is_stuck: bool, lag_ms: int) -> list[str]:
+        """Who else takes shards; what we held is forgotten where we were too late."""
+        sent_at = time.monotonic()
+        takes = "false" if is_stuck else "true"
+        command = ("EVAL", _BEAT, 1, WORKERS_KEY, self._worker, self._life, lag_ms, takes, str(LEASE_S))
+        ((life, taking),) = await self._call([command], "beat")
+        if self._is_known and life and life.decode() != self._life:
+            # Once it may be whom we succeed; now it has beaten since.
+            error = StartupError("NB-3105", worker=self._worker)
+            if life.decode() < self._life:
+                raise error
+            _log.warning("leases.namesake", code=error.code, title=error.title("en"))
+        elif not life or sent_at >= self._valid_until:
+            self._held.clear()
+            self._leaving.clear()
+        self._is_known = True
+        self._valid_until = sent_at + LEASE_S
+        return [worker.decode() for worker in taking if worker != self._worker.encode()]
+
+    async def _take(self, free: list[int], count: int, alive: list[bytes]) -> None:
+        while free and count > 0:
+            tried, free = free[:count], free[count:]
+            commands: list[Command] = [("EVAL", _TAKE, 1, name_lease(shard), self._worker, *alive) for shard in tried]
+            for shard, is_taken in zip(tried, await self._call(commands, "take_leases"), strict=True):
+                if is_taken:
+                    self._note_taking(shard)
+                    count -= 1
+
+    def _note_taking(self, shard: int) -> None:
+        self._takings += 1
+        self._held[shard] = self._takings
+
+    async def _give(self, shards: list[int]) -> None:
+        for shard in shards:
+            del self._held[shard]
+            self._leaving.discard(shard)
+        await self._call([("EVAL", _GIVE, 1, name_lease(shard), self._worker) for shard in shards], "give_leases")
+
+    async def _call(self, commands: list[Command], query_type: RedisQuery) -> list[Any]:
+        answers = await self._link.call(commands, query_type=query_type)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise Unavailable("NB-2001") from answer
+        return answers

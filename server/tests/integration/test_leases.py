@@ -1,0 +1,236 @@
+"""Who reads which shard, on the wheel's Valkey and on Debian's Redis 7: all shared, none twice, none left alone."""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from changing_workers import CHANGES, change_workers, make_students
+from nbpulse.cache import Cache
+from nbpulse.errors import StartupError
+from nbpulse.shards import SHARD_COUNT
+from nbpulse.stream.leases import BEAT_S, LEASE_S, Leases, name_lease, pause_shard, resume_shard, share
+from stores import check_conservation, create_database, make_class, open_stores
+from working import until
+
+ALL = set(range(SHARD_COUNT))
+
+
+@given(st.sets(st.text(min_size=1, max_size=8), min_size=1, max_size=100))
+def test_the_shards_are_shared_out_evenly_and_without_a_rest(workers: set[str]) -> None:
+    shares = [share(worker, workers) for worker in workers]
+    assert sum(shares) == SHARD_COUNT
+    assert max(shares) - min(shares) <= 1
+
+
+@pytest.fixture(params=["embedded_valkey", "redis_7"])
+async def redis(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
+    """An emptied server."""
+    async with Redis.from_url(request.getfixturevalue(request.param)) as client:
+        await client.flushall()
+        yield client
+
+
+class Team:
+    """Workers' leases, renewed by hand."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._stack = AsyncExitStack()
+        self.members: dict[str, Leases] = {}
+
+    async def add(self, name: str) -> Leases:
+        leases = Leases(self._redis, name)
+        self._stack.push_async_callback(leases.close)
+        self.members[name] = leases
+        await leases.renew()
+        return leases
+
+    async def renew(self) -> bool:
+        """One beat of each; whether every shard is now read by one of them."""
+        for leases in self.members.values():
+            await leases.renew()
+        read = [shard for leases in self.members.values() for shard in leases.reading]
+        assert len(read) == len(set(read)), "two read one shard"
+        return set(read) == ALL
+
+    async def is_even(self) -> bool:
+        """The same, and nobody reads more than his share."""
+        counts = [len(leases.reading) for leases in self.members.values()]
+        return await self.renew() and max(counts) - min(counts) <= 1
+
+    async def close(self) -> None:
+        await self._stack.aclose()
+
+
+@pytest.fixture
+async def team(redis: Redis) -> AsyncIterator[Team]:
+    one = Team(redis)
+    yield one
+    await one.close()
+
+
+async def test_one_alone_reads_all_at_once_and_writes_nothing_but_its_beat(redis: Redis, team: Team) -> None:
+    alone = await team.add("worker")
+    assert set(alone.reading) == ALL
+    before = await redis.info("commandstats")
+    for _ in range(5):
+        await alone.renew()
+    after = await redis.info("commandstats")
+    calls = {name: after[name]["calls"] - before.get(name, {"calls": 0})["calls"] for name in after}
+    assert {name: count for name, count in calls.items() if count and name not in {"cmdstat_info", "cmdstat_get"}} == {
+        f"cmdstat_{name}": 5 for name in ("eval", "time", "hget", "hset", "hgetall")
+    }
+    assert set(alone.reading) == ALL
+    assert set(await Cache(redis).read_workers()) == {"worker"}
+
+
+async def test_who_comes_gets_a_share_and_who_leaves_gives_it_back_at_once(team: Team) -> None:
+    first = await team.add("first")
+    second = await team.add("second")
+    assert not second.reading, "nothing is taken from somebody alive"
+    await until(team.is_even)
+    assert (len(first.reading), len(second.reading)) == (32, 32)
+    third = await team.add("third")
+    await until(team.is_even)
+    assert sorted(map(len, (first.reading, second.reading, third.reading))) == [21, 21, 22]
+    await team.members.pop("second").leave()
+    assert not second.reading
+    assert await team.renew(), "in one beat, without waiting for anything to lapse"
+
+
+async def test_what_is_in_hand_is_read_no_more_but_not_given_away_either(redis: Redis, team: Team) -> None:
+    first = await team.add("first")
+    second = await team.add("second")
+    for _ in range(3):
+        await first.renew(ALL)
+        await second.renew()
+    assert len(first.reading) == 32
+    assert not second.reading
+    assert {await redis.get(name_lease(shard)) for shard in ALL} == {b"first"}
+    await first.renew()
+    await second.renew()
+    assert set(second.reading) == ALL - set(first.reading)
+
+
+async def test_a_silent_worker_loses_its_shards_by_its_own_clock_first(team: Team) -> None:
+    silent = await team.add("silent")
+    other = await team.add("other")
+    await until(team.is_even)
+    before = dict(silent.reading)
+    del team.members["silent"]
+    silent_at = time.monotonic()
+    while len(other.reading) < SHARD_COUNT:
+        await other.renew()
+        assert not (set(other.reading) & set(silent.reading)), "it still believed that it may read"
+        await asyncio.sleep(0.05)
+        assert time.monotonic() - silent_at < 30
+    assert not silent.reading
+    team.members["silent"] = silent  # it wakes up
+    await until(team.is_even)
+    assert len(silent.reading) == 32
+    for shard in set(before) & set(silent.reading):
+        assert silent.reading[shard] != before[shard], "another may have read it in between: to be adopted anew"
+
+
+async def test_a_successor_of_the_same_name_goes_on_at_once(redis: Redis, team: Team) -> None:
+    await team.add("worker")
+    successor = Leases(redis, "worker")
+    await successor.renew()
+    assert set(successor.reading) == ALL
+    await successor.renew()
+    await successor.close()
+
+
+async def test_of_two_workers_with_one_name_the_later_one_ends_and_says_why(redis: Redis, team: Team) -> None:
+    first = await team.add("worker")
+    later = Leases(redis, "worker")
+    await later.renew()
+    await first.renew()
+    with pytest.raises(StartupError) as end:
+        await later.renew()
+    assert end.value.code == "NB-3105"
+    assert end.value.facts["worker"] == "worker"
+    await first.renew()
+    assert set(first.reading) == ALL
+    await later.close()
+
+
+async def test_who_is_stuck_lets_others_try_and_takes_part_again_later(team: Team) -> None:
+    stuck = await team.add("stuck")
+    other = await team.add("other")
+    for _ in range(2):
+        await stuck.renew(ALL, is_stuck=True)
+        await other.renew()
+    assert not stuck.reading
+    assert set(other.reading) == ALL
+    for _ in range(3):  # both: then nobody takes anything from anybody
+        await stuck.renew(ALL, is_stuck=True)
+        await other.renew(ALL, is_stuck=True)
+    assert set(other.reading) == ALL
+    await until(team.is_even)
+    assert len(stuck.reading) == 32
+
+
+async def test_a_paused_shard_is_read_by_nobody_until_it_is_resumed_or_forgotten(redis: Redis, team: Team) -> None:
+    one, two = await team.add("one"), await team.add("two")
+    await until(team.is_even)
+    for shard, life_ms in ((17, 60_000), (40, 700)):
+        await pause_shard(redis, shard, "mover", life_ms)
+    for _ in range(2):
+        await team.renew()
+    assert not {17, 40} & (set(one.reading) | set(two.reading))
+    await until(lambda: is_read(team, 40), 20)  # the mover died
+    assert 17 not in {*one.reading, *two.reading}
+    await resume_shard(redis, 17, "somebody else")
+    assert not await is_read(team, 17)
+    await resume_shard(redis, 17, "mover")
+    await until(team.is_even)
+
+
+async def is_read(team: Team, shard: int) -> bool:
+    await team.renew()
+    return any(shard in leases.reading for leases in team.members.values())
+
+
+async def test_an_emptied_server_is_shared_out_anew(redis: Redis, team: Team) -> None:
+    one, _ = await team.add("one"), await team.add("two")
+    await until(team.is_even)
+    before = dict(one.reading)
+    await redis.flushall()
+    await until(team.is_even)
+    assert all(one.reading[shard] != before[shard] for shard in set(before) & set(one.reading))
+
+
+async def test_what_a_worker_notes_of_itself_is_timed_by_the_server(redis: Redis, team: Team) -> None:
+    one = await team.add("one")
+    await one.renew(lag_ms=42)
+    seconds, microseconds = await redis.time()
+    noted = json.loads((await redis.hgetall("nbpulse:workers"))[b"one"])
+    assert abs(seconds + microseconds / 1e6 - noted["at"]) < 20
+    assert (noted["lag_ms"], noted["takes"]) == (42, True)
+    assert BEAT_S * 4 < LEASE_S, "some beats may be late"
+
+
+@pytest.mark.timeout(900)
+async def test_workers_killed_stopped_added_and_removed_under_load_keep_each_students_order(
+    embedded_postgres: str, embedded_valkey: str
+) -> None:
+    rounds = 10 if os.environ.get("NBPULSE_TEST_SCALE") == "full" else 1
+    async with Redis.from_url(embedded_valkey) as client:
+        await client.flushall()
+    database_url = await create_database(embedded_postgres)
+    course = await make_class(database_url, make_students())
+    async with open_stores(database_url, embedded_valkey, worker="watcher") as opened:
+        outcome = await change_workers(opened, database_url, embedded_valkey, course, rounds=rounds, seed=1)
+    print(f"{dict(outcome.changes)}, {len(outcome.accepted)} events; an event waited at most {outcome.unread_s} s")  # noqa: T201
+    assert outcome.changes == dict.fromkeys(CHANGES, rounds)
+    assert outcome.disordered == []
+    await check_conservation(database_url, outcome.accepted)

@@ -1,0 +1,108 @@
+"""APIs and workers restarted one after the other, behind a proxy, while students work and teachers watch."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection
+
+from boards import Board
+from torture.checker import Verdict, await_debts_paid, await_drained, check, read_journals
+from torture.clients import Journal, LoadClient, join_students
+from torture.connections import get
+from torture.systems import System
+from torture.viewers import Viewer
+from working import until
+
+
+class Watching(Viewer):
+    """A viewer that keeps its board as a browser does."""
+
+    board: Board
+
+    async def _take_snapshot(self, socket: ClientConnection) -> None:
+        await super()._take_snapshot(socket)
+        self.board = Board(self.snapshot)
+
+    def _take_frame(self, frame: dict[str, Any]) -> None:
+        before = len(self.frames)
+        super()._take_frame(frame)
+        if len(self.frames) > before:
+            self.board.apply(frame)
+
+
+@dataclass(frozen=True)
+class Restarts:
+    """What came of it."""
+
+    verdict: Verdict
+    answered: bool
+    """Whether every event was taken in the end."""
+    gaps: list[str]
+    absences_s: list[float]
+    """Of each viewer the longest time from losing its line to its next snapshot."""
+    connects: int
+
+
+async def read_board(url: str, system: System) -> dict[str, Any]:
+    """The board as that API tells it now."""
+    answer = await get(
+        f"{url}/api/v1/courses/{system.facts['course_id']}/live", token=system.facts["teacher_token"], deadline_s=20
+    )
+    assert answer.status == 200, answer.body
+    return Board(answer.read()).show()
+
+
+async def restart_all(
+    system: System, front_url: str, journal_path: Path, *, viewer_count: int = 4, rate_per_s: float = 40, seed: int = 1
+) -> Restarts:
+    """
+    SIGTERM every API, then every worker, each after the one before is back; the load and the boards come through
+    `front_url`. Ends when every board shows what every API's snapshot does.
+    """
+    students = await join_students(front_url, system.facts["join_code"], 12, name=f"Student {seed}")
+    journal = Journal(journal_path)
+    client = LoadClient(lambda: front_url, students, journal, rate_per_s=rate_per_s, seed=seed)
+    facts = system.facts
+    async with AsyncExitStack() as stack:
+        viewers = [Watching(lambda: front_url, facts["course_id"], facts["teacher_token"]) for _ in range(viewer_count)]
+        for viewer in viewers:
+            await stack.enter_async_context(viewer)
+            async with asyncio.timeout(30):
+                await viewer.is_connected.wait()
+        client.start()
+        for part in ("api", "worker"):
+            for place, pid in enumerate(system.read_pids(part)):
+                await system.await_age(part, place)
+                os.kill(pid, signal.SIGTERM)
+                await system.await_successor(part, place, pid, within_s=60)
+                for viewer in viewers:
+                    async with asyncio.timeout(30):
+                        await viewer.is_connected.wait()
+        await client.finish(within_s=60)
+        await await_drained(facts["redis_url"], within_s=60)
+        await await_debts_paid(facts["database_url"])
+        await until(lambda: show_the_same(system, viewers))
+        for viewer in viewers:
+            viewer.assert_running()
+    history = read_journals([journal.path])
+    return Restarts(
+        await check(facts["database_url"], facts["redis_url"], history),
+        history.acknowledged == set(history.sent),
+        [gap for viewer in viewers for gap in viewer.gaps],
+        [round(viewer.longest_absence_s, 2) for viewer in viewers],
+        sum(viewer.connect_count for viewer in viewers),
+    )
+
+
+async def show_the_same(system: System, viewers: Sequence[Watching]) -> bool:
+    """Whether every board shows what every API would show a new one now."""
+    snapshots = [await read_board(url, system) for url in system.api_urls]
+    return all(viewer.board.show() == snapshot for viewer in viewers for snapshot in snapshots)
