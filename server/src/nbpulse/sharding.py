@@ -154,32 +154,33 @@ async def _open_site(settings: Settings) -> AsyncIterator[moves.Site]:
 async def _move(settings: Settings, plan: _Plan, *, as_json: bool) -> None:
     """Each shard after the other; what was begun before and is asked for again goes on where it was."""
     pauses: dict[str, float] = {}
-    async with _open_site(settings) as site, moves.hold_moves(site.directory):
-        begun = [one for one in await moves.list_moves(site.directory) if not plan.shards or one.shard in plan.shards]
-        if plan.is_aborted:
-            for move in begun:
-                await moves.abort(site, move)
-                say(get_text("shard_stayed", shard=f"shard_{move.shard}", source=move.source))
-            return
-        wanted = await _choose(site, plan, begun)
-        for move in wanted:
-            name = f"shard_{move.shard}"
-            with show_progress(
-                get_text("shard_moving", shard=name, source=move.source, target=move.target)
-            ) as progress:
-                try:
-                    pauses[name] = await moves.finish(
-                        site, move, lambda share, show=progress: show(int(share * 100), 100)
-                    )
-                except (NbpulseError, asyncio.CancelledError):
-                    raise
-                except Exception as error:
-                    raise StartupError("NB-3130", detail=f"{name}: {type(error).__name__}: {error}") from error
-            say(get_text("shard_moved", shard=name, target=move.target, pause_ms=round(pauses[name] * 1000)))
-        if not wanted:
-            say(get_text("shards_there"))
+    async with _open_site(settings) as site:
+        try:
+            async with moves.hold_moves(site.directory):
+                begun = await moves.list_moves(site.directory)
+                if plan.shards:
+                    begun = [one for one in begun if one.shard in plan.shards]
+                for move in begun if plan.is_aborted else ():
+                    await moves.abort(site, move)
+                    say(get_text("shard_stayed", shard=f"shard_{move.shard}", source=move.source))
+                for move in () if plan.is_aborted else await _choose(site, plan, begun):
+                    pauses[f"shard_{move.shard}"] = await _move_one(site, move)
+        except NbpulseError:
+            raise
+        except Exception as error:
+            raise StartupError("NB-3130", detail=f"{type(error).__name__}: {error}") from error
     if as_json:
         answer(json.dumps({"pause_s": pauses}))
+    elif not pauses and not plan.is_aborted:
+        say(get_text("shards_there"))
+
+
+async def _move_one(site: moves.Site, move: moves.Move) -> float:
+    name = f"shard_{move.shard}"
+    with show_progress(get_text("shard_moving", shard=name, source=move.source, target=move.target)) as progress:
+        pause_s = await moves.finish(site, move, lambda share: progress(int(share * 100), 100))
+    say(get_text("shard_moved", shard=name, target=move.target, pause_ms=round(pause_s * 1000)))
+    return pause_s
 
 
 async def _choose(site: moves.Site, plan: _Plan, begun: list[moves.Move]) -> list[moves.Move]:

@@ -92,11 +92,7 @@ async def hold_moves(directory: asyncpg.Pool) -> AsyncIterator[None]:
     async with directory.acquire() as connection:
         if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _MOVER_LOCK):
             raise StartupError("NB-3129")
-        try:
-            yield
-        finally:
-            if not connection.is_closed():
-                await connection.execute("SELECT pg_advisory_unlock($1)", _MOVER_LOCK)
+        yield  # the pool gives the lock back with the connection
 
 
 async def list_moves(directory: asyncpg.Pool) -> list[Move]:
