@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from typer.testing import CliRunner
@@ -15,14 +17,21 @@ from typer.testing import CliRunner
 from nbpulse import cli
 from nbpulse.embedded import EmbeddedPostgres
 from nbpulse.preparation import make_passwords
+from nbpulse.records.owner import open_owner, set_passwords
 from nbpulse.resources import Resources, open_resources
 from nbpulse.settings import Settings
-from servers import make_data_dir
-from stores import KEY, connect
+from servers import ROOT, make_data_dir
+from stores import KEY, connect, create_database
 
 SHARD_TABLES = (
     *("event_ids", "events", "event_contents", "learning_sessions", "learner_states", "learner_cells", "help_requests"),
 )
+
+
+def keep_figures(name: str, figures: dict[str, Any]) -> None:
+    """What a full run measured, as bench/results/<name>.json."""
+    path = ROOT / "bench" / "results" / f"{name}.json"
+    path.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 class LogicalPostgres(EmbeddedPostgres):
@@ -30,6 +39,13 @@ class LogicalPostgres(EmbeddedPostgres):
 
     def _compose_command(self) -> list[str]:
         return [*super()._compose_command(), "-c", "wal_level=logical"]
+
+    def revive(self) -> None:
+        """Start again what was killed, from any thread."""
+        assert self._process is not None
+        self._process.wait(20)
+        self._spawn(self._compose_command())
+        self.wait_ready()
 
 
 class Primaries(NamedTuple):
@@ -97,9 +113,6 @@ class Primaries(NamedTuple):
 @contextmanager
 def run_primaries(names: Sequence[str]) -> Iterator[Primaries]:
     """A migrated directory `main` and empty databases of these names, each on a server of its own, none added yet."""
-    import asyncio
-
-    from stores import create_database  # here: it is asked for a loop of its own
 
     with make_data_dir() as directory, ExitStack() as stack:
         servers: dict[str, LogicalPostgres] = {}
@@ -123,8 +136,6 @@ def run_primaries(names: Sequence[str]) -> Iterator[Primaries]:
 
 
 async def _set_passwords(primaries: Primaries) -> None:
-    from nbpulse.records.owner import open_owner, set_passwords
-
     async with open_owner(primaries.urls["main"]) as pool:
         await set_passwords(pool, make_passwords(primaries.make_settings("")))
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
@@ -15,7 +13,7 @@ from nbpulse.errors import StartupError, Unavailable
 from nbpulse.events import ReceivedEvent
 from nbpulse.resources import Resources
 from nbpulse.shards import SHARD_COUNT, get_shard_number
-from primaries import SHARD_TABLES, Primaries, run_primaries
+from primaries import SHARD_TABLES, Primaries, keep_figures, run_primaries
 from stores import connect, make_class, make_error, make_event
 
 IS_FULL = os.environ.get("NBPULSE_TEST_SCALE") == "full"
@@ -91,15 +89,11 @@ async def test_every_event_is_in_the_database_its_key_names_and_the_directory_sh
     parts = {name: rows[name] / sum(rows.values()) * len(NAMES) for name in NAMES}
     if IS_FULL:
         keep_figures(
-            {"primaries": len(NAMES), "events": len(events), "students": STUDENTS, "wal_bytes": wal, "rows": rows}
+            "primaries",
+            {"primaries": len(NAMES), "events": len(events), "students": STUDENTS, "wal_bytes": wal, "rows": rows},
         )
     for each in (share, parts):
         assert all(0.85 < one < 1.15 for one in each.values()), (share, parts)
-
-
-def keep_figures(figures: dict[str, object]) -> None:
-    path = Path(__file__).resolve().parents[3] / "bench" / "results" / "primaries.json"
-    path.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 async def test_a_worker_with_an_old_map_stores_nothing_and_then_finds_the_way(

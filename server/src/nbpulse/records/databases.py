@@ -21,6 +21,8 @@ from nbpulse.records.failures import UNAVAILABLE
 from nbpulse.shards import MAIN, SHARD_COUNT, Place, ShardMap, get_shard_key, get_shard_number
 
 POOL_SIZE: Final = 4
+HOLD_LOCK: Final = 6_622_035
+"""The first key of the advisory locks of `hold_shards`; the second is the shard."""
 _READ_MAP: Final = "SELECT shard, database, epoch FROM shard_map ORDER BY shard"
 _READ_URLS: Final = "SELECT name, url FROM shard_databases WHERE url IS NOT NULL"
 _HOLD: Final = "SELECT hold_shards($1::smallint[], $2::bigint[])"

@@ -9,7 +9,9 @@ Promises: everything here can be done again after being killed at any point; no 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
@@ -18,6 +20,7 @@ import asyncpg
 
 from nbpulse.errors import StartupError
 
+_PART_S: Final = 30.0
 DIRECTORY: Final = "nbpulse_directory"
 REPLICATOR: Final = "nbpulse_replicator"
 _PUBLISHED: Final = (
@@ -168,6 +171,18 @@ async def unsubscribe(target: asyncpg.Pool, publication: str) -> None:
         await target.execute(f"ALTER SUBSCRIPTION {publication} DISABLE")
         await target.execute(f"ALTER SUBSCRIPTION {publication} SET (slot_name = NONE)")
         await target.execute(f"DROP SUBSCRIPTION {publication}")
+
+
+async def drop_slot(source: asyncpg.Pool, slot: str) -> None:
+    """Drop a slot, as soon as its reader has gone. Raises what the driver raises when it does not go within 30 s."""
+    deadline_s = time.monotonic() + _PART_S
+    while await source.fetchval("SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)", slot):
+        try:
+            await source.execute("SELECT pg_drop_replication_slot($1)", slot)
+        except asyncpg.ObjectInUseError:
+            if time.monotonic() > deadline_s:
+                raise
+            await asyncio.sleep(0.05)
 
 
 async def count_synced(target: asyncpg.Pool, publication: str) -> tuple[int, int]:
