@@ -41,7 +41,7 @@ class LogicalPostgres(EmbeddedPostgres):
         return [*super()._compose_command(), "-c", "wal_level=logical"]
 
     def revive(self) -> None:
-        """Start again what was killed, from any thread."""
+        """Start again what was killed; it ends with the thread that does so."""
         assert self._process is not None
         self._process.wait(20)
         self._spawn(self._compose_command())
