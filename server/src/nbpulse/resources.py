@@ -26,9 +26,8 @@ from nbpulse.live import LivePublisher
 from nbpulse.passwords import Hasher
 from nbpulse.providers import Provider
 from nbpulse.records.databases import POOL_SIZE, Databases, find_shard_url, open_databases
-from nbpulse.records.ledger import PostgresLedger
-from nbpulse.records.notebooks import NotebookDirectory
 from nbpulse.records.people import People
+from nbpulse.records.routing import RoutedLedger
 from nbpulse.records.sealing import check_keys
 from nbpulse.records.views import ClassReader
 from nbpulse.replicas import HistoryPool, Opening
@@ -63,7 +62,7 @@ class Resources:
     hasher: Hasher
     classes: ClassReader
     series: TimeSeriesStore
-    ledger: PostgresLedger
+    ledger: RoutedLedger
     jupyterhub: JupyterHub | None
     providers: Mapping[str, Provider]
     promise: str
@@ -160,7 +159,7 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
             hasher=hasher,
             classes=classes,
             series=await stack.enter_async_context(_open_series(settings, history)),
-            ledger=PostgresLedger(pool, seal, NotebookDirectory(), full_texts=settings.has_full_texts),
+            ledger=RoutedLedger(databases, seal, full_texts=settings.has_full_texts),
             jupyterhub=hub,
             providers=providers,
             promise=await _check_promise(settings, stream),
