@@ -7,7 +7,7 @@ deleted of distributed tables at once: there is no `ctid` across nodes.
 from alembic import op
 
 revision = "0038"
-down_revision = "0039"
+down_revision = "0036"
 
 ASK_AS = """
 CREATE FUNCTION ask_as(person text) RETURNS text LANGUAGE sql AS $$
