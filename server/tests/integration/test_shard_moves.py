@@ -47,6 +47,7 @@ setattr(home, name, die)
 sys.argv = ["nbpulse", *arguments]
 cli.main()
 """
+pytestmark = pytest.mark.timeout(900 if IS_FULL else 180)
 
 
 @pytest.fixture(scope="module")
