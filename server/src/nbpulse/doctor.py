@@ -31,11 +31,11 @@ from nbpulse.records.databases import is_spread
 from nbpulse.resources import open_stream
 from nbpulse.settings import Settings
 from nbpulse.stream import Entries
+from nbpulse.stream.promises import RANKS
 from nbpulse.terminal import answer, get_text, pick_language
 
 Result = Literal["ok", "warning", "failure"]
 _MARKS: dict[Result, str] = {"ok": "✓", "warning": "!", "failure": "×"}
-_RANKS = {"memory": 0, "process": 1, "power": 2}
 _WEB_FILES = ("index.html", "app.css", "js/main.js", "vendor", "messages")
 
 
@@ -201,7 +201,7 @@ async def _look_at_stream(settings: Settings) -> Findings:
                 fix = "" if settings.promise_stated else "NBPULSE_PROMISE_STATED=true"
                 yield Check("promise", "warning" if settings.promise_stated else "failure", found, fix)
             else:
-                is_kept = _RANKS[kept] >= _RANKS[settings.promise]
+                is_kept = RANKS[kept] >= RANKS[settings.promise]
                 found = get_text("found_promise", kept=kept, promise=settings.promise)
                 fix = "" if is_kept else get_text("todo_promise")
                 yield Check("promise", "ok" if is_kept else "failure", found, fix)
