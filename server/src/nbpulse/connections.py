@@ -17,7 +17,9 @@ from redis.asyncio.client import Pipeline
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ReadOnlyError
 
+from nbpulse.cluster import Cluster, is_cluster
 from nbpulse.errors import StartupError
 from nbpulse.metrics import (
     Database,
@@ -68,8 +70,20 @@ async def open_pool(
 
 
 @asynccontextmanager
-async def open_redis(url: str) -> AsyncIterator[Redis]:
-    """A client of Redis or Valkey; nothing is asked of the server yet."""
+async def open_redis(url: str) -> AsyncIterator[Redis | Cluster]:
+    """
+    A client of Redis or Valkey, of one server or of a cluster; nothing is asked of it yet.
+
+    Raises StartupError (NB-3100): the cluster's URL is none.
+    """
+    if is_cluster(url):
+        cluster = Cluster(url, REDIS_POOL_SIZE)
+        try:
+            with pools.watch("redis", cluster.measure):
+                yield cluster
+        finally:
+            await cluster.aclose()
+        return
     pool = _CountedPool.from_url(
         url,
         max_connections=REDIS_POOL_SIZE,
@@ -121,7 +135,12 @@ class _TimedRedis(Redis):
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         with redis_query_durations.get(str(args[0]).lower(), redis_query_durations["other"]).time():
-            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+            try:
+                return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+            except ReadOnlyError:
+                # It was the primary once; whoever is it now is found by connecting anew.
+                await self.connection_pool.disconnect(inuse_connections=False)
+                raise
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
         return _TimedPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)

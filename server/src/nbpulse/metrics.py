@@ -35,6 +35,7 @@ PostgresQuery = Literal[
     # the worker's
     "record_events",
     "read_shard_map",
+    "pay_rollups",
     "find_erased",
     "settle_debt",
     "find_debts",

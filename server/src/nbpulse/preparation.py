@@ -18,8 +18,10 @@ from nbpulse.embedded import EmbeddedReplica
 from nbpulse.errors import StartupError
 from nbpulse.records import replication
 from nbpulse.records.courses import Course, Courses
+from nbpulse.records.databases import list_urls
 from nbpulse.records.owner import OwnerPool, is_current, open_owner, set_passwords
 from nbpulse.records.people import People
+from nbpulse.records.primaries import publish_directory
 from nbpulse.records.sealing import check_keys
 from nbpulse.settings import Settings
 from nbpulse.simulator import BEGINS_MIN
@@ -52,18 +54,31 @@ def find_newest_revision() -> str:
 
 async def ensure_schema(settings: Settings) -> bool:
     """
-    Migrate if needed and set the logins' passwords; True when something was migrated.
+    Migrate if needed and set the logins' passwords, in every database of the map; True when something was migrated.
 
-    Raises StartupError: no database set (NB-3052), it does not answer (NB-3053), its login may not do this (NB-3018).
+    The directory comes last: a column that it has and the others have not would stop what they are sent of it.
+
+    Raises StartupError: no database set (NB-3052), one does not answer (NB-3053), its login may not do this (NB-3018).
     """
     if not settings.database_url:
         raise StartupError("NB-3052", setting="NBPULSE_DATABASE_URL")
-    passwords = make_passwords(settings)
     async with open_owner(settings.database_url) as pool:
+        others = await list_urls(pool)
+    passwords = make_passwords(settings)
+    changed = [await ensure_newest(url, passwords) for url in (*others, settings.database_url)]
+    if others and changed[-1]:
+        async with open_owner(settings.database_url) as pool:
+            await publish_directory(pool)
+    return any(changed)
+
+
+async def ensure_newest(database_url: str, passwords: Mapping[str, str]) -> bool:
+    """One database's schema and logins; True when something was migrated. Raises like `ensure_schema`."""
+    async with open_owner(database_url) as pool:
         if await is_current(pool, find_newest_revision(), passwords):
             await set_passwords(pool, passwords)
             return False
-    await migrate_schema(settings.database_url, passwords)
+    await migrate_schema(database_url, passwords)
     return True
 
 

@@ -16,6 +16,7 @@ import asyncpg
 from redis.asyncio import Redis
 
 from nbpulse.cache import Cache
+from nbpulse.cluster import Cluster
 from nbpulse.connections import open_pool, open_redis
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import StartupError, Unavailable
@@ -25,9 +26,8 @@ from nbpulse.live import LivePublisher
 from nbpulse.passwords import Hasher
 from nbpulse.providers import Provider
 from nbpulse.records.databases import POOL_SIZE, Databases, find_shard_url, open_databases
-from nbpulse.records.ledger import PostgresLedger
-from nbpulse.records.notebooks import NotebookDirectory
 from nbpulse.records.people import People
+from nbpulse.records.routing import RoutedLedger
 from nbpulse.records.sealing import check_keys
 from nbpulse.records.views import ClassReader
 from nbpulse.replicas import HistoryPool, Opening
@@ -35,14 +35,13 @@ from nbpulse.settings import Settings
 from nbpulse.stream import EventStream
 from nbpulse.stream.copying import StreamCopy
 from nbpulse.stream.erasing import StreamErasure
+from nbpulse.stream.promises import RANKS
 from nbpulse.timeseries import TimeSeriesStore
 from nbpulse.timeseries.postgres import PostgresTimeSeries
 from nbpulse.tombstones import Marker
 
 if TYPE_CHECKING:
     from nbpulse.jupyterhub import JupyterHub
-
-_PROMISE_RANKS = {"memory": 0, "process": 1, "power": 2}
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Resources:
     pool: asyncpg.Pool
     history: HistoryPool
     databases: Databases
-    redis: Redis
+    redis: Redis | Cluster
     seal: EncryptedField
     stream: EventStream
     cache: Cache
@@ -63,7 +62,7 @@ class Resources:
     hasher: Hasher
     classes: ClassReader
     series: TimeSeriesStore
-    ledger: PostgresLedger
+    ledger: RoutedLedger
     jupyterhub: JupyterHub | None
     providers: Mapping[str, Provider]
     promise: str
@@ -125,7 +124,12 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
         client = await stack.enter_async_context(open_redis(settings.redis_url))
         seal = EncryptedField(settings.read_encryption_keys(), key_file=settings.key_file)
         await _check_keys(pool, seal)
-        stream = EventStream(client, consumer=settings.worker_name, backlog_limit=settings.backlog_limit_events)
+        stream = EventStream(
+            client,
+            consumer=settings.worker_name,
+            backlog_limit=settings.backlog_limit_events,
+            confirms=settings.promise == "failover",
+        )
         stack.push_async_callback(stream.close)
         cache, classes, hasher = Cache(client), ClassReader(pool, seal), Hasher()
         stack.callback(hasher.close)
@@ -155,7 +159,7 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
             hasher=hasher,
             classes=classes,
             series=await stack.enter_async_context(_open_series(settings, history)),
-            ledger=PostgresLedger(pool, seal, NotebookDirectory(), full_texts=settings.has_full_texts),
+            ledger=RoutedLedger(databases, seal, full_texts=settings.has_full_texts),
             jupyterhub=hub,
             providers=providers,
             promise=await _check_promise(settings, stream),
@@ -282,6 +286,7 @@ async def _check_promise(settings: Settings, stream: EventStream) -> str:
         if not settings.promise_stated:
             raise StartupError("NB-3056", promise=settings.promise)
         return f"{settings.promise} (stated, not checked)"
-    if _PROMISE_RANKS[kept] < _PROMISE_RANKS[settings.promise]:
+    if RANKS[kept] < RANKS[settings.promise]:
         raise StartupError("NB-3055", promise=settings.promise, kept=kept)
-    return kept
+    # Servers that could keep `failover` do so only where appends wait for it.
+    return "power" if kept == "failover" != settings.promise else kept

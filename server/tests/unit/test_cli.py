@@ -47,7 +47,7 @@ COMMANDS = [
 SUBCOMMANDS = ["token list", "token revoke", "dead-letters list", "dead-letters show", "dead-letters replay"]
 SUBCOMMANDS += [f"user {name}" for name in ("add", "link", "list", "disable", "enable")]
 SUBCOMMANDS += ["roster import"]
-SUBCOMMANDS += ["shard list"]
+SUBCOMMANDS += ["shard list", "shard add", "shard move", "shard verify"]
 SUBCOMMANDS += ["audit list", "audit verify", "audit anchor"]
 
 
@@ -137,4 +137,16 @@ def test_where_the_servers_have_no_binary_one_sentence_names_the_ways_out(
     assert "NB-3001" in said
     assert "WSL2" in said
     assert "NBPULSE_DATABASE_URL" in said
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_replica_of_a_server_of_ones_own_is_not_ours_to_make(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NBPULSE_DATABASE_URL", "postgresql://postgres@127.0.0.1:9/nbpulse")
+    monkeypatch.setenv("NBPULSE_LANGUAGE", "en")
+    assert run_main(["up", "--replica", "--data", str(tmp_path / "data")], monkeypatch) == 1
+    said = capsys.readouterr().err
+    assert "NB-3111" in said
+    assert "NBPULSE_REPLICA_URLS" in said
     assert not (tmp_path / "data").exists()

@@ -23,7 +23,6 @@ _SETTINGS = {
     "fsync": "on",
     "synchronous_commit": "on",
     "full_page_writes": "on",
-    "wal_level": "replica",
     # A replica that stays away longer is copied anew; without a limit what it missed would fill the disk.
     "max_slot_wal_keep_size": "1GB",
     # One class on a teacher's machine: small, and the same on every machine.
