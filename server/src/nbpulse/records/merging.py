@@ -159,11 +159,11 @@ async def merge_users(pool: asyncpg.Pool, seal: EncryptedField, *, keep_id: UUID
         await _reseal(connection, seal, keep_id, drop_id)
         try:
             await connection.execute(_NUMBER, keep_id, drop_id, last)
+            moved: int = await connection.fetchval("SELECT count(*) FROM moved")
+            for statement in _MOVE_LEDGER:
+                await connection.execute(statement, keep_id, drop_id, shard)
         except asyncpg.FeatureNotSupportedError as error:  # Citus: a row's student says on which node it is
             raise InvalidInput("NB-3119") from error
-        moved: int = await connection.fetchval("SELECT count(*) FROM moved")
-        for statement in _MOVE_LEDGER:
-            await connection.execute(statement, keep_id, drop_id, shard)
         for statement in _CLEAR:
             await connection.execute(statement, drop_id)
         await connection.execute(_DROP_EMPTY_SESSIONS, keep_id)
