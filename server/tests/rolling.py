@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from torture.clients import Journal, LoadClient, join_students
 from torture.connections import get
 from torture.systems import System
 from torture.viewers import Viewer
-from working import until
 
 
 class Watching(Viewer):
@@ -89,7 +89,10 @@ async def restart_all(
         await client.finish(within_s=60)
         await await_drained(facts["redis_url"], within_s=60)
         await await_debts_paid(facts["database_url"])
-        await until(lambda: show_the_same(system, viewers))
+        deadline_s = time.monotonic() + 60
+        while differences := await find_differences(system, viewers):
+            assert time.monotonic() < deadline_s, "\n".join(differences)
+            await asyncio.sleep(0.2)
         for viewer in viewers:
             viewer.assert_running()
     history = read_journals([journal.path])
@@ -102,7 +105,13 @@ async def restart_all(
     )
 
 
-async def show_the_same(system: System, viewers: Sequence[Watching]) -> bool:
-    """Whether every board shows what every API would show a new one now."""
+async def find_differences(system: System, viewers: Sequence[Watching]) -> list[str]:
+    """What a board shows otherwise than some API would show it to a new one now."""
     snapshots = [await read_board(url, system) for url in system.api_urls]
-    return all(viewer.board.show() == snapshot for viewer in viewers for snapshot in snapshots)
+    return [
+        f"board {number}, API {place}, {name}: {str(shown[name])[:700]} / {str(snapshot[name])[:700]}"
+        for number, shown in enumerate(viewer.board.show() for viewer in viewers)
+        for place, snapshot in enumerate(snapshots)
+        for name in snapshot
+        if shown[name] != snapshot[name]
+    ]
