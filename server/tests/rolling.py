@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from websockets.asyncio.client import ClientConnection
-
 from boards import Board
 from torture.checker import Verdict, await_debts_paid, await_drained, check, read_journals
 from torture.clients import Journal, LoadClient, join_students
@@ -27,9 +25,9 @@ class Watching(Viewer):
 
     board: Board
 
-    async def _take_snapshot(self, socket: ClientConnection) -> None:
-        await super()._take_snapshot(socket)
-        self.board = Board(self.snapshot)
+    def _accept(self, snapshot: dict[str, Any]) -> None:
+        super()._accept(snapshot)
+        self.board = Board(snapshot)
 
     def _take_frame(self, frame: dict[str, Any]) -> None:
         before = len(self.frames)
