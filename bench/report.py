@@ -20,6 +20,7 @@ from tables import (
     compose_influx_outage,
     compose_known_students,
     compose_processes,
+    compose_replica_promotion,
     compose_timeseries,
 )
 
@@ -54,6 +55,7 @@ SECTIONS = {
     "influx_outage": compose_influx_outage,
     "processes": compose_processes,
     "known_students": compose_known_students,
+    "replica_promotion": compose_replica_promotion,
     "timeseries": compose_timeseries,
 }
 

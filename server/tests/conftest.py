@@ -2,6 +2,7 @@
 
 from hypothesis import settings
 
+from clusters import valkey_cluster  # noqa: F401
 from servers import (  # noqa: F401
     browser,
     chromium_path,

@@ -8,16 +8,18 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 import asyncpg
 import httpx2
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as connect_socket
 
 from nbpulse.api.app import ApiOptions, create_app
 from nbpulse.api.serving import Server, configure
@@ -39,15 +41,23 @@ from nbpulse.records.ledger import PostgresLedger
 from nbpulse.records.notebooks import NotebookDirectory
 from nbpulse.records.people import People
 from nbpulse.records.views import ClassReader
+from nbpulse.replicas import HistoryPool
 from nbpulse.stream import LANES, EventStream
 from nbpulse.timeseries import TimeSeriesStore
 from nbpulse.timeseries.influx import open_influx
 from nbpulse.timeseries.postgres import PostgresTimeSeries
-from stores import WORKER_PASSWORD
+from stores import WORKER_PASSWORD, connect
 
 KEY = make_key()
 NOBODY = UUID("6f1c1d6e-0000-4000-8000-000000000000")
 """Nobody's id. As a parameter of tests it is the same in every process of a parallel run, which uuid4() is not."""
+
+
+class Replicas(NamedTuple):
+    """The read replicas of a stage's database, by the superuser's URLs."""
+
+    urls: Sequence[str] = ()
+    lag_max_s: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,7 @@ class StageParts:
     stream: EventStream
     cache: Cache
     people: People
+    history: HistoryPool
     classes: ClassReader
     hub: LiveHub
     guesses: Guesses
@@ -142,13 +153,25 @@ class Stage:
         if board is not None:
             first |= {"epoch": board["epoch"], "after_seq": board["seq"]}
         url = f"{self.url.replace('http', 'ws')}/api/v1/courses/{self.course.id}/ws"
-        async with connect(url) as socket:
+        async with connect_socket(url) as socket:
             await socket.send(json.dumps(first))
             yield socket
 
     _worker: EventStream = None  # type: ignore[assignment]
     _ledger: PostgresLedger = None  # type: ignore[assignment]
     _publisher: LivePublisher = None  # type: ignore[assignment]
+
+
+async def add_assistant(stage: Stage, teams: list[str], course_id: UUID | None = None) -> tuple[UUID, str]:
+    """An assistant of these teams, or of the whole course for none: who it is, and their token."""
+    user_id = uuid4()
+    async with connect(stage.database_url) as owner:
+        await owner.execute("INSERT INTO users (id, username) VALUES ($1, $2)", user_id, user_id.hex)
+        await owner.execute(
+            "INSERT INTO enrolments (user_id, course_id, role, teams) VALUES ($1, $2, 'assistant', $3)",
+            *(user_id, course_id or stage.course.id, teams),
+        )
+    return user_id, await stage.people.create_staff_token(user_id)
 
 
 def make_run(cell: int = 0, status: str = "ok", **changes: Any) -> dict[str, Any]:
@@ -172,19 +195,37 @@ def make_run(cell: int = 0, status: str = "ok", **changes: Any) -> dict[str, Any
 
 @asynccontextmanager
 async def open_parts(
-    database_url: str, redis_url: str, influx_url: str | None = None, hub_api_url: str | None = None
+    database_url: str,
+    redis_url: str,
+    influx_url: str | None = None,
+    hub_api_url: str | None = None,
+    replicas: Replicas | None = None,
 ) -> AsyncIterator[StageParts]:
     """What one API process shares."""
+    replicas = replicas or Replicas()
+    openings = [
+        partial(
+            *(open_pool, with_login(url, "nbpulse_api", WORKER_PASSWORD), 6),
+            database="postgresql_replica",
+            is_lazy=True,
+        )
+        for url in replicas.urls
+    ]
     api_url = with_login(database_url, "nbpulse_api", WORKER_PASSWORD)
     opening_hub = open_jupyterhub(hub_api_url) if hub_api_url else nullcontext()
-    async with open_redis(redis_url) as redis, open_pool(api_url, 6) as pool, opening_hub as jupyterhub:
+    async with (
+        open_redis(redis_url) as redis,
+        open_pool(api_url, 6) as pool,
+        HistoryPool(pool, openings, lag_max_s=replicas.lag_max_s).watching() as history,
+        opening_hub as jupyterhub,
+    ):
         seal, cache, stream = EncryptedField(KEY), Cache(redis), EventStream(redis)
         classes = ClassReader(pool, seal)
         hub = LiveHub(redis, classes, cache.read_presence, stream.measure_backlog)
-        series = PostgresTimeSeries(pool)
+        series = PostgresTimeSeries(history)
         guesses, hasher = Guesses(redis, of_address=300, of_account=10), Hasher()
         parts = StageParts(
-            stream, cache, People(pool, seal), classes, hub, guesses, series, hasher, jupyterhub=jupyterhub
+            *(stream, cache, People(pool, seal), history, classes, hub, guesses, series, hasher), jupyterhub=jupyterhub
         )
         try:
             if influx_url is None:
@@ -206,6 +247,7 @@ async def serve_api(
     hub_api_url: str | None = None,
     providers: Mapping[str, Provider] | None = None,
     waiting: Waiting | None = None,
+    replicas: Replicas | None = None,
     **options: Any,
 ) -> AsyncIterator[tuple[str, StageParts]]:
     """An API on a free port: its URL and its parts."""
@@ -213,7 +255,7 @@ async def serve_api(
 
     @asynccontextmanager
     async def open_noted() -> AsyncIterator[StageParts]:
-        async with open_parts(database_url, redis_url, influx_url, hub_api_url) as parts:
+        async with open_parts(database_url, redis_url, influx_url, hub_api_url, replicas) as parts:
             opened.append(replace(parts, providers=providers or {}))
             yield opened[0]
 

@@ -48,7 +48,8 @@ class Auditor:
         """
         if time.monotonic() >= self._recount_at:
             started = time.monotonic()
-            self._missing_rows = await self._accounts.count_missing_rows()
+            counted = await self._accounts.count_missing_rows()
+            self._missing_rows = self._missing_rows if counted is None else counted
             now = time.monotonic()
             self._recount_at = now + max(_RECOUNT_S, _RECOUNT_SHARE * (now - started))
         for _ in range(_TRIES):

@@ -34,10 +34,10 @@ from nbpulse.terminal import answer, disarm, get_text, say
 
 
 @asynccontextmanager
-async def _open_people(settings: Settings) -> AsyncIterator[tuple[Any, EncryptedField]]:
+async def _open_people(settings: Settings, *, alone: str = "") -> AsyncIterator[tuple[Any, EncryptedField]]:
     if not settings.database_url:
         raise StartupError("NB-3052", setting="NBPULSE_DATABASE_URL")
-    async with open_owner(settings.database_url) as pool:
+    async with open_owner(settings.database_url, alone=alone) as pool:
         yield pool, EncryptedField(settings.read_encryption_keys())
 
 
@@ -57,7 +57,7 @@ def merge_people(settings: Settings, keep: str, drop: str) -> int:
     """
 
     async def merge() -> int:
-        async with _open_people(settings) as (pool, seal):
+        async with _open_people(settings, alone="merge-users") as (pool, seal):
             keep_id, drop_id = [await _find_user(pool, name) for name in (keep, drop)]
             return await merging.merge_users(pool, seal, keep_id=keep_id, drop_id=drop_id)
 
@@ -201,7 +201,7 @@ def rebuild_timeseries(settings: Settings, start: datetime, end: datetime) -> tu
         written, rejected = 0, list[Any]()
         async with (
             open_resources(settings, login="nbpulse_worker", pool_size=1) as resources,
-            _open_people(settings) as (pool, seal),
+            _open_people(settings, alone="rebuild-timeseries") as (pool, seal),
         ):
             work = await derived.find_work(pool, start, end)
             total = await points.count_runs(pool, start, end) + len(work)
@@ -306,7 +306,7 @@ def remove_demo(data_dir: Path, settings: Settings) -> None:
 
 
 async def _delete_demo(database_url: str, settings: Settings) -> int | None:
-    async with open_owner(database_url) as pool:
+    async with open_owner(database_url, alone="demo --remove") as pool:
         courses = Courses(pool, EncryptedField(settings.read_encryption_keys()))
         course = await courses.find_course(DEMO_SHORT_NAME)
         return await courses.delete_course(course.id) if course else None

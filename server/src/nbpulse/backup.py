@@ -84,7 +84,7 @@ def back_up(settings: Settings, file: Path, *, overwrite: bool, with_keys: bool,
 async def _write(
     archive: ArchiveWriter, settings: Settings, database_url: str, redis_url: str, report: Report, *, with_keys: bool
 ) -> Manifest:
-    async with open_owner(database_url) as pool:
+    async with open_owner(database_url, alone="backup") as pool:
         if await read_revision(pool) is None:
             raise StartupError("NB-3076")
         # No key comes or goes between the stream, the snapshot and what is said of keys.

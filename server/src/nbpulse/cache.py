@@ -20,6 +20,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from nbpulse.classroom import Action
+from nbpulse.cluster import Cluster
 from nbpulse.errors import Unavailable
 from nbpulse.providers import Flow
 
@@ -81,7 +82,7 @@ async def _deadline() -> AsyncIterator[None]:
 class Cache:
     """The cache on Redis or Valkey. Every method raises Unavailable (NB-2001) when it does not answer."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis | Cluster) -> None:
         self._redis = redis
 
     async def check(self) -> None:
@@ -98,49 +99,59 @@ class Cache:
                 pipe.zadd(key, {str(one.user_id): one.at_ms}, gt=True)
                 pipe.expire(key, PRESENCE_LIFE_S * 2)
                 message = {"t": "presence", "user_id": one.user_id, "state": one.state, "at": one.at_ms}
-                pipe.publish(f"nbpulse:live:{one.course_id}", _encode(message))
+                pipe.spublish(f"nbpulse:live:{one.course_id}", _encode(message))
             await pipe.execute()
 
     async def announce_roster(self, course_id: UUID) -> None:
         """Tell the boards that somebody joined or changed."""
         async with _deadline():
-            await self._redis.publish(f"nbpulse:live:{course_id}", _encode({"t": "roster"}))
+            await self._redis.spublish(f"nbpulse:live:{course_id}", _encode({"t": "roster"}))
 
     async def announce_access(self, user_id: UUID) -> None:
         """Tell every API process that what this person may do has changed: a token, a role, a team."""
         async with _deadline():
-            await self._redis.publish(ACCESS_CHANNEL, str(user_id))
+            await self._redis.spublish(ACCESS_CHANNEL, str(user_id))
+
+    async def note_written(self, user_id: UUID, place: int, life_s: float) -> None:
+        """How far the database's log was written when this person had last changed something."""
+        async with _deadline():
+            await self._redis.set(_name_written(user_id), place, px=round(life_s * 1000))
+
+    async def read_written(self, user_id: UUID) -> int:
+        """What `note_written` noted; 0 where it is long past."""
+        async with _deadline():
+            return int(await self._redis.get(_name_written(user_id)) or 0)
 
     async def announce_actions(self, course_id: UUID, actions: Sequence[Action]) -> None:
         """Tell the boards, and those students' inboxes, what staff have just done."""
         async with _deadline():
-            await self._redis.publish(f"nbpulse:live:{course_id}", _encode({"t": "actions", "actions": actions}))
+            await self._redis.spublish(f"nbpulse:live:{course_id}", _encode({"t": "actions", "actions": actions}))
 
     async def announce_inboxes(self, course_id: UUID, user_ids: Sequence[str]) -> None:
         """Wake who waits for the news of these students."""
         async with _deadline():
-            await self._redis.publish(f"nbpulse:live:{course_id}", _encode({"t": "inbox", "user_ids": user_ids}))
+            await self._redis.spublish(f"nbpulse:live:{course_id}", _encode({"t": "inbox", "user_ids": user_ids}))
 
     async def announce_mail(self, course_id: UUID) -> None:
         """Tell the boards that a student wrote, or was answered."""
         async with _deadline():
-            await self._redis.publish(f"nbpulse:live:{course_id}", _encode({"t": "mail"}))
+            await self._redis.spublish(f"nbpulse:live:{course_id}", _encode({"t": "mail"}))
 
     async def announce_lesson(self, course_id: UUID) -> None:
         """Tell the boards that the class is at another cell."""
         async with _deadline():
-            await self._redis.publish(f"nbpulse:live:{course_id}", _encode({"t": "lesson"}))
+            await self._redis.spublish(f"nbpulse:live:{course_id}", _encode({"t": "lesson"}))
 
     async def announce_groups(self, course_id: UUID) -> None:
         """Tell the boards that staff have settled something about an error group."""
         async with _deadline():
-            await self._redis.publish(f"nbpulse:live:{course_id}", _encode({"t": "groups"}))
+            await self._redis.spublish(f"nbpulse:live:{course_id}", _encode({"t": "groups"}))
 
     async def announce_staff(self, course_id: UUID, user_id: UUID, name: str) -> None:
         """Tell the boards that this member of staff has one open."""
         message = {"t": "staff", "user_id": str(user_id), "name": name, "at": round(time.time() * 1000)}
         async with _deadline():
-            await self._redis.publish(f"nbpulse:live:{course_id}", _encode(message))
+            await self._redis.spublish(f"nbpulse:live:{course_id}", _encode(message))
 
     async def read_presence(self, course_id: UUID) -> dict[str, int]:
         """Who was heard of in the last minute: user id -> when, in ms. Older entries are removed on the way."""
@@ -160,9 +171,9 @@ class Cache:
             for course_id in course_ids:
                 if user_ids:
                     pipe.zrem(_name_presence(course_id), *map(str, user_ids))
-                pipe.publish(f"nbpulse:live:{course_id}", _encode({"t": "roster"}))
-            if keys:
-                pipe.delete(*keys)
+                pipe.spublish(f"nbpulse:live:{course_id}", _encode({"t": "roster"}))
+            for key in (*keys, *map(_name_written, user_ids)):
+                pipe.delete(key)
             await pipe.execute()
 
     async def take_turn(self, key: str, life_s: int) -> bool:
@@ -261,6 +272,10 @@ class Cache:
 def _name_flow(state: str, browser: str) -> str:
     # Hashed: whoever can list the server's keys must not be able to end somebody's sign-in.
     return f"nbpulse:sign_in:{hashlib.sha256(f'{browser} {state}'.encode()).hexdigest()}"
+
+
+def _name_written(user_id: UUID) -> str:
+    return f"nbpulse:written:{user_id}"
 
 
 def _name_presence(course_id: UUID) -> str:

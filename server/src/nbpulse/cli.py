@@ -86,6 +86,7 @@ WorkerCount = Annotated[
 DeathsLimit = Annotated[
     int, typer.Option("--deaths-per-minute", min=1, envvar="NBPULSE_DEATHS_PER_MINUTE", help=get_text("opt_deaths"))
 ]
+Replica = Annotated[bool, typer.Option("--replica", help=get_text("opt_replica"))]
 
 
 @app.command(**_describe("up", "up --host lan"))
@@ -100,6 +101,7 @@ def up(
     api_count: ApiCount = 1,
     worker_count: WorkerCount = 1,
     deaths_limit: DeathsLimit = 5,
+    replica: Replica = False,
     as_json: Json = False,
     asked_demo: Annotated[str | None, typer.Option("--demo", hidden=True)] = None,
 ) -> None:
@@ -119,6 +121,7 @@ def up(
         tls_cert=tls_cert.absolute() if tls_cert else None,
         tls_key=tls_key.absolute() if tls_key else None,
         database_url=os.environ.get("NBPULSE_DATABASE_URL") or None,
+        replica=replica,
         redis_url=os.environ.get("NBPULSE_REDIS_URL") or None,
         api_count=api_count,
         worker_count=worker_count,

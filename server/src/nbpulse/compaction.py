@@ -29,7 +29,7 @@ async def compact(settings: Settings) -> None:
         open_stores(settings.data_dir, settings.database_url, settings.redis_url) as urls,
         show_progress(get_text("compacting")) as report,
     ):
-        async with open_owner(urls[0]) as pool, open_outer_stores(settings, pool, urls[1]) as stores:
+        async with open_owner(urls[0], alone="compact") as pool, open_outer_stores(settings, pool, urls[1]) as stores:
             tables = await compacting.list_tables(pool)
             for number, table in enumerate(tables):
                 await compacting.rewrite_table(pool, table)

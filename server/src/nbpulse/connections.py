@@ -17,9 +17,12 @@ from redis.asyncio.client import Pipeline
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ReadOnlyError
 
+from nbpulse.cluster import Cluster, is_cluster
 from nbpulse.errors import StartupError
 from nbpulse.metrics import (
+    Database,
     PoolFigures,
     PostgresQuery,
     database_query_duration,
@@ -32,14 +35,16 @@ REDIS_POOL_SIZE: Final = 20
 
 
 @asynccontextmanager
-async def open_pool(url: str, size: int, *, is_lazy: bool = False) -> AsyncIterator[asyncpg.Pool]:
+async def open_pool(
+    url: str, size: int, *, database: Database = "postgresql", is_lazy: bool = False
+) -> AsyncIterator[asyncpg.Pool]:
     """
-    At most `size` connections to PostgreSQL; `is_lazy`: none before the first is needed.
+    At most `size` connections to PostgreSQL, counted as `database`'s; `is_lazy`: none before one is asked for.
 
     Raises StartupError (NB-3053): it does not answer.
     """
     try:
-        pool = await _TimedPool(
+        pool = _TimedPool(
             url,
             connection_class=asyncpg.Connection,
             record_class=asyncpg.Record,
@@ -53,18 +58,32 @@ async def open_pool(url: str, size: int, *, is_lazy: bool = False) -> AsyncItera
             # jit: our statements are short, and compiling one costs more than running it.
             server_settings={"application_name": "nbpulse", "jit": "off", "timezone": "UTC"},
         )
+        pool.database = database
+        await pool
     except (OSError, TimeoutError, asyncpg.PostgresError) as error:
         raise StartupError("NB-3053", detail=f"{type(error).__name__}: {error}") from error
     try:
-        with pools.watch("postgresql", pool.measure):
+        with pools.watch(database, pool.measure):
             yield pool
     finally:
         await _close_pool(pool)
 
 
 @asynccontextmanager
-async def open_redis(url: str) -> AsyncIterator[Redis]:
-    """A client of Redis or Valkey; nothing is asked of the server yet."""
+async def open_redis(url: str) -> AsyncIterator[Redis | Cluster]:
+    """
+    A client of Redis or Valkey, of one server or of a cluster; nothing is asked of it yet.
+
+    Raises StartupError (NB-3100): the cluster's URL is none.
+    """
+    if is_cluster(url):
+        cluster = Cluster(url, REDIS_POOL_SIZE)
+        try:
+            with pools.watch("redis", cluster.measure):
+                yield cluster
+        finally:
+            await cluster.aclose()
+        return
     pool = _CountedPool.from_url(
         url,
         max_connections=REDIS_POOL_SIZE,
@@ -84,8 +103,10 @@ async def open_redis(url: str) -> AsyncIterator[Redis]:
 class _TimedPool(asyncpg.Pool):  # type: ignore[misc]
     """A pool whose connections are timed from being asked for to being given back; taken with `async with` only."""
 
+    database: Database
+
     def acquire(self, *, timeout: float | None = None) -> AbstractAsyncContextManager[asyncpg.Connection]:
-        return _time_use(super().acquire(timeout=timeout), read_query_name())
+        return _time_use(super().acquire(timeout=timeout), self.database, read_query_name())
 
     def measure(self) -> PoolFigures:
         """Its connections now."""
@@ -94,9 +115,9 @@ class _TimedPool(asyncpg.Pool):  # type: ignore[misc]
 
 @asynccontextmanager
 async def _time_use(
-    acquiring: AbstractAsyncContextManager[asyncpg.Connection], query_type: PostgresQuery
+    acquiring: AbstractAsyncContextManager[asyncpg.Connection], database: Database, query_type: PostgresQuery
 ) -> AsyncIterator[asyncpg.Connection]:
-    with database_query_duration.labels("postgresql", query_type).time():
+    with database_query_duration.labels(database, query_type).time():
         async with acquiring as connection:
             yield connection
 
@@ -114,7 +135,12 @@ class _TimedRedis(Redis):
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         with redis_query_durations.get(str(args[0]).lower(), redis_query_durations["other"]).time():
-            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+            try:
+                return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+            except ReadOnlyError:
+                # It was the primary once; whoever is it now is found by connecting anew.
+                await self.connection_pool.disconnect(inuse_connections=False)
+                raise
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
         return _TimedPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)

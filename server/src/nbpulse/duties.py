@@ -187,7 +187,7 @@ def _keep_retention(settings: Settings, *, is_real: bool, as_json: bool) -> None
     retention = Retention(settings.retention_days, settings.session_retention_days)
 
     async def drop(url: str) -> dict[str, int]:
-        async with open_owner(url) as pool:
+        async with open_owner(url, alone="retention") as pool:
             return await drop_expired(pool, retention, is_real=is_real)
 
     with open_database(settings.data_dir, settings.database_url) as url:

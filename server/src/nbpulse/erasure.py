@@ -167,7 +167,10 @@ async def open_eraser(
     settings: Settings, database_url: str, redis_url: str, *, settle_s: float | None = None
 ) -> AsyncIterator[Eraser]:
     """On the stores of these URLs, and InfluxDB where the settings name it. Raises StartupError."""
-    async with open_owner(database_url) as pool, open_outer_stores(settings, pool, redis_url) as stores:
+    async with (
+        open_owner(database_url, alone="erase-user") as pool,
+        open_outer_stores(settings, pool, redis_url) as stores,
+    ):
         yield Eraser(
             pool,
             EncryptedField(settings.read_encryption_keys()),

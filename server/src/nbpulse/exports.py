@@ -47,7 +47,10 @@ def export_user(settings: Settings, name: str, file: Path, *, overwrite: bool) -
 
 async def _export(settings: Settings, name: str, out: IO[bytes]) -> dict[str, int]:
     with open_stores(settings.data_dir, settings.database_url, settings.redis_url) as urls:
-        async with open_owner(urls[0]) as pool, open_outer_stores(settings, pool, urls[1]) as stores:
+        async with (
+            open_owner(urls[0], alone="export-user") as pool,
+            open_outer_stores(settings, pool, urls[1]) as stores,
+        ):
             seal = EncryptedField(settings.read_encryption_keys())
             found = await erasing.find_people(pool, seal, name)
             if not found:

@@ -12,12 +12,13 @@ import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from nbpulse.cluster import Cluster
 from nbpulse.errors import AccessDenied, TooMuch, Unavailable
 from nbpulse.metrics import Limit, limited_requests, redis_query_durations
 
@@ -36,7 +37,7 @@ _DEADLINE_S: Final = 1.0
 class Guesses:
     """The counts. `of_address`, `of_account` (from one address): wrong ones let pass in 10 minutes."""
 
-    def __init__(self, redis: Redis, *, of_address: int, of_account: int) -> None:
+    def __init__(self, redis: Redis | Cluster, *, of_address: int, of_account: int) -> None:
         self._redis = redis
         self._of_address, self._of_account = of_address, of_account
         self._windows: MovingWindowRateLimiter | None = None
@@ -106,12 +107,15 @@ class Guesses:
         from limits.aio.storage import RedisStorage
         from limits.aio.strategies import MovingWindowRateLimiter
 
-        storage = RedisStorage(
-            "async+redis://localhost:6379",  # the pool knows where
-            implementation="redispy",
-            key_prefix="nbpulse:guesses",
-            connection_pool=self._redis.connection_pool,  # type: ignore[arg-type]
-        )
+        redis = self._redis
+
+        class Storage(RedisStorage):
+            def configure_bridge(self) -> None:
+                bridge: Any = self.bridge
+                bridge.connection_getter = lambda _: redis
+
+        # (Its address is not used: the client knows where.)
+        storage = Storage("async+redis://localhost:6379", implementation="redispy", key_prefix="nbpulse:guesses")
         return MovingWindowRateLimiter(storage)
 
 

@@ -30,7 +30,7 @@ def rotate_keys(settings: Settings, *, drop_old: bool) -> None:
     work = _drop_old if drop_old else _reseal
 
     async def run(url: str) -> None:
-        async with open_owner(url) as pool, sealing.hold_rotation(pool):
+        async with open_owner(url, alone="rotate-keys") as pool, sealing.hold_rotation(pool):
             await sealing.check_keys(pool, EncryptedField(settings.read_encryption_keys()))
             await work(pool, settings)
 

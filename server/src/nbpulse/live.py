@@ -1,5 +1,8 @@
 """The way from the worker to the boards: Pub/Sub, absolute states, safe to repeat and safe to lose.
 
+A class's channel is a sharded one: on a cluster its messages stay with one server, where the specification's three
+channels go to all of them.
+
 Promises: what is published carries revisions, never increments, so a repeat changes nothing and a loss is healed by the
 next state or by the hub's look at PostgreSQL; the specification's channels carry no free text.
 """
@@ -13,9 +16,12 @@ from typing import Any, Final
 
 import msgspec
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
+from redis.asyncio.cluster import ClusterPipeline
 from redis.exceptions import RedisError
 
 from nbpulse.classroom import LearnerState
+from nbpulse.cluster import Cluster
 from nbpulse.errors import Unavailable
 from nbpulse.events import ReceivedEvent
 
@@ -63,7 +69,7 @@ def encode_session(notebook_id: str | None, last_activity_ms: int | None) -> byt
 class LivePublisher:
     """Publishes what a batch changed, as `pipeline.Publisher`."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis | Cluster) -> None:
         self._redis = redis
         # When each notebook's summary was last thrown away: in a busy class not with every batch.
         self._summaries: dict[str, float] = {}
@@ -72,19 +78,15 @@ class LivePublisher:
         """Tell the boards the new states and the specification's channels each event. Raises Unavailable (NB-2001)."""
         pipe = self._redis.pipeline(transaction=False)
         for course_id, message in _encode_states(events, states).items():
-            pipe.publish(name_live_channel(course_id), message)
+            pipe.spublish(name_live_channel(course_id), message)
         for channel, messages in _encode_events(events).items():
             if messages:
                 pipe.eval(_PUBLISH, 0, channel, _pack([one.decode() for one in messages]))
         if states:
-            sessions = [
-                (name_session(one.user_id), encode_session(one.notebook_id, one.last_activity_ms).decode())
-                for one in states
-            ]
-            pipe.eval(_NOTE_SESSIONS, 0, _pack(sessions), SESSION_LIFE_S)
+            self._note_sessions(pipe, states)
         stale, young = self._sort_summaries(states)
-        if stale:
-            pipe.delete(*stale)
+        for name in stale:
+            pipe.delete(name)
         for name in young:
             # This change may be the last for an hour: what was made anew since must not tell of before for longer.
             pipe.expire(name, round(SUMMARY_STALE_S), lt=True)
@@ -92,6 +94,17 @@ class LivePublisher:
             await pipe.execute()
         except (RedisError, OSError, TimeoutError) as error:
             raise Unavailable("NB-2001") from error
+
+    def _note_sessions(self, pipe: Pipeline | ClusterPipeline, states: Sequence[LearnerState]) -> None:
+        sessions = [
+            (name_session(one.user_id), encode_session(one.notebook_id, one.last_activity_ms).decode())
+            for one in states
+        ]
+        if isinstance(self._redis, Redis):
+            pipe.eval(_NOTE_SESSIONS, 0, _pack(sessions), SESSION_LIFE_S)
+            return
+        for name, session in sessions:  # a script may only touch what is on its server
+            pipe.set(name, session, ex=SESSION_LIFE_S)
 
     def _sort_summaries(self, states: Iterable[LearnerState]) -> tuple[list[str], list[str]]:
         """Keys of the summaries these states change: those to throw away, those thrown away in the last 5 s."""

@@ -17,7 +17,7 @@ from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-Database = Literal["postgresql", "influxdb", "redis"]
+Database = Literal["postgresql", "postgresql_replica", "influxdb", "redis"]
 SeriesQuery = Literal[
     "check",
     "write_points",
@@ -35,6 +35,7 @@ PostgresQuery = Literal[
     # the worker's
     "record_events",
     "read_shard_map",
+    "pay_rollups",
     "find_erased",
     "settle_debt",
     "find_debts",
@@ -142,6 +143,7 @@ PostgresQuery = Literal[
     "read_error",
     "read_own_progress",
     # privacy
+    "look_at_replication",
     "find_tombstone",
     "export_person",
     "drop_expired",
@@ -179,6 +181,7 @@ RedisQuery = Literal[
     "set",
     "other",
 ]
+HistorySource = Literal["replica", "primary", "primary_own_write", "primary_after_failure"]
 CloseReason = Literal["full", "crowded", "late", "head"]
 Limit = Literal[
     "student_events",
@@ -343,6 +346,16 @@ series_marks_oldest_seconds = Gauge(
 series_rejected_points = Counter(
     "nbpulse_series_rejected_points_total", "Points the time-series store refused for good, set aside", ["reason"]
 )
+replica_lag_seconds = Gauge(
+    "nbpulse_replica_lag_seconds",
+    "How old what a read replica shows is, as this process saw it last; NaN: it does not answer, or is no replica",
+    ["replica"],
+)
+history_answers = Counter(
+    "nbpulse_history_answers_total",
+    "Answers of history where there are replicas, by what they were read from: primary: no replica was near enough",
+    ["source"],
+)
 # A label's value that never came yet is 0, not nothing: else an alert would miss the first one.
 for _outcome in ("stored", "duplicate", "dead_letter"):
     worker_events.labels(_outcome)
@@ -350,6 +363,8 @@ for _why in get_args(CloseReason):
     closed_connections.labels(_why)
 for _limit in get_args(Limit):
     limited_requests.labels(_limit)
+for _source in get_args(HistorySource):
+    history_answers.labels(_source)
 for _reason in ("refused", "series_limit"):
     series_rejected_points.labels(_reason)
 # What only the API, or only a worker, looks up is unknown in every other process, not 0.

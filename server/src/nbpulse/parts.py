@@ -46,12 +46,12 @@ def import_parts(*, is_new: bool) -> None:
     gc.freeze()
 
 
-def prepare_database(given: Mapping[str, str], *, is_demo: bool) -> dict[str, Any]:
+def prepare_database(given: Mapping[str, str], *, is_demo: bool, has_replica: bool | None = None) -> dict[str, Any]:
     """`preparation.prepare` with these settings (NBPULSE_* -> value)."""
     from nbpulse.preparation import prepare
     from nbpulse.settings import read_settings
 
-    return asyncio.run(prepare(read_settings({**os.environ, **given}), is_demo=is_demo))
+    return asyncio.run(prepare(read_settings({**os.environ, **given}), is_demo=is_demo, has_replica=has_replica))
 
 
 def run_part(name: str, environment: Mapping[str, str]) -> None:
@@ -141,6 +141,14 @@ async def open_patiently(settings: Settings, login: str, pool_size: int) -> Asyn
         await opening.__aexit__(None, None, None)
 
 
+def _keep_replica(_settings: Settings) -> None:
+    import msgspec
+
+    from nbpulse.standby import Plan, run_standby
+
+    run_standby(msgspec.json.decode(os.environ["NBPULSE_REPLICA_PLAN"], type=Plan))
+
+
 def _simulate(settings: Settings) -> None:
     from nbpulse.simulator import run_class
 
@@ -151,6 +159,7 @@ PARTS: Final[dict[str, Callable[[Settings], None]]] = {
     "api": serve_api,
     "worker": run_worker,
     "demo": _simulate,
+    "replica": _keep_replica,
 }
 _IMPORTED_EARLY: Final = (
     "nbpulse.settings",

@@ -90,6 +90,10 @@ class RejectedPoint(msgspec.Struct, frozen=True):
     measurement: str = CellExecutionPoint.measurement
 
 
+EventKey = tuple[UUID, UUID]
+"""(user_id, event_id)"""
+
+
 class Recorded(msgspec.Struct, frozen=True):
     """What one transaction of the ledger did, and what the next steps need of it."""
 
@@ -98,6 +102,8 @@ class Recorded(msgspec.Struct, frozen=True):
     stored_count: int
     duplicate_count: int
     debt_id: UUID | None
+    postponed: frozenset[EventKey] = frozenset()
+    """Not stored yet: their shard is being moved, or their database away. They are to come again, the others not."""
 
 
 class Ledger(Protocol):
@@ -126,13 +132,15 @@ class TimeSeries(Protocol):
 
 async def process_events(events: Sequence[ReceivedEvent], *, ledger: Ledger, publisher: Publisher) -> Recorded:
     """
-    Store one batch and tell everybody; afterwards it may be acknowledged, and `measure` owes its points.
+    Store one batch and tell everybody; afterwards all but what was postponed may be acknowledged, and `measure` owes
+    its points.
 
     Raises Unavailable when the ledger or the publisher does not answer: then the batch comes again.
     Raises PoisonEvent when one event can never be stored: then nothing of the batch was.
     """
     recorded = await ledger.record_events(events)
-    await publisher.publish(events, recorded.states)
+    stored = [event for event in events if (event.user_id, event.event_id) not in recorded.postponed]
+    await publisher.publish(stored, recorded.states)
     return recorded
 
 

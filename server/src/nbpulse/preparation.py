@@ -14,10 +14,14 @@ from typing import Any, Final
 from uuid import UUID
 
 from nbpulse.crypto import EncryptedField
+from nbpulse.embedded import EmbeddedReplica
 from nbpulse.errors import StartupError
+from nbpulse.records import replication
 from nbpulse.records.courses import Course, Courses
+from nbpulse.records.databases import list_urls
 from nbpulse.records.owner import OwnerPool, is_current, open_owner, set_passwords
 from nbpulse.records.people import People
+from nbpulse.records.primaries import publish_directory
 from nbpulse.records.sealing import check_keys
 from nbpulse.settings import Settings
 from nbpulse.simulator import BEGINS_MIN
@@ -50,18 +54,31 @@ def find_newest_revision() -> str:
 
 async def ensure_schema(settings: Settings) -> bool:
     """
-    Migrate if needed and set the logins' passwords; True when something was migrated.
+    Migrate if needed and set the logins' passwords, in every database of the map; True when something was migrated.
 
-    Raises StartupError: no database set (NB-3052), it does not answer (NB-3053), its login may not do this (NB-3018).
+    The directory comes last: a column that it has and the others have not would stop what they are sent of it.
+
+    Raises StartupError: no database set (NB-3052), one does not answer (NB-3053), its login may not do this (NB-3018).
     """
     if not settings.database_url:
         raise StartupError("NB-3052", setting="NBPULSE_DATABASE_URL")
-    passwords = make_passwords(settings)
     async with open_owner(settings.database_url) as pool:
+        others = await list_urls(pool)
+    passwords = make_passwords(settings)
+    changed = [await ensure_newest(url, passwords) for url in (*others, settings.database_url)]
+    if others and changed[-1]:
+        async with open_owner(settings.database_url) as pool:
+            await publish_directory(pool)
+    return any(changed)
+
+
+async def ensure_newest(database_url: str, passwords: Mapping[str, str]) -> bool:
+    """One database's schema and logins; True when something was migrated. Raises like `ensure_schema`."""
+    async with open_owner(database_url) as pool:
         if await is_current(pool, find_newest_revision(), passwords):
             await set_passwords(pool, passwords)
             return False
-    await migrate_schema(settings.database_url, passwords)
+    await migrate_schema(database_url, passwords)
     return True
 
 
@@ -82,9 +99,11 @@ async def migrate_schema(database_url: str, passwords: Mapping[str, str], revisi
         raise StartupError("NB-3018", detail=str(error.orig)) from error
 
 
-async def prepare(settings: Settings, *, is_demo: bool) -> dict[str, Any]:
+async def prepare(settings: Settings, *, is_demo: bool, has_replica: bool | None = None) -> dict[str, Any]:
     """
     Everything `up` has to know before its parts can go on: logins, course, join code, teacher's token and link.
+
+    `has_replica`: whether the embedded PostgreSQL has a replica of ours from now on; None: it is not ours to say.
 
     Raises StartupError: like `ensure_schema`, and when the keys do not open what is sealed in the database (NB-3060).
     """
@@ -94,6 +113,10 @@ async def prepare(settings: Settings, *, is_demo: bool) -> dict[str, Any]:
     seal = EncryptedField(settings.read_encryption_keys())
     async with open_owner(settings.database_url) as pool:
         await check_keys(pool, seal)
+        if has_replica:
+            await replication.ensure_login(pool, settings.make_password(replication.LOGIN))
+        elif has_replica is False and (settings.data_dir / EmbeddedReplica.name).exists():
+            await replication.drop_slot(pool)  # else the log is kept for one that does not come back
         course, teacher_id = await (renew_demo_course if is_demo else ensure_course)(pool, seal)
         people = People(pool, seal)
         link_code = await people.create_link(teacher_id)
@@ -107,6 +130,7 @@ async def prepare(settings: Settings, *, is_demo: bool) -> dict[str, Any]:
         "link_code": link_code,
         "api_database_url": find_login_url(settings, "nbpulse_api", settings.api_database_url),
         "worker_database_url": find_login_url(settings, "nbpulse_worker", settings.worker_database_url),
+        "replication_url": find_login_url(settings, replication.LOGIN, None),
         "operator_database_url": find_login_url(settings, "nbpulse_operator", None),
     }
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import asyncpg
 from redis.asyncio import Redis
 
 from nbpulse.cache import Cache
+from nbpulse.cluster import Cluster
 from nbpulse.connections import open_pool, open_redis
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import StartupError, Unavailable
@@ -23,15 +26,16 @@ from nbpulse.live import LivePublisher
 from nbpulse.passwords import Hasher
 from nbpulse.providers import Provider
 from nbpulse.records.databases import POOL_SIZE, Databases, find_shard_url, open_databases
-from nbpulse.records.ledger import PostgresLedger
-from nbpulse.records.notebooks import NotebookDirectory
 from nbpulse.records.people import People
+from nbpulse.records.routing import RoutedLedger
 from nbpulse.records.sealing import check_keys
 from nbpulse.records.views import ClassReader
+from nbpulse.replicas import HistoryPool, Opening
 from nbpulse.settings import Settings
 from nbpulse.stream import EventStream
 from nbpulse.stream.copying import StreamCopy
 from nbpulse.stream.erasing import StreamErasure
+from nbpulse.stream.promises import RANKS
 from nbpulse.timeseries import TimeSeriesStore
 from nbpulse.timeseries.postgres import PostgresTimeSeries
 from nbpulse.tombstones import Marker
@@ -39,16 +43,15 @@ from nbpulse.tombstones import Marker
 if TYPE_CHECKING:
     from nbpulse.jupyterhub import JupyterHub
 
-_PROMISE_RANKS = {"memory": 0, "process": 1, "power": 2}
-
 
 @dataclass(frozen=True)
 class Resources:
     """What the parts of one process share."""
 
     pool: asyncpg.Pool
+    history: HistoryPool
     databases: Databases
-    redis: Redis
+    redis: Redis | Cluster
     seal: EncryptedField
     stream: EventStream
     cache: Cache
@@ -59,7 +62,7 @@ class Resources:
     hasher: Hasher
     classes: ClassReader
     series: TimeSeriesStore
-    ledger: PostgresLedger
+    ledger: RoutedLedger
     jupyterhub: JupyterHub | None
     providers: Mapping[str, Provider]
     promise: str
@@ -80,13 +83,36 @@ def find_login_url(settings: Settings, login: str) -> str:
     return f"{scheme}://{login}:{settings.make_password(login)}@{rest.rpartition('@')[2]}"
 
 
+def list_replica_urls(settings: Settings) -> list[str]:
+    """
+    The replicas' URLs with the API's login where they bear none of their own.
+
+    Raises StartupError (NB-3110): one is no address of a PostgreSQL.
+    """
+    urls = []
+    for number, given in enumerate((settings.replica_urls or "").replace(",", " ").split(), 1):
+        parts = urlsplit(given)
+        try:
+            is_address = parts.scheme in ("postgresql", "postgres") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port that is none
+            is_address = False
+        if not is_address:
+            raise StartupError("NB-3110", number=number)
+        login = ""
+        if "@" not in parts.netloc:
+            login = find_login_url(settings, "nbpulse_api").partition("://")[2].rpartition("@")[0] + "@"
+        urls.append(given.replace("://", f"://{login}", 1))
+    return urls
+
+
 @asynccontextmanager
 async def open_resources(settings: Settings, *, login: str, pool_size: int) -> AsyncIterator[Resources]:
     """
     Everything for one process under one database login (`nbpulse_api`, `nbpulse_worker`, `nbpulse_operator`).
 
     Raises StartupError: a store does not answer (NB-3053, NB-3054), the stream keeps less than promised (NB-3055), the
-    keys do not open what is sealed in the database (NB-3060), or it was made for another number of shards (NB-3120).
+    keys do not open what is sealed in the database (NB-3060), it was made for another number of shards (NB-3120), or a
+    replica's address is none (NB-3110). A replica that does not answer is no obstacle.
     """
     if not settings.redis_url:
         raise StartupError("NB-3052", setting="NBPULSE_REDIS_URL")
@@ -98,16 +124,27 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
         client = await stack.enter_async_context(open_redis(settings.redis_url))
         seal = EncryptedField(settings.read_encryption_keys(), key_file=settings.key_file)
         await _check_keys(pool, seal)
-        stream = EventStream(client, consumer=settings.worker_name, backlog_limit=settings.backlog_limit_events)
+        stream = EventStream(
+            client,
+            consumer=settings.worker_name,
+            backlog_limit=settings.backlog_limit_events,
+            confirms=settings.promise == "failover",
+        )
         stack.push_async_callback(stream.close)
         cache, classes, hasher = Cache(client), ClassReader(pool, seal), Hasher()
         stack.callback(hasher.close)
-        hub, providers = None, dict[str, Provider]()
-        if login == "nbpulse_api":  # nobody else is shown people's tokens, or signs anybody in
+        hub, providers, replicas = None, dict[str, Provider](), list[Opening]()
+        if login == "nbpulse_api":  # nobody else is shown people's tokens, signs anybody in, or is asked for history
+            replicas = [
+                partial(open_pool, url, pool_size, database="postgresql_replica", is_lazy=True)
+                for url in list_replica_urls(settings)
+            ]
             hub = await stack.enter_async_context(_open_hub(settings))
             providers = await stack.enter_async_context(_open_providers(settings, hub))
+        history = HistoryPool(pool, replicas, lag_max_s=settings.replica_lag_max_s)
         yield Resources(
             pool=pool,
+            history=await stack.enter_async_context(history.watching()),
             databases=databases,
             redis=client,
             seal=seal,
@@ -121,8 +158,8 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
             people=People(pool, seal, Marker(settings.make_tombstone_key)),
             hasher=hasher,
             classes=classes,
-            series=await stack.enter_async_context(_open_series(settings, pool)),
-            ledger=PostgresLedger(pool, seal, NotebookDirectory(), full_texts=settings.has_full_texts),
+            series=await stack.enter_async_context(_open_series(settings, history)),
+            ledger=RoutedLedger(databases, seal, full_texts=settings.has_full_texts),
             jupyterhub=hub,
             providers=providers,
             promise=await _check_promise(settings, stream),
@@ -180,7 +217,7 @@ async def open_outer_stores(settings: Settings, owner: asyncpg.Pool, redis_url: 
 
 
 @asynccontextmanager
-async def _open_series(settings: Settings, pool: asyncpg.Pool) -> AsyncIterator[TimeSeriesStore]:
+async def _open_series(settings: Settings, pool: asyncpg.Pool | HistoryPool) -> AsyncIterator[TimeSeriesStore]:
     """InfluxDB where its address is set, else PostgreSQL. Raises StartupError (NB-3080): that is no address."""
     if not settings.influx_url:
         yield PostgresTimeSeries(pool)
@@ -249,6 +286,7 @@ async def _check_promise(settings: Settings, stream: EventStream) -> str:
         if not settings.promise_stated:
             raise StartupError("NB-3056", promise=settings.promise)
         return f"{settings.promise} (stated, not checked)"
-    if _PROMISE_RANKS[kept] < _PROMISE_RANKS[settings.promise]:
+    if RANKS[kept] < RANKS[settings.promise]:
         raise StartupError("NB-3055", promise=settings.promise, kept=kept)
-    return kept
+    # Servers that could keep `failover` do so only where appends wait for it.
+    return "power" if kept == "failover" != settings.promise else kept

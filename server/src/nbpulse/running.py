@@ -50,6 +50,8 @@ class UpOptions:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     database_url: str | None = None
+    replica: bool = False
+    """Whether the embedded PostgreSQL has a streaming replica beside it, from which history is read."""
     redis_url: str | None = None
     api_count: int = 1
     worker_count: int = 1
@@ -70,11 +72,15 @@ class Running:
     apis: list[Program]
     workers: list[Program]
     demo: Program | None = None
+    replica: Program | None = None
+    replica_port: int = 0
+    replica_said: str = ""
+    """What was last passed on of what the replica says of itself."""
     prepared: dict[str, Any] = field(default_factory=dict)
 
     def list_parts(self) -> list[Part]:
         """What must always run, in the walk of an event backwards: what comes last is stopped first."""
-        return [*self.stores.values(), *self.workers, *self.apis]
+        return [*self.stores.values(), *([self.replica] if self.replica else []), *self.workers, *self.apis]
 
     @property
     def local_host(self) -> str:
@@ -101,6 +107,7 @@ class Running:
             language = f"?lang={pick_language()}" if os.environ.get("NBPULSE_LANGUAGE") else ""  # asked for by name
             page = f"/courses/{self.prepared['course_id']}{language}"
         urls = self._list_api_urls()
+        replica = {"replica_url": self._move_to_replica(self.prepared["operator_database_url"])} if self.replica else {}
         return {
             "url": self.url,
             "teacher_link": f"{self.url}{page}#code={self.prepared['link_code']}",
@@ -108,12 +115,17 @@ class Running:
             "join_code": self.prepared["join_code"],
             "course_id": self.prepared["course_id"],
             "database_url": self.prepared["operator_database_url"],
+            **replica,
             "redis_url": self.options.redis_url or self.stores["redis"].url,
             "metrics_urls": [f"{url}/metrics" for url in urls]
             + [f"http://127.0.0.1:{port}/metrics" for port in self.metrics_ports],
             "api_urls": urls,
             "pids": self.list_pids(),
         }
+
+    def _move_to_replica(self, url: str) -> str:
+        """The same login and database there."""
+        return f"{url.rpartition('@')[0]}@127.0.0.1:{self.replica_port}/nbpulse"
 
     def list_pids(self) -> dict[str, Any]:
         """The process of every part; None for a store of one's own."""
@@ -123,7 +135,8 @@ class Running:
         }
         programs = {"api": [part.pid for part in self.apis], "worker": [part.pid for part in self.workers]}
         demo = {"demo": self.demo.pid} if self.demo else {}
-        return {"supervisor": os.getpid(), **programs, **stores, **demo}
+        replica = {"replica": self.replica.pid} if self.replica else {}
+        return {"supervisor": os.getpid(), **programs, **stores, **replica, **demo}
 
 
 class StopRequested(BaseException):
@@ -158,6 +171,8 @@ def run_up(options: UpOptions, announce: Callable[[Running], None]) -> None:
 
     Raises StartupError when something cannot start or keeps dying; then everything has been stopped.
     """
+    if options.replica and options.database_url:
+        raise StartupError("NB-3111")
     if not (options.database_url and options.redis_url) and (obstacle := find_obstacle()):
         raise obstacle
     with hold_directory(options.data_dir), _StopSignal():
@@ -170,7 +185,7 @@ def run_up(options: UpOptions, announce: Callable[[Running], None]) -> None:
             _start(running)
             _note(running)
             announce(running)
-            supervisor.run(lambda: _watch_demo(running))
+            supervisor.run(lambda: _look_further(running))
         except StopRequested:
             say(get_text("stopping"))
         finally:
@@ -204,6 +219,8 @@ def _assemble(options: UpOptions) -> Running:
         apis=_make_programs("api", options.api_count, logs),
         workers=_make_programs("worker", options.worker_count, logs),
         demo=_make_programs("demo", 1, logs)[0] if options.demo is not None else None,
+        replica=_make_programs("replica", 1, logs)[0] if options.replica else None,
+        replica_port=find_free_port() if options.replica else 0,
     )
 
 
@@ -236,12 +253,19 @@ def _start(running: Running) -> None:
     settings = {"NBPULSE_DATA_DIR": str(options.data_dir)}
     settings["NBPULSE_REDIS_URL"] = options.redis_url or running.stores["redis"].url
     owner = {"NBPULSE_DATABASE_URL": running.get_admin_url()}
-    running.prepared = prepare_database(settings | owner, is_demo=options.demo is not None)
+    has_replica = None if options.database_url else options.replica
+    running.prepared = prepare_database(settings | owner, is_demo=options.demo is not None, has_replica=has_replica)
     for api, port in zip(running.apis, running.ports, strict=True):
         api.settings = settings | _describe_api(running, port)
     for number, worker in enumerate(running.workers):
         slot = {"NBPULSE_WORKER_NAME": worker.name, "NBPULSE_METRICS_PORT": str(running.metrics_ports[number])}
         worker.settings = settings | slot | {"NBPULSE_WORKER_DATABASE_URL": running.prepared["worker_database_url"]}
+    if running.replica is not None:
+        plan = {"primary_url": running.prepared["replication_url"], "port": running.replica_port}
+        running.replica.settings = settings | {
+            "NBPULSE_REPLICA_PLAN": json.dumps({"data_dir": str(options.data_dir), **plan})
+        }
+        running.replica.launch()  # nobody waits for it: meanwhile the primary answers
     for part in (*running.apis, *running.workers):
         part.launch()
     _await_ready(running)
@@ -251,6 +275,13 @@ def _start(running: Running) -> None:
         facts = {"asked": asked} | {name: prepared[name] for name in ("course_id", "teacher_token")}
         running.demo.settings = settings | {"NBPULSE_DEMO_CLASS": json.dumps(facts)}
         running.demo.launch()
+
+
+def _look_further(running: Running) -> None:
+    _watch_demo(running)
+    if running.replica is not None and (said := read_last_line(running.replica.log_path)) != running.replica_said:
+        running.replica_said = said
+        say(said)
 
 
 def _watch_demo(running: Running) -> None:
@@ -273,6 +304,8 @@ def _describe_api(running: Running, port: int) -> dict[str, str]:
         "NBPULSE_PORT": str(port),
         "NBPULSE_PUBLIC_URL": running.url,
     }
+    if options.replica:
+        settings["NBPULSE_REPLICA_URLS"] = f"postgresql://127.0.0.1:{running.replica_port}/nbpulse"
     if options.tls_cert and options.tls_key:
         settings |= {"NBPULSE_TLS_CERT": str(options.tls_cert), "NBPULSE_TLS_KEY": str(options.tls_key)}
     return settings
@@ -308,7 +341,8 @@ def _note(running: Running) -> None:
     described = running.describe()
     del described["teacher_link"]
     processes = []
-    for program in [*running.apis, *running.workers, *([running.demo] if running.demo else [])]:
+    others = [one for one in (running.demo, running.replica) if one is not None]
+    for program in [*running.apis, *running.workers, *others]:
         with contextlib.suppress(psutil.NoSuchProcess):
             processes.append([program.pid, psutil.Process(program.pid).create_time()])
     private: dict[str, str | None] = {"admin_database_url": running.get_admin_url()}

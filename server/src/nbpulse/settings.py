@@ -52,8 +52,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     worker_database_url: Annotated[str | None, Meta(description="The worker's login, when not made by `migrate`")] = (
         None
     )
+    replica_urls: Annotated[
+        str | None,
+        Meta(
+            description="Its read replicas, comma between, as `postgresql://replica:5432/nbpulse`: history and reports"
+            " are read there; without a login: by the API's"
+        ),
+    ] = None
+    replica_lag_max_s: Annotated[
+        float, Meta(gt=0, le=3600, description="A replica further behind is not read from: the primary is")
+    ] = 10.0
     redis_url: Annotated[
-        str | None, Meta(description="URL of your own Redis 7 or Valkey 8-9; unset = the embedded one")
+        str | None,
+        Meta(
+            description="URL of your own Redis 7 or Valkey 8-9, or `redis+cluster://host:port,host:port` of a cluster "
+            "(`rediss+cluster` for TLS); unset = the embedded one"
+        ),
     ] = None
     influx_url: Annotated[
         str | None,
@@ -88,8 +102,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str | None, Meta(description="Fernet keys, newest first, comma between; unset = the data directory's key file")
     ] = None
     promise: Annotated[
-        Literal["power", "process", "memory"],
-        Meta(description="What an accepted event survives: a power cut, a killed process, nothing"),
+        Literal["failover", "power", "process", "memory"],
+        Meta(
+            description="What an accepted event survives: the loss of its server for good (a replica has it), a power "
+            "cut, a killed process, nothing"
+        ),
     ] = "power"
     promise_stated: Annotated[
         bool, Meta(description="The stream's server forbids CONFIG: the operator states that it keeps the promise")

@@ -15,7 +15,7 @@ from nbpulse.accounting import Auditor
 from nbpulse.errors import Unavailable
 from nbpulse.events import ReceivedEvent, decode
 from nbpulse.pipeline import process_events
-from nbpulse.records.accounting import Accounts
+from nbpulse.records.accounting import Accounts, forget_spent
 from nbpulse.records.dead_letters import DeadLetters
 from nbpulse.records.merging import merge_users
 from nbpulse.resources import Resources
@@ -273,6 +273,6 @@ async def test_spent_entries_are_forgotten_after_a_week(stores: Resources, datab
             "INSERT INTO spent_entries (stream, entry_id, outcome, at) VALUES"
             " ('s', '1-0', 'duplicate', now() - interval '8 days'), ('s', '2-0', 'duplicate', now())"
         )
-        await Accounts(stores.pool).forget_spent()
+        await forget_spent(stores.pool)
         left: list[Any] = await connection.fetch("SELECT entry_id FROM spent_entries")
     assert [row[0] for row in left] == ["2-0"]

@@ -92,6 +92,22 @@ async def test_a_class_is_made_copied_archived_and_brought_back(stage: Stage, br
         await expect(card.locator("[data-action=archive]")).to_be_visible()
 
 
+async def test_a_class_is_renamed_in_its_place(stage: Stage, browser: Browser) -> None:
+    await stage.join()
+    async with open_as_teacher(stage, browser) as page, open_as_teacher(stage, browser) as board:
+        await open_courses(page, stage)
+        await board.wait_for_selector(".board")
+        card = find_card(page, stage)
+        await card.locator("[data-action=rename]").click()
+        await card.locator("[name=title]").fill("<i>Programming</i> II")
+        assert await find_barriers(page) == []
+        await photograph(page, "rename")
+        await page.keyboard.press("Enter")
+        await expect(card.locator(".course-head bdi")).to_have_text("<i>Programming</i> II")
+        await expect(card.locator("form")).to_have_count(0)
+        await expect(board.locator("h1").first).to_contain_text("<i>Programming</i> II", timeout=20_000)
+
+
 async def test_a_class_that_is_on_stands_first_and_is_not_archived(stage: Stage, browser: Browser) -> None:
     await post(stage, "meetings")
     await stage.join()

@@ -62,6 +62,27 @@ async def test_a_class_is_found_from_its_report_and_played(stage: Stage, browser
         await expect(page.locator(".squares i[data-state='1']")).not_to_have_count(0)
 
 
+async def test_it_shows_shared_errors_banner_and_charts_as_they_were_and_nothing_to_press(
+    stage: Stage, browser: Browser
+) -> None:
+    meeting_id = await begin(stage)
+    await teach(stage, 10)
+    async with open_as_teacher(stage, browser, f"/replay/{meeting_id}") as page:
+        await expect(page.locator(".player")).to_be_visible(timeout=WAIT_MS)
+        await expect(page.locator("[data-shared]")).to_have_count(0)
+        now = await page.locator(".player input[type=range]").evaluate("one => [+one.min, +one.max]")
+        # All ten have failed on cell 2 by 170 s of the 600; at 250 s eight of them are past it.
+        await go_to(page, 175_000 / (now[1] - now[0]))
+        await expect(page.locator("[data-shared]")).to_have_attribute("data-students", "10", timeout=WAIT_MS)
+        await expect(page.locator("[data-hot-cell]")).to_contain_text("Cell 2 fails for 100 %")
+        await expect(page.locator("[data-chart=trend] .chart-words")).to_contain_text("24 runs, 14 errors")
+        await expect(page.locator("[data-act]:visible")).to_have_count(0)
+        await go_to(page, 0.999)
+        await expect(page.locator("[data-shared]")).to_have_attribute("data-students", "2", timeout=WAIT_MS)
+        await expect(page.locator("[data-chart=trend] .chart-words")).to_contain_text("32 runs, 14 errors")
+        await expect(page.locator("[data-chart=curve] svg")).to_be_visible()
+
+
 async def test_the_keyboard_plays_and_shows_names(stage: Stage, browser: Browser) -> None:
     meeting_id = await hold_class(stage)
     async with open_as_teacher(stage, browser, f"/replay/{meeting_id}") as page:

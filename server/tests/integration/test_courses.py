@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 from uuid import UUID, uuid4
@@ -171,6 +172,42 @@ async def test_a_copy_takes_what_is_settled_and_prepared_and_nobody(stage: Stage
     # Last term's file, prepared for this course, is its original again.
     again = await upload(stage, json.loads(prepared["text"]), course_id=copy["id"])
     assert (again["notebook_id"], again["has_changed"]) == (ready["notebooks"][0]["id"], True)
+
+
+# --- naming -----------------------------------------------------------------------------------------------------------
+
+
+async def test_another_title_is_on_open_boards_and_projectors_and_audited(stage: Stage) -> None:
+    board = await stage.snapshot()
+    projector = f"{COURSES}/{stage.course.id}/projector"
+    assert (await stage.http.get(projector, headers=stage.staff)).json()["course"]["title"] == stage.course.title
+    async with stage.watch(board) as socket:
+        done = await stage.http.patch(
+            f"{COURSES}/{stage.course.id}", json={"title": " 情報 II <b> "}, headers=stage.staff
+        )
+        assert (done.status_code, done.json()["title"], done.json()["archived_at"]) == (200, "情報 II <b>", None)
+        async with asyncio.timeout(30):
+            while (frame := json.loads(await socket.recv())).get("course") is None:
+                pass
+    assert (frame["course"]["title"], frame["course"]["join_code"]) == ("情報 II <b>", stage.course.join_code)
+    async with asyncio.timeout(30):
+        while (await stage.http.get(projector, headers=stage.staff)).json()["course"]["title"] != "情報 II <b>":  # noqa: ASYNC110 - at its next frame
+            await asyncio.sleep(0.1)
+    again = await stage.http.patch(f"{COURSES}/{stage.course.id}", json={"title": "情報 II <b>"}, headers=stage.staff)
+    assert again.status_code == 200
+    assert [action for action, _ in await read_audit(stage, str(stage.course.id))] == ["course_renamed"]
+    assistant = await add_person(stage, "assistant", stage.course.id)
+    refused = await stage.http.patch(f"{COURSES}/{stage.course.id}", json={"title": "x"}, headers=assistant)
+    assert refused.status_code == 403
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"title": ""}, {"title": "  "}, {"title": "a\nb"}, {"title": None}, {"title": "x" * 201}]
+)
+async def test_a_title_that_is_none_is_refused(stage: Stage, body: dict[str, Any]) -> None:
+    answer = await stage.http.patch(f"{COURSES}/{stage.course.id}", json=body, headers=stage.staff)
+    assert (answer.status_code, answer.json()["code"]) == (422, "NB-1007")
+    assert (await stage.snapshot())["course"]["title"] == stage.course.title
 
 
 # --- archiving --------------------------------------------------------------------------------------------------------

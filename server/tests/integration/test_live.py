@@ -83,6 +83,52 @@ async def test_snapshot_and_frames_show_what_a_later_snapshot_shows(stage: Stage
     assert len(last.students) == 13
 
 
+@pytest.mark.parametrize("seed", range(2))
+async def test_viewers_that_hang_up_at_random_and_come_back_end_where_the_class_is(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Some come back within what the ring keeps, others read a snapshot; none is left behind."""
+    monkeypatch.setattr(view, "RING_S", 0.6)
+    chance = random.Random(seed)
+    tokens = await make_class(stage, 8)
+    boards = [Board(await stage.snapshot()) for _ in range(5)]
+    resumed = resyncs = 0
+
+    async def come_back(place: int, *, stays: bool) -> None:
+        """Go on from what is known; read anew where the frames between are no longer there; hang up again."""
+        nonlocal resumed, resyncs
+        board = boards[place]
+        async with stage.watch({"epoch": board.epoch, "seq": board.seq}) as socket:
+            resumed += 1
+            while stays or chance.random() < 0.7:
+                try:
+                    message = json.loads(await asyncio.wait_for(socket.recv(), 0.5))
+                except TimeoutError:
+                    return
+                if message["t"] == "resync":
+                    resyncs += 1
+                    board = boards[place] = Board(await stage.snapshot())
+                    await socket.send(json.dumps({"t": "resume", "epoch": board.epoch, "after_seq": board.seq}))
+                elif message["t"] == "d":
+                    board.apply(message)
+
+    for _ in range(6):
+        for token in chance.sample(tokens, 5):
+            runs = [make_run(chance.randrange(6), chance.choice(["ok", "error", "error"])) for _ in range(3)]
+            await stage.post(token, runs)
+        await stage.work()
+        await asyncio.gather(*(come_back(place, stays=False) for place in chance.sample(range(5), 3)))
+    async with asyncio.timeout(60):
+        while True:  # something may move by itself meanwhile, as the charts do each half minute
+            await asyncio.gather(*(come_back(place, stays=True) for place in range(5)))
+            last = Board(await stage.snapshot())
+            if all(board.seq == last.seq for board in boards):
+                break
+    for board in boards:
+        assert board.show() == last.show()
+    assert resumed > resyncs > 0
+
+
 async def test_two_apis_show_the_same_class(stage: Stage, stage_database: str, embedded_valkey: str) -> None:
     tokens = await make_class(stage, 5)
     async with open_stage(stage_database, embedded_valkey) as other:

@@ -12,7 +12,7 @@ import pytest
 from boards import Board
 from meetings import begin, help_student, raise_hand, run, teach
 from nbpulse.records import replays
-from stage import NOBODY, Stage, make_run
+from stage import NOBODY, Stage, make_run, serve_api
 from stores import connect
 
 KNOWN = ("id", "num", "s", "pos", "team")
@@ -77,6 +77,19 @@ async def test_frames_lead_from_one_look_to_the_next(stage: Stage, seed: int) ->
             board.apply(frame)
         jumped = Board((await play(stage, meeting_id, at=stretch["frames"][place - 1]["at"]))["snapshot"])
         assert board.show() == jumped.show()
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_runs_are_counted_at_their_times_as_the_live_board_counts_them(stage: Stage, seed: int) -> None:
+    meeting_id = await begin(stage, 1_000)
+    await happen(stage, seed)
+    # A board that is opened now reads them from the ledger.
+    async with serve_api(stage.database_url, stage.redis_url) as (url, _):
+        live = (await stage.http.get(f"{url}/api/v1/courses/{stage.course.id}/live", headers=stage.staff)).json()
+    past = (await play(stage, meeting_id, at=2**50))["snapshot"]
+    counts = [{step: tuple(count) for step, *count in board["trend"] if any(count)} for board in (live, past)]
+    assert counts[0]
+    assert counts[0] == counts[1]
 
 
 async def test_alerts_hands_and_what_staff_did_are_there_when_they_were(stage: Stage) -> None:

@@ -141,6 +141,9 @@ class School:
             "series_rejects": mine | {"time_ns": number, "reason": "x"},
             "event_counts": {"slot": number},
             "spent_entries": {"stream": "x", "entry_id": str(number), "outcome": "duplicate"},
+            "rollup_debts": {"id": uuid4(), "user_ids": "{}", "course_ids": "{}"},
+            "recent_runs": mine
+            | {"course_id": course_id, "notebook_id": notebook_id, "half_minute": number, "runs": 1, "errors": 0},
             "shard_databases": {"name": str(number)},
             "shard_map": {"shard": number + 64, "database": "main"},
             "shard_owners": {"shard": number + 64},

@@ -109,6 +109,14 @@ async def write_as_staff(stage: Stage) -> None:
     ):
         answer = await stage.http.request(method, f"{course}/{path}", headers=stage.staff, json=body)
         assert answer.status_code in (200, 201), answer.text
+    shared = (await stage.snapshot())["errors"]
+    assert len(shared) > 4
+    for place, error in enumerate(shared):
+        changes = {"title": short[place], "is_muted": place > 2}
+        answer = await stage.http.patch(f"{course}/errors/{error['fp']}", headers=stage.staff, json=changes)
+        assert answer.status_code == 200, answer.text
+    merged = {"merged_into": shared[0]["fp"]}
+    await stage.http.patch(f"{course}/errors/{shared[1]['fp']}", headers=stage.staff, json=merged)
 
 
 async def test_nothing_anybody_writes_runs_on_any_page_of_a_course(stage: Stage, browser: Browser) -> None:
@@ -122,6 +130,14 @@ async def test_nothing_anybody_writes_runs_on_any_page_of_a_course(stage: Stage,
     await page.goto(f"{stage.url}/courses/{stage.course.id}#code={code}")
     await page.wait_for_selector("[data-alert]", timeout=30_000)
     await page.keyboard.press("a")
+    titles = {error["title"] for error in board["errors"]} - {None}
+    assert titles
+    assert titles <= set(await read_all(page, "[data-shared] bdi"))
+    await page.locator(".muted-groups summary").click()
+    assert {muted["title"] for muted in board["muted"]} <= set(await read_all(page, "[data-muted-group] bdi"))
+    await page.locator("[data-act=unmute-group]").first.click()  # the note says its name
+    await expect(page.locator(".note")).to_be_visible()
+    assert await page.evaluate("window.attempts") == []
     for name in list_course_pages():
         await page.goto(f"{stage.url}/courses/{stage.course.id}/{name}{find_item(name, board)}")
         await page.wait_for_selector("[data-page]:not([data-page=connecting]) main", timeout=30_000)

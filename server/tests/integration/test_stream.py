@@ -1,4 +1,4 @@
-"""The stream's contract, on the wheel's Valkey and on Debian's Redis 7."""
+"""The stream's contract, on the wheel's Valkey, on Debian's Redis 7 and on a cluster of three Valkeys and replicas."""
 
 import asyncio
 import os
@@ -13,22 +13,24 @@ import pytest
 from redis.asyncio import Redis
 
 from nbpulse import events
+from nbpulse.cluster import Cluster
+from nbpulse.connections import open_redis
 from nbpulse.embedded import EmbeddedValkey
 from nbpulse.errors import Unavailable
 from nbpulse.stream import BATCH_EVENTS, GROUP, STREAM_KEYS, Delivery, EventStream, get_stream_key
 from stores import make_event
 
 
-@pytest.fixture(params=["embedded_valkey", "redis_7"])
-async def redis(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
+@pytest.fixture(params=["embedded_valkey", "redis_7", "valkey_cluster"])
+async def redis(request: pytest.FixtureRequest) -> AsyncIterator[Redis | Cluster]:
     """An emptied server."""
-    async with Redis.from_url(request.getfixturevalue(request.param)) as client:
+    async with open_redis(request.getfixturevalue(request.param)) as client:
         await client.flushall()
         yield client
 
 
 @pytest.fixture
-async def stream(redis: Redis) -> AsyncIterator[EventStream]:
+async def stream(redis: Redis | Cluster) -> AsyncIterator[EventStream]:
     one = EventStream(redis, consumer="worker-1")
     await one.ensure_groups()
     yield one
@@ -85,7 +87,7 @@ async def test_helps_travel_apart_from_runs(stream: EventStream) -> None:
     assert [events.decode(one.payload) for one in await stream.read("events")] == [run]
 
 
-async def test_a_restarted_worker_first_reads_what_it_had_in_hand(redis: Redis, stream: EventStream) -> None:
+async def test_a_restarted_worker_first_reads_what_it_had_in_hand(redis: Redis | Cluster, stream: EventStream) -> None:
     await stream.append(make_runs(900))
     lost = await stream.read("events")
     successor = EventStream(redis, consumer="worker-1")
@@ -99,7 +101,9 @@ async def test_a_restarted_worker_first_reads_what_it_had_in_hand(redis: Redis, 
     await successor.close()
 
 
-async def test_a_dead_workers_deliveries_are_taken_over_only_when_idle(redis: Redis, stream: EventStream) -> None:
+async def test_a_dead_workers_deliveries_are_taken_over_only_when_idle(
+    redis: Redis | Cluster, stream: EventStream
+) -> None:
     await stream.append(make_runs(20))
     lost = await stream.read("events")
     other = EventStream(redis, consumer="worker-2")
@@ -114,7 +118,7 @@ async def test_a_dead_workers_deliveries_are_taken_over_only_when_idle(redis: Re
 
 
 async def test_trimming_keeps_what_is_pending_or_unread_even_by_another_group(
-    redis: Redis, stream: EventStream
+    redis: Redis | Cluster, stream: EventStream
 ) -> None:
     runs = make_runs(30, students=1)
     key = get_stream_key(runs[0])
@@ -135,7 +139,7 @@ async def test_trimming_keeps_what_is_pending_or_unread_even_by_another_group(
     assert await stream.measure_backlog() == 0
 
 
-async def test_a_full_backlog_is_refused_and_nothing_is_appended(redis: Redis, stream: EventStream) -> None:
+async def test_a_full_backlog_is_refused_and_nothing_is_appended(redis: Redis | Cluster, stream: EventStream) -> None:
     await stream.append(make_runs(60))
     full = EventStream(redis, backlog_limit=50)
     assert await full.measure_backlog() == 60
@@ -148,7 +152,7 @@ async def test_a_full_backlog_is_refused_and_nothing_is_appended(redis: Redis, s
     await full.close()
 
 
-async def test_an_emptied_server_gets_its_groups_back_and_says_so(redis: Redis, stream: EventStream) -> None:
+async def test_an_emptied_server_gets_its_groups_back_and_says_so(redis: Redis | Cluster, stream: EventStream) -> None:
     await redis.flushall()
     await stream.append(make_runs(5))
     assert await stream.measure_backlog() == 5
@@ -160,14 +164,14 @@ async def test_an_emptied_server_gets_its_groups_back_and_says_so(redis: Redis, 
     assert [group["name"] for group in groups] == [GROUP]
 
 
-async def test_an_entry_of_another_form_is_delivered_for_burying(redis: Redis, stream: EventStream) -> None:
+async def test_an_entry_of_another_form_is_delivered_for_burying(redis: Redis | Cluster, stream: EventStream) -> None:
     await redis.xadd(STREAM_KEYS["events"][7], {"x": "1", "y": "2"})
     (delivery,) = await stream.read("events")
     assert delivery.payload == b"x 1 y 2"
 
 
-async def test_the_promise_is_read_from_the_server(redis: Redis, stream: EventStream) -> None:
-    assert await stream.read_promise() == "power"
+async def test_the_promise_is_read_from_the_server(redis: Redis | Cluster, stream: EventStream) -> None:
+    assert await stream.read_promise() == ("failover" if isinstance(redis, Cluster) else "power")
     try:
         await redis.config_set("appendfsync", "everysec")
         assert await stream.read_promise() == "process"
@@ -178,7 +182,7 @@ async def test_the_promise_is_read_from_the_server(redis: Redis, stream: EventSt
         await redis.config_set("maxmemory-policy", "noeviction")
 
 
-async def test_a_server_without_memory_is_unavailable_not_an_error(redis: Redis, stream: EventStream) -> None:
+async def test_a_server_without_memory_is_unavailable_not_an_error(redis: Redis | Cluster, stream: EventStream) -> None:
     try:
         await redis.config_set("maxmemory", "1")
         with pytest.raises(Unavailable) as refusal:

@@ -17,7 +17,7 @@ from boards import Board, follow, read
 from nbpulse.migrations.runner import with_login
 from nbpulse.pipeline import measure
 from nbpulse.timeseries.postgres import PostgresTimeSeries
-from stage import Stage, make_run, serve_api
+from stage import Stage, add_assistant, make_run, serve_api
 from stores import WORKER_PASSWORD, connect
 
 _NOW = datetime.now(UTC)
@@ -61,17 +61,6 @@ class Teams:
         """Whose id is anywhere in it."""
         text = json.dumps(answer)
         return {name for name, one in self.students.items() if one["user_id"] in text}
-
-
-async def add_assistant(stage: Stage, teams: list[str], course_id: UUID | None = None) -> tuple[UUID, str]:
-    user_id = uuid4()
-    async with connect(stage.database_url) as owner:
-        await owner.execute("INSERT INTO users (id, username) VALUES ($1, $2)", user_id, user_id.hex)
-        await owner.execute(
-            "INSERT INTO enrolments (user_id, course_id, role, teams) VALUES ($1, $2, 'assistant', $3)",
-            *(user_id, course_id or stage.course.id, teams),
-        )
-    return user_id, await stage.people.create_staff_token(user_id)
 
 
 async def write_points(stage: Stage) -> None:

@@ -60,6 +60,9 @@ class RandomClass:
             "students": [],
             "alerts": [],
             "errors": [],
+            "hot": [],
+            "muted": [],
+            "meeting": None,
             "funnel": [],
             "trend": [],
             "curve": [],
@@ -102,7 +105,15 @@ class RandomClass:
         self.clock += 250
         deeds = [self.run_cell] * 6 + [self.change_status, self.raise_alert, self.change_alert, self.clear_alert]
         deeds += [self.claim_alert]
-        rare = [self.share_error, self.end_exercise, self.add_student, self.rename_student, self.add_cell]
+        rare = [
+            self.settle_group,
+            self.change_course,
+            self.share_error,
+            self.end_exercise,
+            self.add_student,
+            self.rename_student,
+            self.add_cell,
+        ]
         for _ in range(self.random.randrange(9)):
             self.random.choice(deeds)()
         if self.random.random() < 0.3:
@@ -179,6 +190,22 @@ class RandomClass:
         error = {"fp": self.new_id(), "label": "NameError df", "cell": "c", "n": self.made, "since": self.clock}
         self.truth["errors"] = [error, *self.truth["errors"]][:3]
 
+    def settle_group(self) -> None:
+        """A group is called otherwise, or muted, or back again; so is a hot cell."""
+        if error := self.pick("errors"):
+            error["title"] = self.random.choice([None, "ours"])
+            if self.random.random() < 0.5:
+                self.truth["errors"].remove(error)
+                self.truth["muted"] = [*self.truth["muted"], {"fp": error["fp"], "n": 2, "title": error["title"]}][-3:]
+        elif muted := self.pick("muted"):
+            self.truth["muted"].remove(muted)
+        if cell := self.pick("cells"):
+            self.truth["hot"] = [{"cell": cell["id"], "failed": self.made, "tried": self.made, "since": self.clock}]
+
+    def change_course(self) -> None:
+        self.truth["course"] = self.truth["course"] | {"title": f"title {self.made}"}
+        self.truth["meeting"] = {"id": "m", "title": None, "started_at": self.clock, "ended_at": None}
+
     def end_exercise(self) -> None:
         self.truth["exercises"] = [["Q1", self.made, 0]]
         self.truth["staff"] = [{"id": "s", "name": "田中", "here": self.random.random() < 0.5, "with": None}]
@@ -193,7 +220,7 @@ class RandomClass:
         after = self.take_snapshot()
         after["seq"] = self.truth["seq"] = before["seq"] + 1
         frame: Frame = {"t": "d", "seq": after["seq"], "at": after["at"], "h": after["h"]}
-        for name in ("counts", "median", "connected", "cells", "notebooks", "errors", "exercises", "ago", "staff"):
+        for name in after.keys() - {"at", "h", "seq", "students", "alerts", *CHARTS}:
             if before[name] != after[name]:
                 frame[name] = after[name]
         for name, delta in CHARTS.items():

@@ -54,6 +54,7 @@ class Stack:
         self.ports = {"8000": find_free_port(), "9100": find_free_port()}
         self._addresses = {
             "postgres-primary:5432": f"127.0.0.1:{self.primary.port}",
+            "postgres-replica:5432": f"127.0.0.1:{self.replica.port}",
             "redis:6379": redis_url.rpartition("@")[2].partition("/")[0],
             "influxdb:8086": self.influx_address.removeprefix("http://"),
             "0.0.0.0": "127.0.0.1",
@@ -166,10 +167,17 @@ async def test_an_event_reaches_the_primary_the_replica_and_influxdb(stack: Stac
 
         async def is_whole() -> bool:  # a worker says that it works a second after its start
             health = (await http.get("/health")).json()
-            parts = {health[part]["status"] for part in ("postgresql", "influxdb", "redis", "worker")}
+            parts = {health[part]["status"] for part in ("postgresql", "replicas", "influxdb", "redis", "worker")}
             return (health["status"], health["promise"], parts) == ("healthy", "power", {"healthy"})
 
         await until(is_whole)
+
+        async def is_read_from_the_replica() -> bool:
+            answer = await http.get(f"/api/v1/courses/{linked['course_id']}/sessions")
+            assert answer.status_code == 200, answer.text
+            return "NBPULSE-As-Of" in answer.headers and len(answer.json()["sessions"]) == 1
+
+        await until(is_read_from_the_replica)
         await asyncio.to_thread(worker.stop)
         await asyncio.to_thread(api.stop)
         assert [one.process.returncode for one in (api, worker) if one.process] == [0, 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import re
 import signal
@@ -18,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 from websockets.asyncio.client import connect
 
-from nbpulse.metrics import CloseReason, InfluxQuery, Limit, PostgresQuery, RedisQuery
+from nbpulse.metrics import CloseReason, HistorySource, InfluxQuery, Limit, PostgresQuery, RedisQuery
 from servers import ROOT
 from stage import make_run
 from torture.checker import await_debts_paid, await_drained
@@ -32,12 +33,19 @@ RULES = ROOT / "ops/prometheus/alerts.yml"
 NAME = re.compile(r"\b(?:nbpulse|database)_[a-z0-9_]*[a-z0-9]\b")
 STUDENT_COUNT, BATCH_COUNT, BATCH_EVENTS = 4, 3, 25
 EVENT_COUNT = STUDENT_COUNT * BATCH_COUNT * BATCH_EVENTS
-NAMES = {"postgresql": get_args(PostgresQuery), "influxdb": get_args(InfluxQuery), "redis": get_args(RedisQuery)}
+NAMES = {
+    "postgresql": get_args(PostgresQuery),
+    "postgresql_replica": get_args(PostgresQuery),
+    "influxdb": get_args(InfluxQuery),
+    "redis": get_args(RedisQuery),
+}
 LABELS = {
     "result": {"accepted", "duplicate", "rejected", "refused"},
     "outcome": {"stored", "duplicate", "dead_letter"},
     "reason": {"refused", "series_limit", *get_args(CloseReason)},
     "limit": set(get_args(Limit)),
+    "source": set(get_args(HistorySource)),
+    "replica": {"1"},
     "database": set(NAMES),
 }
 
@@ -131,7 +139,8 @@ async def open_class(data_dir: Path, settings: dict[str, str]) -> AsyncIterator[
 
 
 async def test_every_metric_asked_for_is_served_and_counts_what_happened(data_dir: Path, influxdb: str) -> None:
-    async with open_class(data_dir, {"NBPULSE_INFLUX_URL": f"{influxdb}/metrics"}) as room:
+    away = {"NBPULSE_REPLICA_URLS": "postgresql://127.0.0.1:9/nbpulse"}
+    async with open_class(data_dir, {"NBPULSE_INFLUX_URL": f"{influxdb}/metrics", **away}) as room:
         await room.deliver()
         await room.settle()
         async with room.watch():
@@ -154,7 +163,8 @@ async def test_every_metric_asked_for_is_served_and_counts_what_happened(data_di
         assert add(api, name) > 0, name
     for name in ("nbpulse_worker_batch_seconds_count", "nbpulse_worker_lag_seconds"):
         assert add(worker, name) > 0, name
-    for database in NAMES:
+    assert math.isnan(add(api, "nbpulse_replica_lag_seconds"))
+    for database in NAMES.keys() - {"postgresql_replica"}:
         assert add(both, "database_query_duration_seconds_count", database=database) > 0, database
         assert add(worker, "database_connection_pool_size", database=database) > 0, database
         for process in (api, worker):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from classes import COURSE, NOTEBOOK, OTHER_NOTEBOOK, START_MS, Class, fail, fold, make
 from nbpulse import classroom
-from nbpulse.classroom import Action, AlertRules, Column, Learner, LearnerState
+from nbpulse.classroom import Action, AlertRules, Column, ErrorGroup, ErrorGroups, Learner, LearnerState
 from nbpulse.events import ReceivedEvent
 
 
@@ -159,7 +159,7 @@ CHARTS = {"funnel": "f", "trend": "x", "curve": "q"}
 
 def replay(board: dict[str, Any], frame: dict[str, Any]) -> None:
     """What a viewer does with a frame (the browser's reducer, in Python)."""
-    for name in ("counts", "median", "connected", "cells", "errors", "hot", *CHARTS, "exercises", "ago"):
+    for name in ("counts", "median", "connected", "cells", "errors", "hot", "muted", *CHARTS, "exercises", "ago"):
         board[name] = frame.get(name, board[name])
     for name, delta in CHARTS.items():
         entries = {entry[0]: entry for entry in board[name]}
@@ -193,6 +193,16 @@ def act(rng: random.Random, user_id: str, alert_id: str, at_s: float) -> Action:
     return Action(action_id, user_id, alert_id, name, "s", "S", at_ms, at_ms, until_ms=until_ms)  # type: ignore[arg-type]
 
 
+def settle(rng: random.Random, fingerprints: list[str]) -> list[ErrorGroup]:
+    """What staff may have settled about some of these groups."""
+    groups = {fp: ErrorGroup(fp, rng.choice([None, "ours"]), None, rng.random() < 0.5) for fp in fingerprints}
+    one, other = rng.choice(fingerprints), rng.choice(fingerprints)
+    return [
+        msgspec.structs.replace(group, merged_into=other if fp == one != other else None)
+        for fp, group in groups.items()
+    ]
+
+
 @given(st.integers(0, 10**6))
 def test_a_snapshot_and_its_frames_are_the_next_snapshot(seed: int) -> None:
     rng = random.Random(seed)
@@ -206,7 +216,7 @@ def test_a_snapshot_and_its_frames_are_the_next_snapshot(seed: int) -> None:
         at_s += rng.choice([1, 20, 100])
         user = rng.choice(group.users)
         kinds = ["help_request", "help_cancel", "run", "run", "fail", "fail", "fail", "name", "column", "act", "mail"]
-        kinds += ["cell_execution_start", "kernel_status"]
+        kinds += ["cell_execution_start", "kernel_status", "settle", "meeting"]
         kind = rng.choice(kinds)
         if kind == "run":
             group.happen(make(user, at_s, cell=rng.randrange(5)))
@@ -222,6 +232,11 @@ def test_a_snapshot_and_its_frames_are_the_next_snapshot(seed: int) -> None:
             group.room.set_columns(
                 [Column(f"cell-{i}", i, exercise=rng.choice(["ex", None])) for i in range(rng.randrange(3, 7))]
             )
+        elif kind == "settle":
+            known = [one.fp for one in (*board["errors"], *board["hot"], *board["muted"])] or ["ab" * 8]
+            group.room.set_groups(ErrorGroups(settle(rng, known)))
+        elif kind == "meeting":
+            group.room.set_meeting(START_MS, is_over=rng.random() < 0.3)
         elif kind == "kernel_status":
             group.happen(make(user, at_s, kind, status=rng.choice(["died", "restarted"])))
         elif kind.startswith(("help", "cell_")):

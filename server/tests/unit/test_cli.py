@@ -47,7 +47,7 @@ COMMANDS = [
 SUBCOMMANDS = ["token list", "token revoke", "dead-letters list", "dead-letters show", "dead-letters replay"]
 SUBCOMMANDS += [f"user {name}" for name in ("add", "link", "list", "disable", "enable")]
 SUBCOMMANDS += ["roster import"]
-SUBCOMMANDS += ["shard list"]
+SUBCOMMANDS += ["shard list", "shard add", "shard move", "shard verify"]
 SUBCOMMANDS += ["audit list", "audit verify", "audit anchor"]
 
 

@@ -225,9 +225,9 @@ def test_one_student_has_one_alert_beside_a_raised_hand() -> None:
 WORDS = ("help_request", "help_cancel", "ok", "ok", "fail", "fail", "fail", "check", "start", "nothing")
 
 
-def play(rng: random.Random, group: Class, at_s: int) -> None:
-    """Something happens to somebody."""
-    user, word, cell = rng.choice(group.users), rng.choice(WORDS), rng.randrange(8)
+def play(rng: random.Random, group: Class, at_s: int, users: list[UUID] | None = None) -> None:
+    """Something happens to somebody (of `users`)."""
+    user, word, cell = rng.choice(users or group.users), rng.choice(WORDS), rng.randrange(8)
     if word == "ok":
         group.happen(make(user, at_s, cell=cell, execution_duration_ms=rng.randrange(20_000)))
     elif word == "fail":
@@ -275,6 +275,27 @@ def test_nobody_comes_into_the_list_twice_within_a_minute(seed: int) -> None:
             assert at_s - came_s.get(i, -60) >= 60, (i, at_s)
             came_s[i] = at_s
         held = now
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 10**6), st.integers(1, 40))
+def test_who_fails_on_and_on_is_in_the_list_whatever_the_others_do(seed: int, every_s: int) -> None:
+    """From the third error and a minute and a half on, but for the minute after another alert of theirs has gone."""
+    rng = random.Random(seed)
+    group = Class(8, columns=8)
+    stubborn, others = group.users[0], group.users[1:]
+    began_s, fails = rng.randrange(5, 120), 0
+    for at_s in range(0, 900, 5):
+        for _ in range(rng.randrange(3)):
+            play(rng, group, at_s, others)
+        if at_s < began_s:
+            play(rng, group, at_s, [stubborn])
+        elif (at_s - began_s) // every_s >= fails:
+            group.happen(fail(stubborn, at_s, 7))
+            fails += 1
+        alerts = group.look(at_s)["alerts"]
+        if fails >= 3 and at_s - began_s >= max(90, 3 * (every_s + 5)) + 65:
+            assert 0 in {alert.i for alert in alerts}, at_s
 
 
 @given(

@@ -92,6 +92,8 @@ class Application:
         except TooMuch as error:
             await make_problem(error, read_language(scope))(scope, receive, send)
         else:
+            if scope["type"] == "http":
+                send = self.context.freshness.noting(scope, send)
             await self.web(scope, receive, send)
 
 

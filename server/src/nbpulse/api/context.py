@@ -16,6 +16,7 @@ from nbpulse.api.access import Gate
 from nbpulse.api.answers import Answers
 from nbpulse.api.boards import OpenBoards
 from nbpulse.api.cookies import Cookies
+from nbpulse.api.freshness import Freshness
 from nbpulse.api.hub_access import HubGate
 from nbpulse.api.ingest import Ingest
 from nbpulse.api.limits import RequestLimits
@@ -45,6 +46,7 @@ from nbpulse.records.retention import FOR_EVER, Retention
 from nbpulse.records.rules import CourseRules
 from nbpulse.records.views import ClassReader
 from nbpulse.records.work import WorkReader
+from nbpulse.replicas import HistoryPool
 from nbpulse.stream import EventStream
 from nbpulse.timeseries import ClassScope, TimeSeriesStore
 
@@ -76,6 +78,8 @@ class Parts(Protocol):
     @property
     def people(self) -> People: ...
     @property
+    def history(self) -> HistoryPool: ...
+    @property
     def hasher(self) -> Hasher: ...
     @property
     def providers(self) -> Mapping[str, Provider]: ...
@@ -106,6 +110,9 @@ class Context:
     classes: ClassReader
     hub: LiveHub
     series: TimeSeriesStore
+    history_pool: HistoryPool
+    past: People
+    """Asks `history_pool`: for what may be some seconds old, never for who somebody is."""
     history: CourseHistory
     work: WorkReader
     meetings: Meetings
@@ -125,12 +132,14 @@ class Context:
     gate: Gate
     ingest: Ingest
     answers: Answers
+    freshness: Freshness
     trail: AuditTrail
     is_stopping: bool = False
 
     def hear_access(self, user_id: UUID) -> None:
         """What the person may do is another now, here or by another process's word."""
         self.gate.forget_person(user_id)
+        self.freshness.distrust(user_id)
         self.boards.tell(user_id)
 
     async def announce_access(self, user_id: UUID) -> None:
@@ -152,8 +161,8 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
     limits = RequestLimits(options.limits)
     gate = Gate(parts.people, limits, options.public_url, hub_gate)
     trail = AuditTrail(AuditLog(parts.people))
-    interventions = Interventions(parts.people, parts.people.seal)
-    messages = Messages(parts.people, parts.people.seal)
+    seal = parts.people.seal
+    past = People(parts.history, seal)
     context = Context(
         options=options,
         stream=parts.stream,
@@ -166,16 +175,18 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         classes=parts.classes,
         hub=parts.hub,
         series=parts.series,
-        history=CourseHistory(parts.people),
-        work=WorkReader(parts.people),
+        history_pool=parts.history,
+        past=past,
+        history=CourseHistory(past),
+        work=WorkReader(past),
         meetings=Meetings(parts.people),
         lessons=Lessons(parts.people),
-        interventions=interventions,
-        messages=messages,
-        replays=Replays(parts.people, parts.classes),
-        reports=Reports(parts.people, interventions, messages),
+        interventions=Interventions(parts.people, seal),
+        messages=Messages(parts.people, seal),
+        replays=Replays(past, ClassReader(parts.history, seal)),
+        reports=Reports(past, Interventions(past, seal), Messages(past, seal)),
         report_shares=ReportShares(parts.people),
-        inboxes=Inboxes(parts.people, parts.people.seal),
+        inboxes=Inboxes(parts.people, seal),
         consents=Consents(parts.people),
         rules=CourseRules(parts.people),
         own_tokens=OwnTokens(parts.people),
@@ -185,6 +196,7 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
         gate=gate,
         ingest=Ingest(gate, limits, parts.stream, parts.cache, trail),
         answers=Answers(),
+        freshness=Freshness(parts.history, parts.cache),
         trail=trail,
     )
     parts.hub.hear_access = context.hear_access

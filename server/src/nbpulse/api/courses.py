@@ -29,6 +29,7 @@ from nbpulse.records.own_courses import (
     check_creator,
     create_course,
     list_courses,
+    rename_course,
 )
 from nbpulse.records.readiness import read_readiness
 
@@ -57,9 +58,10 @@ class CopyRequest(msgspec.Struct):
 
 
 class CourseChange(msgspec.Struct):
-    """Whether the course is over."""
+    """At least one: what the course is called, whether it is over."""
 
-    is_archived: bool
+    title: Title | msgspec.UnsetType = msgspec.UNSET
+    is_archived: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 @router.get("")
@@ -103,13 +105,20 @@ async def copy_course(request: Request, course_id: str) -> Response:
 @router.patch("/{course_id}", openapi_extra=describe_body(CourseChange))
 async def change_course(request: Request, course_id: str) -> Response:
     """
-    Archive the course, or bring it back. Archived, it takes no events and lets nobody in (403, NB-1211); what it has
-    stays readable. Not while a class meeting is on (409, NB-1213).
+    Rename the course, archive it, or bring it back. Archived, it takes no events and lets nobody in (403, NB-1211);
+    what it has stays readable. Not while a class meeting is on (409, NB-1213).
     """
     context, course = get_context(request), parse_id(course_id)
     wanted = decode_body(await read_request_body(request), CourseChange)
-    if await archive_course(context.people, course, is_archived=wanted.is_archived):
-        _log.info("course.changed", course_id=course_id, is_archived=wanted.is_archived)
+    if wanted.title is msgspec.UNSET and wanted.is_archived is msgspec.UNSET:
+        raise InvalidInput("NB-1007", detail="title or is_archived: at least one")
+    has_changed = False
+    if wanted.title is not msgspec.UNSET:
+        has_changed = await rename_course(context.people, course, _clean_title(wanted.title))
+    if wanted.is_archived is not msgspec.UNSET:
+        has_changed |= await archive_course(context.people, course, is_archived=wanted.is_archived)
+    if has_changed:
+        _log.info("course.changed", course_id=course_id)
         context.gate.forget_students(course)
         try:
             await context.cache.announce_roster(course)
@@ -182,10 +191,7 @@ async def _create(
     request: Request, title: str, short_name: str | None, time_zone: str, *, source: UUID | None = None
 ) -> Response:
     context, person = get_context(request), get_person(request)
-    line = clean_line(title, "title")
-    if line is None:
-        raise InvalidInput("NB-1007", detail="title: at least 1 character")
-    made = await create_course(context.people, line, short_name, time_zone, source=source)
+    made = await create_course(context.people, _clean_title(title), short_name, time_zone, source=source)
     _log.info("course.created", course_id=str(made), source_id=str(source) if source else None)
     await context.announce_access(person.user_id)  # what is remembered of them does not know the new course
     return answer(await _show_one(request, made), 201)
@@ -214,6 +220,14 @@ async def _read_presence(context: Context, course_id: UUID) -> dict[str, int] | 
     except Unavailable as error:
         _log.warning("courses.presence_unknown", code=error.code)
         return None
+
+
+def _clean_title(title: str) -> str:
+    """One line. Raises InvalidInput (NB-1007)."""
+    line = clean_line(title, "title")
+    if line is None:
+        raise InvalidInput("NB-1007", detail="title: at least 1 character")
+    return line
 
 
 def _clean_name(name: str) -> str:

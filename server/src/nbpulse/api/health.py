@@ -110,6 +110,8 @@ async def check_database_health(context: Context) -> dict[str, Any]:
         check_worker(context),
     )
     parts = {"postgresql": postgresql, "influxdb": influxdb, "redis": redis, "worker": worker}
+    if context.history_pool.has_replicas:
+        parts["replicas"] = check_replicas(context)
     is_healthy = all(part["status"] in HEALTHY for part in parts.values())
     return {"status": "healthy" if is_healthy else "degraded", "promise": context.promise, **parts}
 
@@ -124,6 +126,14 @@ async def check_influx_connection(context: Context) -> dict[str, Any]:
     if not context.series.has_server:
         return {"status": "disabled"}
     return await _measure(context.series.check(), "NB-2005")
+
+
+def check_replicas(context: Context) -> dict[str, Any]:
+    """The read replicas as they were seen in the last second; where one is not read from, the primary is."""
+    replicas = context.history_pool.describe()
+    error = next((one["error"] for one in replicas if "error" in one), None)
+    told = {"lag_max_s": context.history_pool.lag_max_s, "replicas": replicas}
+    return {"status": "healthy", **told} if error is None else {"status": "unhealthy", "error": error, **told}
 
 
 async def check_redis_connection(context: Context) -> dict[str, Any]:

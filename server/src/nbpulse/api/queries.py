@@ -137,7 +137,7 @@ async def list_integrity(request: Request, scope: AskedScope, form: AskedForm, s
     Students whose data has gaps (or this one), by default of the last day: what is missing, repeated or off, never why.
     All data is self-reported; whoever is not named here may still have hidden something.
     """
-    table = await list_signs(get_context(request).people, scope.course_id, scope.span, _parse_optional(student))
+    table = await list_signs(get_context(request).past, scope.course_id, scope.span, _parse_optional(student))
     return await answer_table(request, table, scope.name("integrity"), form)
 
 

@@ -93,7 +93,7 @@ async def show_shared_report(request: Request) -> Response:
         opened = await context.report_shares.open(code)
 
     async def make() -> Response:
-        return await _make_shared(context, opened)
+        return await context.freshness.answer(lambda: _make_shared(context, opened), 0)
 
     return await context.answers.get_or_make(("shared report", opened.id), make)
 

@@ -1,4 +1,6 @@
-"""Routes whose equal questions, asked at once or within 2 s, are answered by one computation.
+"""Routes of history: those that a replica may answer, and those whose equal questions are answered by one computation.
+
+Two questions are equal when they come at once or within 2 s, of people who see the same and need it as new.
 
 Promises: whether the person may ask is checked for every request, before any answer is looked at; an answer is given
 to nobody to whom PostgreSQL would show other rows than to the one it was made for; a request with
@@ -8,6 +10,7 @@ to nobody to whom PostgreSQL would show other rows than to the one it was made f
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from fastapi.routing import APIRoute
@@ -18,32 +21,44 @@ from nbpulse.api.context import admit, get_context, get_person
 from nbpulse.records.people import ANALYST, Person
 
 
-class SharedRoute(APIRoute):
-    """A route whose answer depends on nothing but what one sees as staff, the address with its query, and the data."""
+class HistoryRoute(APIRoute):
+    """A route that only reads, what is of the past as it may be some seconds old: freshness.py says how old it is."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle: Callable[[Request], Awaitable[Response]] = super().get_route_handler()
+        handle = super().get_route_handler()
+        if self.methods != {"GET"}:
+            return handle  # what writes is done once, and at the primary
 
         async def answer(request: Request) -> Response:
             # The route's own dependency admits whoever asks too, but is only run when there is something to make.
             await admit(request)
-            # Not no-cache, which browsers send for every fetch that is not to be kept by themselves.
-            if "no-store" in request.headers.get("cache-control", ""):
-                return await handle(request)
-            key = (
-                _find_view(get_person(request)),
-                request.url.path,
-                *sorted(request.query_params.multi_items()),
-                request.headers.get("if-none-match"),
-            )
-
-            # None of these routes' dependencies has anything to close, so the request may be over before this is.
-            async def make() -> Response:
-                return await handle(request)
-
-            return await get_context(request).answers.get_or_make(key, make)
+            need = await get_context(request).freshness.find_need(get_person(request))
+            return await self.answer(request, handle, need)
 
         return answer
+
+    async def answer(self, request: Request, handle: Callable[[Request], Awaitable[Response]], need: int) -> Response:
+        """Of who was admitted; `need` as `Freshness.find_need` has it."""
+        return await get_context(request).freshness.answer(lambda: handle(request), need)
+
+
+class SharedRoute(HistoryRoute):
+    """One whose answer depends on nothing but what one sees as staff, the address with its query, and the data."""
+
+    async def answer(self, request: Request, handle: Callable[[Request], Awaitable[Response]], need: int) -> Response:
+        """As above, made once for all who ask the same."""
+        # Not no-cache, which browsers send for every fetch that is not to be kept by themselves.
+        if "no-store" in request.headers.get("cache-control", ""):
+            return await super().answer(request, handle, need)
+        key = (
+            *(_find_view(get_person(request)), need),
+            request.url.path,
+            *sorted(request.query_params.multi_items()),
+            request.headers.get("if-none-match"),
+        )
+        # None of these routes' dependencies has anything to close, so the request may be over before this is.
+        make = partial(super().answer, request, handle, need)
+        return await get_context(request).answers.get_or_make(key, make)
 
 
 def _find_view(person: Person) -> object:

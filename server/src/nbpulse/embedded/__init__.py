@@ -1,5 +1,6 @@
 """
-The PostgreSQL and the Valkey that came with pip, run as ordinary servers on a data directory.
+The PostgreSQL and the Valkey that came with pip, run as ordinary servers on a data directory; where one is wanted, a
+replica of the former beside it.
 
 Promises:
 - What was acknowledged survives: the durability settings are given anew at every start.
@@ -13,11 +14,12 @@ Promises:
 import platform
 
 from nbpulse.embedded.postgresql import EmbeddedPostgres, list_postgresql_programs
+from nbpulse.embedded.replica import EmbeddedReplica
 from nbpulse.embedded.server import EmbeddedServer
 from nbpulse.embedded.valkey import EmbeddedValkey, Promise, list_valkey_programs
 from nbpulse.errors import StartupError
 
-__all__ = ["EmbeddedPostgres", "EmbeddedServer", "EmbeddedValkey", "Promise", "find_obstacle"]
+__all__ = ["EmbeddedPostgres", "EmbeddedReplica", "EmbeddedServer", "EmbeddedValkey", "Promise", "find_obstacle"]
 
 
 def find_obstacle() -> StartupError | None:

@@ -23,7 +23,8 @@ _SETTINGS = {
     "fsync": "on",
     "synchronous_commit": "on",
     "full_page_writes": "on",
-    "wal_level": "replica",
+    # A replica that stays away longer is copied anew; without a limit what it missed would fill the disk.
+    "max_slot_wal_keep_size": "1GB",
     # One class on a teacher's machine: small, and the same on every machine.
     "shared_buffers": "64MB",
     "max_connections": "60",
@@ -62,8 +63,7 @@ class EmbeddedPostgres(EmbeddedServer):
         The wheel comes before the system's: it is the one tested, and a cluster opens with its own major
         version only.
         """
-        version_file = self._cluster / "PG_VERSION"
-        wanted = int(version_file.read_text()) if version_file.exists() else None
+        wanted = self._read_version()
         for programs in list_postgresql_programs():
             bin_dir = bring_within_reach(programs, self._account, self.data_dir)
             major = _read_major(bin_dir)
@@ -72,6 +72,11 @@ class EmbeddedPostgres(EmbeddedServer):
         if wanted is not None:
             raise StartupError("NB-3008", major=wanted, path=self._cluster)
         raise StartupError("NB-3001", server="PostgreSQL", platform=platform.platform())
+
+    def _read_version(self) -> int | None:
+        """Of the data here; None where there is none yet."""
+        version_file = self._cluster / "PG_VERSION"
+        return int(version_file.read_text()) if version_file.exists() else None
 
     def _compose_command(self) -> list[str]:
         bin_dir = self._find_bin_dir()

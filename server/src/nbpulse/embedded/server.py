@@ -130,7 +130,7 @@ class EmbeddedServer(ABC):
                 stdout=log,
                 stderr=log,
                 # It makes one system call and takes no lock, so other threads do not matter.
-                preexec_fn=_make_tie_to_parent(self._stop_signals[0]),  # noqa: PLW1509
+                preexec_fn=make_tie_to_parent(self._stop_signals[0]),  # noqa: PLW1509
                 **self._process_options(),
             )
         started = psutil.Process(self._process.pid).create_time()
@@ -235,7 +235,7 @@ def _lock_file(path: Path) -> int:
     return descriptor
 
 
-def _make_tie_to_parent(death_signal: signal.Signals) -> Callable[[], None] | None:
+def make_tie_to_parent(death_signal: signal.Signals) -> Callable[[], None] | None:
     """
     What a child runs before it becomes the server: ask the kernel for `death_signal` when its starter dies.
 

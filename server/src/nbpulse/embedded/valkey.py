@@ -8,7 +8,7 @@ import signal
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from nbpulse.embedded.programs import Programs, bring_within_reach, find_packaged_programs
 from nbpulse.embedded.server import EmbeddedServer
@@ -39,7 +39,14 @@ class EmbeddedValkey(EmbeddedServer):
         data = self.directory / "data"
         data.mkdir(mode=0o700, exist_ok=True)
         self._own(data)
-        settings = {
+        # In a file, since a command line shows the password to everybody on the machine.
+        configuration = self.directory / "valkey.conf"
+        lines = (f"{name} {value}\n" for name, value in self._list_settings(data).items())
+        self._write_secret(configuration, "".join(lines))
+        return [str(self._find_program()), str(configuration)]
+
+    def _list_settings(self, data: Path) -> dict[str, Any]:
+        return {
             "bind": "127.0.0.1",
             "port": self.port,
             "requirepass": self.password,
@@ -50,10 +57,6 @@ class EmbeddedValkey(EmbeddedServer):
             "save": '""',
             "maxmemory-policy": "noeviction",
         }
-        # In a file, since a command line shows the password to everybody on the machine.
-        configuration = self.directory / "valkey.conf"
-        self._write_secret(configuration, "".join(f"{name} {value}\n" for name, value in settings.items()))
-        return [str(self._find_program()), str(configuration)]
 
     def _find_program(self) -> Path:
         for programs in list_valkey_programs():

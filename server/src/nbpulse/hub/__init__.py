@@ -24,8 +24,10 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
+from nbpulse.cluster import Cluster
 from nbpulse.errors import Unavailable
 from nbpulse.hub.news import Listener
+from nbpulse.hub.sharded import ShardedSubscriber
 from nbpulse.hub.view import TICK_S, ClassSource, LiveMessage, View, decode_message
 from nbpulse.identity import asking_as
 
@@ -62,7 +64,7 @@ class LiveHub:
 
     def __init__(
         self,
-        redis: Redis,
+        redis: Redis | Cluster,
         source: ClassSource,
         read_presence: Callable[[UUID], Awaitable[Mapping[str, int]]],
         measure_backlog: Callable[[], Awaitable[int]],
@@ -74,7 +76,7 @@ class LiveHub:
         self._process = secrets.token_hex(6)
         self._views_made = 0
         self._wires: dict[UUID, _Wire] = {}
-        self._subscriber: PubSub | None = None
+        self._subscriber: PubSub | ShardedSubscriber | None = None
         self._healing: dict[View, asyncio.Task[None]] = {}
         self.hear_access: Callable[[UUID], None] = lambda _: None
         """Called with whose rights are others now, as some process has announced (cache.py)."""
@@ -166,20 +168,23 @@ class LiveHub:
         if self._subscriber is not None and not wire.is_confirmed.is_set():
             with contextlib.suppress(TimeoutError, RedisError, OSError):
                 async with asyncio.timeout(_SUBSCRIBE_LIMIT_S):
-                    await self._subscriber.subscribe(_name_channel(course_id))
+                    await self._subscriber.ssubscribe(_name_channel(course_id))
                     await wire.is_confirmed.wait()
         return wire
+
+    def _open_subscriber(self) -> PubSub | ShardedSubscriber:
+        return self._redis.pubsub() if isinstance(self._redis, Redis) else ShardedSubscriber(self._redis)
 
     async def _listen(self) -> None:
         while True:
             try:
-                async with self._redis.pubsub() as subscriber:
+                async with self._open_subscriber() as subscriber:
                     # It also keeps the connection subscribed while no class is watched.
-                    await subscriber.subscribe(_ACCESS_CHANNEL)
+                    await subscriber.ssubscribe(_ACCESS_CHANNEL)
                     self._subscriber = subscriber
                     # From here on a new wire subscribes itself; those there already are subscribed again.
                     if self._wires:
-                        await subscriber.subscribe(*map(_name_channel, self._wires))
+                        await subscriber.ssubscribe(*map(_name_channel, self._wires))
                     while True:
                         message = await subscriber.get_message(timeout=5)
                         if message is not None:
@@ -194,18 +199,18 @@ class LiveHub:
 
     def _receive(self, message: dict[str, Any]) -> None:
         if message["channel"] == _ACCESS_CHANNEL.encode():
-            if message["type"] == "message":
+            if message["type"] == "smessage":
                 self._receive_access(message["data"])
             return
         prefix, _, course = message["channel"].decode().rpartition(":")
         wire = self._wires.get(UUID(course)) if prefix == "nbpulse:live" else None
         if wire is None:
             return
-        if message["type"] == "subscribe":
+        if message["type"] == "ssubscribe":
             wire.is_confirmed.set()
             for view in wire.views.values():
                 view.wants_reconcile = True
-        elif message["type"] == "message":
+        elif message["type"] == "smessage":
             try:
                 decoded = decode_message(message["data"])
             except msgspec.DecodeError as error:
@@ -265,7 +270,7 @@ class LiveHub:
         del self._wires[course_id]
         if self._subscriber is not None:
             with contextlib.suppress(RedisError, OSError):
-                await self._subscriber.unsubscribe(_name_channel(course_id))
+                await self._subscriber.sunsubscribe(_name_channel(course_id))
 
 
 def _wake_listeners(wire: _Wire, message: LiveMessage) -> None:

@@ -35,9 +35,13 @@ class Projection:
         self.seq = 0
         self.announcements: Sequence[Mapping[str, Any]] = ()
         self._epoch = epoch
-        self._course = {name: course[name] for name in _FROM_COURSE}
+        self.set_course(course)
         self._body: dict[str, Any] = {}
         self._frame = Frame(0, 0.0, "")
+
+    def set_course(self, course: Mapping[str, Any]) -> None:
+        """What is told of the course, from the next frame on."""
+        self._course = {name: course[name] for name in _FROM_COURSE}
 
     def is_due(self) -> bool:
         """Whether the newest frame is old enough to be replaced."""

@@ -52,6 +52,8 @@ class Pulse(Protocol):
     @property
     def groups(self) -> ErrorGroups: ...
     @property
+    def title(self) -> str: ...
+    @property
     def teams(self) -> tuple[str, ...] | None: ...
 
 
@@ -237,9 +239,7 @@ class View:
         if self.notebook_id is not None:
             self.classroom.set_columns(pulse.columns)
             self._columns = {column.id for column in pulse.columns}
-        if list(pulse.notebooks) != self._notebooks:
-            self._notebooks = list(pulse.notebooks)
-            self._extra["notebooks"] = self._notebooks
+        self._take_course(pulse)
         if pulse.meeting != self._meeting:
             self._take_meeting(pulse.meeting)
             self._extra["meeting"] = pulse.meeting
@@ -334,6 +334,16 @@ class View:
             {"id": user_id, "name": name, "here": now_ms - at_ms <= STAFF_HERE_MS, "with": busy.get(user_id)}
             for user_id, (name, at_ms) in sorted(self._staff.items(), key=lambda one: (one[1][0], one[0]))
         ]
+
+    def _take_course(self, pulse: Pulse) -> None:
+        """Its title and notebooks."""
+        if list(pulse.notebooks) != self._notebooks:
+            self._notebooks = list(pulse.notebooks)
+            self._extra["notebooks"] = self._notebooks
+        if pulse.title != self._course["title"]:
+            self._course = self._extra["course"] = {**self._course, "title": pulse.title}
+            if self._projection is not None:
+                self._projection.set_course(self._course)
 
     def _take_meeting(self, meeting: dict[str, Any] | None) -> None:
         self._meeting = meeting

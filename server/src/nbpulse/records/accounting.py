@@ -6,7 +6,7 @@ commit and acknowledgement, or it was taken over from one that only slept) is re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 from uuid import UUID
 
@@ -39,6 +39,7 @@ _MAKE_BASE = "INSERT INTO stream_bases (generation, base) VALUES ($1, $2) ON CON
 _COUNT_MISSING = """
 SELECT (SELECT coalesce(sum(stored - removed), 0)::bigint FROM event_counts) - (SELECT count(*) FROM events)
 """
+_IS_MOVING = "SELECT EXISTS (SELECT FROM shard_moves)"
 _FORGET = "DELETE FROM spent_entries WHERE at < now() - interval '7 days'"
 
 
@@ -87,14 +88,18 @@ async def _count(
 
 
 class Accounts:
-    """The counters as a whole. Every method raises Unavailable (NB-2003) when PostgreSQL is away."""
+    """
+    The counters as a whole, of the directory and of `list_others` (further databases of students' rows). Every method
+    raises Unavailable (NB-2003) when one of them is away.
+    """
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
+    def __init__(self, pool: asyncpg.Pool, list_others: Callable[[], Iterable[asyncpg.Pool]] = lambda: ()) -> None:
         self._pool = pool
+        self._list_others = list_others
 
     async def read_total(self) -> int:
         """Entries counted so far, of every stream server there was."""
-        return int(await self._ask(_READ_TOTAL))
+        return sum([int(await self._ask(_READ_TOTAL, pool=pool)) for pool in (self._pool, *self._list_others())])
 
     async def find_base(self, generation: str) -> int | None:
         """What the total stood at when this stream server had had nothing acknowledged; None: never seen before."""
@@ -105,20 +110,27 @@ class Accounts:
         """Take a stream server as it stands from now on; the first to say so holds."""
         await self._ask(_MAKE_BASE, generation, base)
 
-    async def count_missing_rows(self) -> int:
-        """Ledger rows that were stored, not removed on purpose, and are not there. Reads an index of every row."""
-        return int(await self._ask(_COUNT_MISSING, timeout_s=900))
-
-    async def forget_spent(self) -> None:
-        """Forget entries spent a week ago: nobody holds them in hand any more."""
-        try:
-            await self._pool.execute(_FORGET, timeout=60)
-        except UNAVAILABLE as error:
-            raise Unavailable("NB-2003") from error
+    async def count_missing_rows(self) -> int | None:
+        """
+        Ledger rows that were stored, not removed on purpose, and are not there; None while a shard is being moved,
+        whose rows are in two databases. Reads an index of every row.
+        """
+        others = list(self._list_others())
+        if others and await self._ask(_IS_MOVING):
+            return None
+        return sum([int(await self._ask(_COUNT_MISSING, timeout_s=900, pool=pool)) for pool in (self._pool, *others)])
 
     @named_query("read_accounts")
-    async def _ask(self, query: str, *values: object, timeout_s: float = 5) -> Any:
+    async def _ask(self, query: str, *values: object, timeout_s: float = 5, pool: asyncpg.Pool | None = None) -> Any:
         try:
-            return await self._pool.fetchval(query, *values, timeout=timeout_s)
+            return await (pool or self._pool).fetchval(query, *values, timeout=timeout_s)
         except UNAVAILABLE as error:
             raise Unavailable("NB-2003") from error
+
+
+async def forget_spent(pool: asyncpg.Pool) -> None:
+    """Forget entries spent a week ago: nobody holds them in hand any more. Raises Unavailable (NB-2003)."""
+    try:
+        await pool.execute(_FORGET, timeout=60)
+    except UNAVAILABLE as error:
+        raise Unavailable("NB-2003") from error

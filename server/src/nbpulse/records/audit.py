@@ -40,6 +40,7 @@ AuditAction = Literal[
     "course_created",
     "course_erased",
     "course_removed",
+    "course_renamed",
     "course_restored",
     "data_exported",
     "entry_changed",

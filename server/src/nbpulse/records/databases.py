@@ -11,18 +11,22 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Final
+from uuid import UUID
 
 import asyncpg
 
 from nbpulse.errors import StartupError, Unavailable
 from nbpulse.metrics import name_query
 from nbpulse.records.failures import UNAVAILABLE
-from nbpulse.shards import MAIN, SHARD_COUNT, Place, ShardMap, get_shard_key
+from nbpulse.shards import MAIN, SHARD_COUNT, Place, ShardMap, get_shard_key, get_shard_number
 
 POOL_SIZE: Final = 4
+HOLD_LOCK: Final = 6_622_035
+"""The first key of the advisory locks of `hold_shards`; the second is the shard."""
 _READ_MAP: Final = "SELECT shard, database, epoch FROM shard_map ORDER BY shard"
 _READ_URLS: Final = "SELECT name, url FROM shard_databases WHERE url IS NOT NULL"
 _HOLD: Final = "SELECT hold_shards($1::smallint[], $2::bigint[])"
+_IS_SPREAD: Final = "SELECT EXISTS (SELECT FROM shard_map WHERE database <> 'main' OR state = 'moving')"
 _LIFE_S: Final = 2.0
 
 OpenPool = Callable[[str], AbstractAsyncContextManager[asyncpg.Pool]]
@@ -51,9 +55,22 @@ async def list_databases(pool: asyncpg.Pool) -> list[dict[str, Any]]:
     return [dict(row) for row in rows]
 
 
+async def list_urls(pool: asyncpg.Pool) -> list[str]:
+    """The owners' URLs, without passwords, of the databases beside the directory; also where no map is yet."""
+    if await pool.fetchval("SELECT to_regclass('public.shard_databases') IS NULL"):
+        return []
+    return [row["url"] for row in await pool.fetch(_READ_URLS)]
+
+
 async def list_places(pool: asyncpg.Pool) -> list[dict[str, Any]]:
     """`shard`, `database`, `state` (serving or moving) and `epoch` of every shard."""
     return [dict(row) for row in await pool.fetch("SELECT shard, database, state, epoch FROM shard_map ORDER BY shard")]
+
+
+async def check_whole(connection: asyncpg.Connection) -> None:
+    """Raises Unavailable (NB-2036): a class's history asked here would be a part of it, as if it were all."""
+    if await connection.fetchval(_IS_SPREAD):
+        raise Unavailable("NB-2036", retry_after_s=600)
 
 
 async def hold_shards(connection: asyncpg.Connection, shards: Iterable[int], places: ShardMap) -> None:
@@ -100,6 +117,14 @@ class Databases:
         """Every database's, the directory's first."""
         return self._pools
 
+    def list_others(self) -> list[asyncpg.Pool]:
+        """The pools of all databases but the directory's."""
+        return [pool for name, pool in self._pools.items() if name != MAIN]
+
+    def find_home(self, user_id: UUID) -> asyncpg.Pool:
+        """Where a student's rows are, by the map as last read."""
+        return self._pools[self.places[get_shard_number(user_id)].database]
+
     async def refresh(self) -> None:
         """
         Read the map again, and open what it names. Raises Unavailable (NB-2003); StartupError (NB-3120): the database
@@ -139,14 +164,14 @@ def find_shard_url(url: str, login: str, password: str) -> str:
     return f"{scheme}://{login}:{password}@{rest.rpartition('@')[2]}"
 
 
-async def is_spread(pool: asyncpg.Pool) -> bool:
-    """Whether students' rows are, or are about to be, in more than the directory."""
-    return bool(
-        await pool.fetchval("SELECT EXISTS (SELECT FROM shard_map WHERE database <> 'main' OR state = 'moving')")
-    )
+async def is_spread(connection: asyncpg.Pool | asyncpg.Connection) -> bool:
+    """Whether students' rows are, or are about to be, elsewhere than in the directory too; also where no map is yet."""
+    if await connection.fetchval("SELECT to_regclass('public.shard_map') IS NULL"):
+        return False
+    return bool(await connection.fetchval(_IS_SPREAD))
 
 
-async def refuse_if_spread(pool: asyncpg.Pool, what: str) -> None:
-    """Raises StartupError (NB-3121) where `what` (a command) would do its work in the directory alone."""
+async def refuse_if_spread(pool: asyncpg.Pool, command: str) -> None:
+    """Raises StartupError (NB-3121) where a command would do its work in the directory alone."""
     if await is_spread(pool):
-        raise StartupError("NB-3121", command=what)
+        raise StartupError("NB-3121", command=command)

@@ -30,10 +30,12 @@ WITH buried AS (
     ON CONFLICT (stream, entry_id) DO UPDATE SET deliveries = greatest(d.deliveries, excluded.deliveries)
     RETURNING xmax = 0 AS is_new
 )
-INSERT INTO event_counts AS c (slot, quarantined) SELECT 0, 1 FROM buried WHERE is_new
-    AND NOT EXISTS (SELECT FROM event_ids WHERE user_id = $3 AND event_id = $8 AND entry_id = $2)
-    AND NOT EXISTS (SELECT FROM spent_entries WHERE stream = $1 AND entry_id = $2)
+INSERT INTO event_counts AS c (slot, quarantined) SELECT 0, 1 FROM buried WHERE is_new AND NOT $8
 ON CONFLICT (slot) DO UPDATE SET quarantined = c.quarantined + 1
+"""
+_IS_COUNTED = """
+SELECT EXISTS (SELECT FROM event_ids WHERE user_id = $3 AND event_id = $4 AND entry_id = $2)
+    OR EXISTS (SELECT FROM spent_entries WHERE stream = $1 AND entry_id = $2)
 """
 _LIST = """
 SELECT id, stream, entry_id, user_id, code, reason, deliveries, first_seen_at, replayed_at FROM dead_letters
@@ -58,9 +60,13 @@ class DeadLetter(msgspec.Struct, frozen=True):
 class DeadLetters:
     """The table `dead_letters`. Every method raises Unavailable (NB-2003) when PostgreSQL is away."""
 
-    def __init__(self, pool: asyncpg.Pool, seal: EncryptedField) -> None:
+    def __init__(
+        self, pool: asyncpg.Pool, seal: EncryptedField, find_home: Callable[[UUID], asyncpg.Pool] | None = None
+    ) -> None:
+        """`find_home`: the database of a student's rows, where that may be another."""
         self._pool = pool
         self._seal = seal
+        self._find_home = find_home or (lambda _: pool)
 
     async def bury(
         self,
@@ -79,9 +85,10 @@ class DeadLetters:
         text = payload.decode("latin-1")
         sealed = self._seal.seal(text, table="dead_letters", column="payload", user_id=user_id or _NOBODY)
         place = stream.decode(), entry_id.decode()
-        await self._run(
-            self._pool.execute(_BURY, *place, user_id, code, reason[:500], deliveries, sealed, event_id, timeout=5)
-        )
+        home = self._find_home(user_id) if user_id else self._pool
+        is_counted = await self._run(home.fetchval(_IS_COUNTED, *place, user_id, event_id, timeout=5))
+        values = (user_id, code, reason[:500], deliveries, sealed, is_counted)
+        await self._run(self._pool.execute(_BURY, *place, *values, timeout=5))
 
     async def list_letters(self, *, include_replayed: bool = False, limit: int = 100) -> list[DeadLetter]:
         """The oldest first; those sent on their way again only when asked for."""

@@ -26,10 +26,16 @@ _decode = msgspec.msgpack.Decoder(tuple[CellExecutionPoint, ...]).decode
 
 
 async def note(
-    connection: asyncpg.Connection, points: tuple[CellExecutionPoint, ...], seal: EncryptedField | None
+    connection: asyncpg.Connection,
+    points: tuple[CellExecutionPoint, ...],
+    seal: EncryptedField | None,
+    debt_id: UUID | None = None,
 ) -> UUID:
-    """A batch's points as a debt, sealed where `seal` is given; its id. Inside the batch's transaction."""
-    debt_id, plain = uuid4(), _encode(points)
+    """
+    A batch's points as a debt, sealed where `seal` is given; its id, one for all databases of a batch. Inside the
+    batch's transaction.
+    """
+    debt_id, plain = debt_id or uuid4(), _encode(points)
     sealed = None
     if seal is not None:
         sealed = seal.seal(base64.b85encode(plain).decode(), **_PLACE)  # type: ignore[arg-type]

@@ -179,6 +179,7 @@ WITH asked AS (
 INSERT INTO series_marks AS m (user_id, shard, notebook_id, since)
 SELECT DISTINCT s.user_id, s.shard, s.notebook_id, TIMESTAMPTZ 'epoch'
 FROM learning_sessions s JOIN changed c ON s.course_id = c.course_id AND s.notebook_id = c.id
+WHERE s.shard IN (SELECT shard FROM shard_owners WHERE is_here)
 ORDER BY s.user_id, s.shard, s.notebook_id
 {UPSERT}"""  # noqa: S608 - constants
 _FIND_WORK = """

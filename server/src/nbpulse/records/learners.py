@@ -23,6 +23,8 @@ CellKey = tuple[UUID, UUID, str]
 """(user_id, notebook_id, cell_id)"""
 _Place = tuple[UUID, str]
 """(notebook_id, cell_id)"""
+Exercises = dict[_Place, str]
+"""The exercise that runs of a cell say it belongs to."""
 
 STATE_COLUMNS = "user_id, course_id, revision, last_ordinal, state, help_text"
 CELL_COLUMNS = (
@@ -180,9 +182,12 @@ async def write_states(
 
 
 async def write_cells(
-    connection: asyncpg.Connection, folds: Mapping[CellKey, classroom.CellFold]
+    connection: asyncpg.Connection, folds: Mapping[CellKey, classroom.CellFold], *, teaches: bool = True
 ) -> dict[StateKey, list[CellState]]:
-    """Add folds to their cells; every touched cell as it now stands. A learner's new cells count for the notebook."""
+    """
+    Add folds to their cells; every touched cell as it now stands. A learner's new cells count for the notebook, where
+    that is at hand (`teaches`: this is the directory).
+    """
     rows = await connection.fetch(
         _UPSERT_CELLS,
         _encode_json(
@@ -198,16 +203,13 @@ async def write_cells(
             ]
         ).decode(),
     )
-    learned: dict[_Place, list[int | None]] = {}
-    for row in rows:
-        if row["is_new"]:
-            learned.setdefault((row["notebook_id"], row["cell_id"]), []).append(row["cell_index"])
-    await _teach_notebooks(connection, learned, _list_exercises(folds))
+    if teaches:
+        await teach_notebooks(connection, rows, _list_exercises(folds))
     return _group_cells(rows)
 
 
-def _list_exercises(folds: Mapping[CellKey, classroom.CellFold]) -> dict[_Place, str]:
-    found: dict[_Place, str] = {}
+def _list_exercises(folds: Mapping[CellKey, classroom.CellFold]) -> Exercises:
+    found: Exercises = {}
     for (_, notebook_id, cell_id), fold in folds.items():
         if fold.exercise_id is not None:
             place = notebook_id, cell_id
@@ -215,13 +217,17 @@ def _list_exercises(folds: Mapping[CellKey, classroom.CellFold]) -> dict[_Place,
     return found
 
 
-async def _teach_notebooks(
-    connection: asyncpg.Connection, learned: dict[_Place, list[int | None]], exercises: dict[_Place, str]
+async def teach_notebooks(
+    connection: asyncpg.Connection, written: Iterable[asyncpg.Record], exercises: Exercises
 ) -> None:
     """
-    What the runs show of their notebooks: `learned` holds, per cell, its place as each student new to it has it, and
-    `exercises` the exercise it belongs to; a registered cell's is left as it is.
+    What learners' cells show of their notebooks: `written` has `notebook_id`, `cell_id`, `cell_index` and `is_new` (to
+    that learner) of each; a registered cell's exercise is left as it is.
     """
+    learned: dict[_Place, list[int | None]] = {}
+    for row in written:
+        if row["is_new"]:
+            learned.setdefault((row["notebook_id"], row["cell_id"]), []).append(row["cell_index"])
     if exercises:
         places = list(exercises)
         news = await connection.fetch(

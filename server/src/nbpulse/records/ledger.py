@@ -7,7 +7,7 @@ number is given twice to a learner's events; free text is sealed before it reach
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -22,12 +22,13 @@ from nbpulse.errors import Unavailable
 from nbpulse.events import ReceivedEvent
 from nbpulse.metrics import name_query, named_query
 from nbpulse.pipeline import CellExecutionPoint, Recorded, RejectedPoint
-from nbpulse.records import accounting, debts, inboxes, learners, marks, sessions
+from nbpulse.records import accounting, debts, inboxes, learners, marks, rollups, sessions
+from nbpulse.records.databases import hold_shards
 from nbpulse.records.failures import UNAVAILABLE
 from nbpulse.records.learners import StateKey
 from nbpulse.records.notebooks import CourseNotebook, NotebookDirectory
 from nbpulse.records.points import make_point, set_aside
-from nbpulse.shards import get_shard_number
+from nbpulse.shards import SHARD_COUNT, Place, ShardMap, get_shard_number
 
 _SEALED_DATA = frozenset({"error_message", "traceback", "source", "output", "message"})
 # The dedup row and the ledger row in one statement: what ON CONFLICT lets through is new, and only that is stored.
@@ -124,44 +125,59 @@ class _Item:
 
 class PostgresLedger:
     """
-    The ledger on PostgreSQL, as `pipeline.Ledger`. `full_texts`: points bear what an error said in full, instead of the
-    masked text.
+    The ledger in one database, as `pipeline.Ledger`. `full_texts`: points bear what an error said in full, instead of
+    the masked text. `directory`: where people and notebooks are, if elsewhere. `get_places`: the map as last read.
     """
 
     def __init__(
-        self, pool: asyncpg.Pool, seal: EncryptedField, notebooks: NotebookDirectory, *, full_texts: bool = False
+        self,
+        pool: asyncpg.Pool,
+        seal: EncryptedField,
+        notebooks: NotebookDirectory,
+        *,
+        full_texts: bool = False,
+        directory: asyncpg.Pool | None = None,
+        get_places: Callable[[], ShardMap] = lambda: [Place()] * SHARD_COUNT,
     ) -> None:
         self._full_texts = full_texts
         self._pool = pool
+        self._directory = directory or pool
+        self._is_directory = directory is None
+        self._get_places = get_places
         self._seal = seal
         self._notebooks = notebooks
 
-    async def record_events(self, events: Sequence[ReceivedEvent], *, is_again: bool = False) -> Recorded:
+    async def record_events(
+        self, events: Sequence[ReceivedEvent], *, is_again: bool = False, debt_id: UUID | None = None
+    ) -> Recorded:
         """
         Store `events` (1..1000, any people and courses) in one transaction.
 
         Raises Unavailable (NB-2003) when PostgreSQL is away or rolled back for a passing reason: nothing is stored
-        then. Any other database error leaves as it is: one event cannot be stored, and the caller bisects.
+        then; NB-2035 when a person or a notebook has not come from the directory yet. Raises NotHere when it does not
+        hold a shard. Any other database error leaves as it is: one event cannot be stored, and the caller bisects.
         """
         try:
             with name_query("record_events"):
-                async with self._pool.acquire(timeout=5) as connection:
-                    return await self._record_unmerged(connection, events)
+                return await self._record_unmerged(events, debt_id)
         except learners.UsersMerged as merged:
             # The transaction is rolled back: once more, as the users they have become.
             return await self.record_events(
-                [msgspec.structs.replace(e, user_id=merged.into.get(e.user_id, e.user_id)) for e in events]
+                [msgspec.structs.replace(e, user_id=merged.into.get(e.user_id, e.user_id)) for e in events],
+                debt_id=debt_id,
             )
         except (learners.UsersErased, asyncpg.ForeignKeyViolationError):
             # Of people or courses that have been removed meanwhile nothing is stored any more. Where all are there, a
             # notebook was: it is learned anew, once.
             self._notebooks.forget()
             kept = await self._drop_erased(events)
+            if len(kept) == len(events) and not self._is_directory:
+                raise Unavailable("NB-2035") from None
             if len(kept) == len(events) and is_again:
                 raise
             if not kept:
                 return Recorded(states=(), points=(), stored_count=0, duplicate_count=0, debt_id=None)
-            return await self.record_events(kept, is_again=len(kept) == len(events))
+            return await self.record_events(kept, is_again=len(kept) == len(events), debt_id=debt_id)
         except UNAVAILABLE as error:
             self._notebooks.forget()
             raise Unavailable("NB-2003") from error
@@ -170,7 +186,7 @@ class PostgresLedger:
     async def _drop_erased(self, events: Sequence[ReceivedEvent]) -> list[ReceivedEvent]:
         """Those of `events` whose user and course still exist; the others' entries are counted as dropped."""
         try:
-            rows = await self._pool.fetch(
+            rows = await self._directory.fetch(
                 "SELECT u.id AS user_id, c.id AS course_id FROM users u, courses c"
                 " WHERE u.id = ANY($1::uuid[]) AND c.id = ANY($2::uuid[])",
                 list({event.user_id for event in events}),
@@ -179,7 +195,7 @@ class PostgresLedger:
             )
             there = {(row["user_id"], row["course_id"]) for row in rows}
             gone = [event for event in events if (event.user_id, event.course_id) not in there]
-            await accounting.count_dropped(self._pool, gone)
+            await accounting.count_dropped(self._directory, gone)
         except UNAVAILABLE as error:
             raise Unavailable("NB-2003") from error
         return [event for event in events if (event.user_id, event.course_id) in there]
@@ -211,17 +227,43 @@ class PostgresLedger:
         except UNAVAILABLE as error:
             raise Unavailable("NB-2003") from error
 
-    async def _record_unmerged(self, connection: asyncpg.Connection, events: Sequence[ReceivedEvent]) -> Recorded:
+    @named_query("pay_rollups")
+    async def pay_rollups(self, older_than_s: float) -> None:
+        """Bring to the directory what a killed worker stored here and did not bring. Raises Unavailable (NB-2003)."""
+        try:
+            for debt in await rollups.find(self._pool, older_than_s):
+                await rollups.pay(debt, self._pool, self._directory)
+        except UNAVAILABLE as error:
+            raise Unavailable("NB-2003") from error
+
+    async def _record_unmerged(self, events: Sequence[ReceivedEvent], debt_id: UUID | None) -> Recorded:
         # A retry may stand twice in one batch: the first is the event, the second its duplicate.
         unique: dict[tuple[UUID, UUID], ReceivedEvent] = {}
         for event in events:
             unique.setdefault((event.user_id, event.event_id), event)
-        items = [_Item(*await self._notebooks.resolve(connection, event)) for event in unique.values()]
-        async with connection.transaction():
-            return await self._record(connection, items, events)
+        shown = None
+        if not self._is_directory:
+            async with self._directory.acquire(timeout=5) as there:
+                items = [_Item(*await self._notebooks.resolve(there, event)) for event in unique.values()]
+        async with self._pool.acquire(timeout=5) as connection:
+            if self._is_directory:
+                items = [_Item(*await self._notebooks.resolve(connection, event)) for event in unique.values()]
+            async with connection.transaction():
+                places = self._get_places()
+                await hold_shards(connection, {get_shard_number(item.event.user_id) for item in items}, places)
+                recorded = await self._record(connection, items, events, debt_id)
+                if not self._is_directory:
+                    shown = await rollups.note(connection, [(item.event, item.notebook_id) for item in items])
+        if shown is not None:
+            await rollups.pay(shown, self._pool, self._directory)
+        return recorded
 
     async def _record(
-        self, connection: asyncpg.Connection, items: list[_Item], events: Sequence[ReceivedEvent]
+        self,
+        connection: asyncpg.Connection,
+        items: list[_Item],
+        events: Sequence[ReceivedEvent],
+        debt_id: UUID | None,
     ) -> Recorded:
         keys = {(item.event.user_id, item.event.course_id) for item in items}
         states = await learners.lock_states(connection, keys, self._seal)
@@ -244,7 +286,9 @@ class PostgresLedger:
             points=points,
             stored_count=len(new),
             duplicate_count=len(events) - len(new),
-            debt_id=await debts.note(connection, points, self._seal if self._full_texts else None) if points else None,
+            debt_id=await debts.note(connection, points, self._seal if self._full_texts else None, debt_id)
+            if points
+            else None,
         )
 
     def _measure(self, item: _Item) -> CellExecutionPoint:
@@ -343,7 +387,8 @@ class PostgresLedger:
             await learners.write_states(connection, folded, self._seal)
         for key in sorted(asks_help):
             await connection.execute(_CLOSE_HELP, *key)
-            await inboxes.note_hand(connection, *key)
+            if self._is_directory:  # else with the roll-up
+                await inboxes.note_hand(connection, *key)
         return folded
 
     async def _record_cells(
@@ -351,7 +396,7 @@ class PostgresLedger:
     ) -> dict[StateKey, list[classroom.CellState]]:
         """Fold the new runs into their cells and give back every cell of the batch as it now stands."""
         folds = classroom.fold_cells((item.event, item.notebook.id) for item in new if item.notebook)
-        cells = await learners.write_cells(connection, folds) if folds else {}
+        cells = await learners.write_cells(connection, folds, teaches=self._is_directory) if folds else {}
         known = {
             (item.event.user_id, item.notebook.id, item.event.cell_id)
             for item in items

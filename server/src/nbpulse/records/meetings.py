@@ -45,6 +45,7 @@ RETURNING {_COLUMNS}
 """  # noqa: S608
 _FIND = f"SELECT {_COLUMNS} FROM class_meetings WHERE course_id = $1 AND id = $2"  # noqa: S608
 _LIST = f"SELECT {_COLUMNS} FROM class_meetings WHERE course_id = $1 ORDER BY started_at DESC LIMIT $2"  # noqa: S608
+# Of students whose rows are in another database the directory knows the half minutes of their runs (rollups.py).
 # After one that was ended by its button there must be a gap in the course's events: the same lesson does not begin
 # twice because its students go on working.
 _BEGIN_BY_ITSELF = """
@@ -57,13 +58,19 @@ WITH active AS (
     ORDER BY m.course_id, m.started_at DESC
 )
 INSERT INTO class_meetings (course_id, started_at)
-SELECT a.course_id, coalesce((SELECT min(e.occurred_at) FROM events e
-    WHERE e.course_id = a.course_id AND e.occurred_at > now() - $1 * interval '1 minute'), now())
+SELECT a.course_id, coalesce(least((SELECT min(e.occurred_at) FROM events e
+    WHERE e.course_id = a.course_id AND e.occurred_at > now() - $1 * interval '1 minute'),
+    (SELECT to_timestamp(min(r.half_minute)::float8 * 30) FROM recent_runs r WHERE r.course_id = a.course_id
+        AND r.half_minute > extract(epoch FROM now() - $1 * interval '1 minute')::int / 30)), now())
 FROM active a LEFT JOIN previous p USING (course_id)
 WHERE p.course_id IS NULL OR p.ended_at IS NOT NULL AND EXISTS (
     SELECT FROM (
-        SELECT e.occurred_at - lag(e.occurred_at, 1, p.ended_at) OVER (ORDER BY e.occurred_at) AS gap
-        FROM events e WHERE e.course_id = a.course_id AND e.occurred_at > p.ended_at
+        SELECT occurred_at - lag(occurred_at, 1, p.ended_at) OVER (ORDER BY occurred_at) AS gap FROM (
+            SELECT e.occurred_at FROM events e WHERE e.course_id = a.course_id AND e.occurred_at > p.ended_at
+            UNION ALL
+            SELECT to_timestamp(r.half_minute::float8 * 30) FROM recent_runs r
+            WHERE r.course_id = a.course_id AND r.half_minute > extract(epoch FROM p.ended_at)::int / 30
+        ) either
     ) gaps WHERE gap >= $2 * interval '1 minute')
 ON CONFLICT (course_id) WHERE ended_at IS NULL DO NOTHING RETURNING course_id
 """
@@ -78,10 +85,15 @@ WHERE m.id = quiet.id AND quiet.last_at < now() - $1 * interval '1 minute' RETUR
 """
 _NOTE_NOTEBOOKS = """
 WITH used AS (
-    SELECT m.id, array_agg(DISTINCT s.notebook_id ORDER BY s.notebook_id) AS notebook_ids
-    FROM class_meetings m JOIN learning_sessions s ON s.course_id = m.course_id AND s.last_activity_at >= m.started_at
-        AND s.started_at > m.started_at - interval '1 day'
-    WHERE m.ended_at IS NULL AND s.notebook_id IS NOT NULL GROUP BY m.id
+    SELECT id, array_agg(DISTINCT notebook_id ORDER BY notebook_id) AS notebook_ids FROM (
+        SELECT m.id, s.notebook_id FROM class_meetings m JOIN learning_sessions s ON s.course_id = m.course_id
+            AND s.last_activity_at >= m.started_at AND s.started_at > m.started_at - interval '1 day'
+        WHERE m.ended_at IS NULL AND s.notebook_id IS NOT NULL
+        UNION
+        SELECT m.id, r.notebook_id FROM class_meetings m JOIN recent_runs r ON r.course_id = m.course_id
+            AND r.half_minute >= extract(epoch FROM m.started_at)::int / 30
+        WHERE m.ended_at IS NULL
+    ) either GROUP BY id
 )
 UPDATE class_meetings m SET notebook_ids = used.notebook_ids FROM used
 WHERE m.id = used.id AND m.notebook_ids <> used.notebook_ids

@@ -107,6 +107,19 @@ async def create_course(
     return made
 
 
+async def rename_course(people: People, course_id: UUID, title: str) -> bool:
+    """Give the course another title (at most 200 characters); whether it is another. Raises NotFound (NB-1202)."""
+    async with people.connect("change_course") as connection:
+        before = await connection.fetchval("SELECT title FROM courses WHERE id = $1", course_id)
+        if before is None:
+            raise NotFound("NB-1202")
+        if title == before:
+            return False
+        await connection.execute("UPDATE courses SET title = $2 WHERE id = $1", course_id, title)
+        await note_audit(connection, "course_renamed", course_id=course_id)
+    return True
+
+
 async def archive_course(people: People, course_id: UUID, *, is_archived: bool) -> bool:
     """
     End a course for good, or bring it back; whether that changed anything.

@@ -14,6 +14,7 @@ from uuid import UUID
 import asyncpg
 
 from nbpulse.errors import StartupError
+from nbpulse.records.databases import refuse_if_spread
 
 _READ_HEAD = "SELECT to_regclass('public.alembic_version') IS NOT NULL"
 _HAS_MONTHS = """
@@ -28,8 +29,12 @@ OwnerPool = asyncpg.Pool
 
 
 @asynccontextmanager
-async def open_owner(database_url: str) -> AsyncIterator[asyncpg.Pool]:
-    """A small pool under the given login. Raises StartupError: no answer (NB-3053), no right (NB-3018)."""
+async def open_owner(database_url: str, *, alone: str = "") -> AsyncIterator[asyncpg.Pool]:
+    """
+    A small pool under the given login. `alone`: for a command that knows one database only.
+
+    Raises StartupError: no answer (NB-3053), no right (NB-3018), students' rows are elsewhere too (`alone`, NB-3121).
+    """
     try:
         pool = await asyncpg.create_pool(
             database_url, min_size=1, max_size=2, timeout=10, server_settings={"timezone": "UTC", "jit": "off"}
@@ -37,6 +42,8 @@ async def open_owner(database_url: str) -> AsyncIterator[asyncpg.Pool]:
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
         raise StartupError("NB-3053", detail=f"{type(error).__name__}: {error}") from error
     try:
+        if alone:
+            await refuse_if_spread(pool, alone)
         yield pool
     except BaseException as error:
         pool.terminate()  # closing politely waits for a server that may be gone, without an end

@@ -23,6 +23,7 @@ from nbpulse.identity import asking_as, identify
 from nbpulse.metrics import PostgresQuery, name_query
 from nbpulse.records.audit import note_audit
 from nbpulse.records.consents import note_consent, read_policy
+from nbpulse.records.databases import check_whole
 from nbpulse.records.failures import UNAVAILABLE
 from nbpulse.records.tokens import (
     LINK_LIFE,
@@ -50,6 +51,14 @@ COURSE_WRITE: Final = "course:write"
 STAFF_ROLES: Final = frozenset({"assistant", "instructor"})
 ANALYST: Final = "analyst"
 _QUERY_LIMIT_S: Final = 5.0
+# What asks for rows that may be in other databases, and does not ask those yet (docs/operations.md).
+_OF_ONE_DATABASE: Final[frozenset[PostgresQuery]] = frozenset(
+    (
+        *("sessions", "common_errors", "slow_cells", "recovery_times", "report", "replay", "read_lesson", "list_signs"),
+        *("read_student", "read_runs", "read_cell", "read_error"),
+        *("export_person", "delete_course", "remove_demo_course"),
+    )
+)
 _USE_NOTED: Final = timedelta(minutes=5)
 
 
@@ -148,6 +157,8 @@ class People:
         """
         A connection in a transaction of at most 5 s, as who asks; the driver's errors leave as Unavailable.
 
+        Raises Unavailable (NB-2036) too where it would read, or remove, a part of what is in several databases.
+
         `is_staff`: it reads the work of the courses of which they are staff, and nothing else but what is their own,
         and that much faster who sees them whole.
         """
@@ -157,6 +168,8 @@ class People:
         try:
             async with acquiring as connection, connection.transaction():
                 limit = f"SET LOCAL statement_timeout = {int(_QUERY_LIMIT_S * 1000)}"
+                if query_type in _OF_ONE_DATABASE:
+                    await check_whole(connection)
                 await connection.execute(f"{limit}; {identify()}{role}")
                 yield connection
         except (*UNAVAILABLE, asyncpg.QueryCanceledError) as error:

@@ -173,7 +173,8 @@ async def close_idle_sessions(pool: asyncpg.Pool, limit: int = 500) -> int:
             return 0
         rows = await connection.fetch(
             "SELECT user_id, id FROM learning_sessions WHERE ended_at IS NULL"
-            " AND last_activity_at < now() - $1 * interval '1 second' ORDER BY user_id LIMIT $2",
+            " AND last_activity_at < now() - $1 * interval '1 second'"
+            " AND shard IN (SELECT shard FROM shard_owners WHERE is_here) ORDER BY user_id LIMIT $2",
             IDLE_LIMIT_S,
             limit,
         )

@@ -34,6 +34,7 @@ from nbpulse.records.members import open_member_name
 from nbpulse.records.messages import count_unanswered, read_announcements
 from nbpulse.records.people import People, Teams
 from nbpulse.records.progress import DONE
+from nbpulse.records.rollups import IS_RUN
 from nbpulse.records.rules import read_rules
 from nbpulse.shards import get_shard_number
 
@@ -57,6 +58,8 @@ class Pulse(msgspec.Struct, frozen=True):
     """Where the class has been taught in the notebook, as `read_positions`."""
     rules: AlertRules = DEFAULT_RULES
     groups: ErrorGroups = NO_GROUPS
+    title: str = ""
+    """The course's."""
     teams: Teams | None = None
     """Whose students, and those of no team, whoever asked was shown; None: the whole course."""
 
@@ -112,13 +115,20 @@ SELECT user_id, course_id, notebook_id, cell_id, cell_index, revision, attempt_c
 FROM learner_cells WHERE notebook_id = $1 AND ($2::uuid[] IS NULL OR user_id = ANY($2::uuid[]))
 """
 
-_RUNS = """
-SELECT user_id::text, floor(extract(epoch FROM occurred_at) / 30)::int, count(*)::int,
-    (count(*) FILTER (WHERE data->>'status' = 'error'))::int
-FROM events WHERE course_id = $1 AND notebook_id = $2 AND occurred_at > now() - interval '1 hour'
-    AND event_type = 'cell_execution' AND data->>'status' IS DISTINCT FROM 'aborted' AND cell_id IS NOT NULL
-GROUP BY 1, 2
-"""
+# Of students whose rows are in another database the worker keeps the counts here (rollups.py). Those of a shard that
+# has just moved may still be counted in both: either is the whole count, or was it a moment ago.
+_RUNS = f"""
+SELECT user_id::text, half_minute, max(runs), max(errors) FROM (
+    SELECT user_id, floor(extract(epoch FROM occurred_at) / 30)::int AS half_minute, count(*)::int AS runs,
+        (count(*) FILTER (WHERE data->>'status' = 'error'))::int AS errors
+    FROM events e WHERE course_id = $1 AND notebook_id = $2 AND occurred_at > now() - interval '1 hour' AND {IS_RUN}
+    GROUP BY 1, 2
+    UNION ALL
+    SELECT user_id, half_minute, runs, errors FROM recent_runs
+    WHERE course_id = $1 AND notebook_id = $2
+        AND half_minute > extract(epoch FROM now() - interval '1 hour')::int / 30
+) either GROUP BY 1, 2
+"""  # noqa: S608 - constants
 _SUMMARY = f"""
 WITH asked AS (SELECT id, course_id FROM notebooks WHERE id = $1 AND course_id = $2), {DONE},
 students AS (
@@ -246,7 +256,7 @@ class ClassReader:
         revisions = await connection.fetch(_REVISIONS, course_id)
         meeting = await connection.fetchrow(_MEETING, course_id)
         row = await connection.fetchrow(
-            "SELECT find_my_teams(id) AS teams, alert_rules FROM courses WHERE id = $1", course_id
+            "SELECT title, find_my_teams(id) AS teams, alert_rules FROM courses WHERE id = $1", course_id
         )
         return Pulse(
             learner_revisions={str(row["user_id"]): row["revision"] for row in revisions},
@@ -259,6 +269,7 @@ class ClassReader:
             lesson=await read_positions(connection, course_id, notebook_id or default),
             rules=read_rules(row["alert_rules"]) if row else DEFAULT_RULES,
             groups=await read_groups(connection, course_id),
+            title=row["title"] if row else "",
             teams=None if row is None or row["teams"] is None else tuple(row["teams"]),
         )
 

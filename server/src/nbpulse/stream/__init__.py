@@ -1,7 +1,9 @@
 """The durable event stream on Redis or Valkey Streams: one stream per logical shard and lane.
 
-Promises: `append` returns only after the server has answered, with `appendfsync always` that is after its fsync;
-nothing is ever sent twice on the quiet (a lost answer is the caller's Unavailable, its retry the ledger's duplicate);
+On a cluster a shard's streams are together on one server; what is asked about many streams is parted by shard.
+Promises: `append` returns only after the server has answered, with `appendfsync always` that is after its fsync, and
+where replicas are promised after that of one of them; nothing is ever sent twice on the quiet (a lost answer is the
+caller's Unavailable, its retry the ledger's duplicate);
 an entry leaves the stream only after its acknowledgement; helps have streams of their own and never queue behind runs.
 """
 
@@ -10,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Collection, Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any, Final, Literal, NamedTuple
 from uuid import UUID
 
@@ -21,21 +23,23 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from nbpulse import events, metrics
+from nbpulse.cluster import Cluster
 from nbpulse.errors import Unavailable
 from nbpulse.shards import SHARD_COUNT, get_shard_key
 from nbpulse.stream.appender import Appender, Entry
-from nbpulse.stream.link import ANSWER_DEADLINE_S, Command, Link, pair_answer
+from nbpulse.stream.cluster import AnyLink, open_link
+from nbpulse.stream.link import ANSWER_DEADLINE_S, Command, pair_answer
+from nbpulse.stream.promises import Promise, read_promise
 from nbpulse.stream.scripts import ACK, MEASURE, SUSPECT, TRIM
 
 Lane = Literal["events", "help"]
-Promise = Literal["power", "process", "memory"]
 
 LANES: Final[tuple[Lane, ...]] = ("help", "events")
 GROUP: Final = b"nbpulse-workers"
 GENERATION_KEY: Final = "nbpulse:generation"
-SUSPECTS_KEY: Final = b"nbpulse:suspects"
 BATCH_EVENTS: Final = 1_000
 BACKLOG_AGE_S: Final = 0.5
+_LOOK_AGAIN_S: Final = 0.025
 STREAM_KEYS: Final[dict[Lane, tuple[bytes, ...]]] = {
     lane: tuple(f"nbpulse:{lane}:{{shard_{number}}}".encode() for number in range(SHARD_COUNT)) for lane in LANES
 }
@@ -72,16 +76,24 @@ class EventStream:
     The streams of all shards, for the API (append) and for workers (read, acknowledge, trim).
 
     `consumer` is this worker's name in the group: stable over restarts, so that what a killed process had in hand is
-    the first thing its successor reads.
+    the first thing its successor reads. `confirms`: an append is done when a replica has it too.
     """
 
-    def __init__(self, redis: Redis, *, consumer: str | None = None, backlog_limit: int = 500_000) -> None:
+    def __init__(
+        self,
+        redis: Redis | Cluster,
+        *,
+        consumer: str | None = None,
+        backlog_limit: int = 500_000,
+        confirms: bool = False,
+    ) -> None:
         self._consumer = (consumer or f"worker-{secrets.token_hex(4)}").encode()
         self._backlog_limit = backlog_limit
-        self._appends = Link(redis)
-        self._appender = Appender(self._appends)
-        self._control = Link(redis)
-        self._readers: dict[Lane, Link] = {lane: Link(redis) for lane in LANES}
+        self._open_appends = partial(open_link, redis, confirms=confirms)
+        # One for each server: where one is away, the others' students do not wait for it.
+        self._appenders: dict[str, Appender] = {}
+        self._control = open_link(redis)
+        self._readers: dict[Lane, AnyLink] = {lane: open_link(redis) for lane in LANES}
         # Per lane the streams whose own pending entries are still to be read again, each with the last id seen.
         self._replays: dict[Lane, dict[bytes, bytes]] = {lane: dict.fromkeys(STREAM_KEYS[lane], b"0") for lane in LANES}
         self._touched: set[bytes] = set()
@@ -98,11 +110,12 @@ class EventStream:
 
     async def close(self) -> None:
         """Close every connection; entries in hand stay pending for this consumer."""
-        await self._appender.close()
+        for appender in self._appenders.values():
+            await appender.close()
         if self._backlog_task is not None:
             self._backlog_task.cancel()
             await asyncio.gather(self._backlog_task, return_exceptions=True)
-        for link in (self._appends, self._control, *self._readers.values()):
+        for link in (self._control, *self._readers.values()):
             await link.close()
 
     # --- the API's side -------------------------------------------------------------------------------------------
@@ -111,8 +124,9 @@ class EventStream:
         """
         Append events durably; concurrent callers share one write and one fsync.
 
-        Raises Unavailable within 1 s: NB-2002 when the backlog is at its limit (nothing was appended), NB-2001 when the
-        server does not answer or refuses (they may or may not be there: answer 503, the client sends again).
+        Raises Unavailable within 1 s: NB-2002 when the backlog is at its limit (nothing was appended), NB-2001 when a
+        server does not answer or refuses, NB-2030 when no replica confirms (they may or may not be there: answer 503,
+        the client sends again).
         Raises InvalidEvent when an event cannot be encoded (nothing was appended).
         """
         await self.append_payloads([(get_stream_key(event), events.encode(event)) for event in received])
@@ -122,27 +136,32 @@ class EventStream:
         self._watch_backlog()
         if self._backlog >= self._backlog_limit:
             raise Unavailable("NB-2002", backlog=self._backlog, limit=self._backlog_limit)
-        await self._appender.append(entries)
+        places = {self._control.find_place(stream) for stream, _ in entries}
+        if len(places) == 1:
+            await self._get_appender(places.pop()).append(entries)
+        else:
+            await self._append_at_many(places, entries)
         self._backlog += len(entries)
         self._appended += len(entries)
 
-    async def read_promise(self) -> Promise | None:
-        """
-        What an accepted event survives with the server as it is set now; None where CONFIG is forbidden.
+    async def _append_at_many(self, places: Iterable[str], entries: Sequence[Entry]) -> None:
+        appends = []
+        for place in places:
+            own = [entry for entry in entries if self._control.find_place(entry[0]) == place]
+            appends.append(self._get_appender(place).append(own))
+        for end in await asyncio.gather(*appends, return_exceptions=True):
+            if end is not None:
+                raise end
 
-        "power": a power cut. "process": the death of the server process. "memory": nothing. Raises Unavailable.
-        """
-        names = ("appendonly", "appendfsync", "no-appendfsync-on-rewrite", "maxmemory-policy")
-        try:
-            answer = await self._control.call_one("CONFIG", "GET", *names, query_type="read_settings")
-        except ResponseError:
-            return None
-        settings = {name.decode(): value.decode() for name, value in pair_answer(answer)}
-        if settings.get("appendonly") != "yes" or settings.get("maxmemory-policy") != "noeviction":
-            return "memory"
-        if settings.get("appendfsync") == "always" and settings.get("no-appendfsync-on-rewrite") == "no":
-            return "power"
-        return "memory" if settings.get("appendfsync") == "no" else "process"
+    def _get_appender(self, place: str) -> Appender:
+        appender = self._appenders.get(place)
+        if appender is None:
+            appender = self._appenders[place] = Appender(self._open_appends())
+        return appender
+
+    async def read_promise(self) -> Promise | None:
+        """What an accepted event survives as the servers are set now; None: CONFIG is forbidden. Raises Unavailable."""
+        return await read_promise(self._control)
 
     async def measure_backlog(self) -> int:
         """Events appended and not yet acknowledged, over all streams: waiting and pending. Raises Unavailable."""
@@ -150,18 +169,15 @@ class EventStream:
         return entries.waiting + entries.pending
 
     async def count_entries(self) -> Entries:
-        """Entries waiting, pending and ever added, at one moment. Raises Unavailable."""
-        arguments = [GROUP, GENERATION_KEY.encode()]
-        waiting, pending, added, mark = await self._run_script("measure_backlog", MEASURE, _ALL_KEYS, arguments)
-        return Entries(waiting, pending, added, mark.decode())
+        """Entries waiting, pending and ever added, at one moment of each server. Raises Unavailable."""
+        parts = self._control.part(_ALL_KEYS, bytes)
+        scripts: list[Command] = [(b"EVAL", MEASURE, len(keys), *keys, GROUP) for keys in parts]
+        *counts, mark = await self._ask([*scripts, (b"GET", GENERATION_KEY)], "measure_backlog")
+        waiting, pending, added = (sum(figures) for figures in zip(*counts, strict=True))
+        return Entries(waiting, pending, added, (mark or b"").decode())
 
-    async def _run_script(
-        self, query_type: metrics.RedisQuery, script: bytes, keys: Sequence[bytes], arguments: Sequence[bytes]
-    ) -> Any:
-        try:
-            return await self._control.call_one(b"EVAL", script, len(keys), *keys, *arguments, query_type=query_type)
-        except ResponseError as refusal:
-            raise Unavailable("NB-2001") from refusal
+    async def _ask(self, commands: Sequence[Command], query_type: metrics.RedisQuery) -> list[Any]:
+        return await self._control.ask(commands, ANSWER_DEADLINE_S, query_type=query_type, may_refuse=False)
 
     def _watch_backlog(self) -> None:
         """Measure again in the background when the last figure is old; callers never wait for it."""
@@ -199,13 +215,15 @@ class EventStream:
         for answer in answers:
             if isinstance(answer, Exception) and "BUSYGROUP" not in str(answer):
                 raise Unavailable("NB-2001") from answer
-        generation = answers[1]
-        if self._generation not in (None, generation):
+        generation, groups = answers[1], answers[2:]
+        is_new = [not isinstance(answer, Exception) for answer in groups]
+        # Of a cluster one server may have come back empty, and the mark be on another.
+        if self._generation is not None and (self._generation != generation or any(is_new)):
             metrics.stream_generation_changes.inc()
             _log.error("stream.emptied", code="NB-4004", before=self._generation, now=generation)
         self._generation = generation
         self._touched.update(_ALL_KEYS)  # a worker before us may have acknowledged and died before it trimmed
-        return not any(isinstance(answer, Exception) for answer in answers[2:])
+        return all(is_new)
 
     async def read(self, lane: Lane, shards: Collection[int] = _ALL_SHARDS, *, block_ms: int = 500) -> list[Delivery]:
         """
@@ -250,6 +268,9 @@ class EventStream:
                 for key, place in places.items()
             ]
             answers = await self._readers[lane].call(claims, query_type="claim")
+            for answer in answers:
+                if isinstance(answer, Unavailable):
+                    raise answer
             # No group: `read` sees the same and mends it.
             ends = {key: one[0] for key, one in zip(places, answers, strict=True) if not isinstance(one, Exception)}
             places = {key: place for key, place in ends.items() if place != b"0-0"}
@@ -269,9 +290,8 @@ class EventStream:
         answers = await self._readers[lane].call(claims, query_type="claim")
         found = []
         for key, answer in zip(keys, answers, strict=True):
-            if isinstance(answer, Exception):
-                return []  # no group: `read` sees the same and mends it
-            found += [_deliver(key, entry) for entry in answer[1]]
+            if not isinstance(answer, Exception):  # no group, or no answer: `read` sees the same and mends it
+                found += [_deliver(key, entry) for entry in answer[1]]
         return await self._count_deliveries(lane, found)
 
     async def ack(self, deliveries: Iterable[Delivery]) -> None:
@@ -279,12 +299,16 @@ class EventStream:
         done = list(deliveries)
         if not done:
             return
-        if suspects := [_name_suspect(one) for one in done if one.deliveries > 1]:
-            await self._control.call_one(b"HDEL", SUSPECTS_KEY, *suspects, query_type="forget_suspects")
+        if tried := [one for one in done if one.deliveries > 1]:
+            await self._ask([_forget_suspect(one) for one in tried], "forget_suspects")
         ids: dict[bytes, list[bytes]] = {}
         for one in done:
             ids.setdefault(one.stream, []).append(one.entry_id)
-        await self._run_script("ack", ACK, list(ids), [*(b" ".join(some) for some in ids.values()), GROUP])
+        acks: list[Command] = [
+            (b"EVAL", ACK, len(keys), *keys, *(b" ".join(ids[key]) for key in keys), GROUP)
+            for keys in self._control.part(list(ids), bytes)
+        ]
+        await self._ask(acks, "ack")
         self._touched.update(ids)
 
     async def suspect(self, delivery: Delivery) -> int | None:
@@ -293,9 +317,10 @@ class EventStream:
 
         None: another worker has taken it over (the wait for its turn was long), or it is done; nothing was noted.
         """
-        arguments = [GROUP, self._consumer, delivery.entry_id, _name_suspect(delivery)]
-        count: int = await self._run_script("note_suspect", SUSPECT, [delivery.stream, SUSPECTS_KEY], arguments)
-        return None if count < 0 else count
+        keys = [delivery.stream, _name_suspects(delivery.stream)]
+        command: Command = (b"EVAL", SUSPECT, 2, *keys, GROUP, self._consumer, delivery.entry_id)
+        (count,) = await self._ask([command], "note_suspect")
+        return None if count < 0 else int(count)
 
     async def trim(self) -> None:
         """Remove what every group has acknowledged from the streams touched since the last time. Raises Unavailable."""
@@ -303,13 +328,20 @@ class EventStream:
             return
         keys, self._touched = sorted(self._touched), set()
         try:
-            self._touched.update(await self._run_script("trim", TRIM, keys, []))
+            trims: list[Command] = [(b"EVAL", TRIM, len(part), *part) for part in self._control.part(keys, bytes)]
+            self._touched.update(*await self._ask(trims, "trim"))
         except Unavailable:
             self._touched.update(keys)
             raise
 
     async def _read_new(self, lane: Lane, keys: Sequence[bytes], block_ms: int) -> list[Delivery]:
-        deliveries, full = await self._read_group(lane, keys, BATCH_EVENTS // len(keys), block_ms)
+        end, count = time.monotonic() + block_ms / 1000, BATCH_EVENTS // len(keys)
+        # One server waits for us; of many streams at many servers none can, so they are looked at again and again.
+        can_block = len(self._readers[lane].part(keys, bytes)) == 1
+        deliveries, full = await self._read_group(lane, keys, count, block_ms if can_block else None)
+        while not deliveries and not can_block and time.monotonic() < end:
+            await asyncio.sleep(_LOOK_AGAIN_S)
+            deliveries, full = await self._read_group(lane, keys, count, None)
         # COUNT is per stream: a few busy streams are asked again, with what is left of the batch shared among them.
         if full and (count := (BATCH_EVENTS - len(deliveries)) // len(full)):
             more, _ = await self._read_group(lane, full, count, None)
@@ -320,38 +352,58 @@ class EventStream:
         self, lane: Lane, keys: Sequence[bytes], count: int, block_ms: int | None
     ) -> tuple[list[Delivery], list[bytes]]:
         """New deliveries of `keys`, and those keys that gave all they were asked for."""
-        head: list[bytes | str | int] = [b"XREADGROUP", b"GROUP", GROUP, self._consumer, b"COUNT", count]
+        head: list[bytes | str | int] = [b"COUNT", count]
         if block_ms is not None:
             head += [b"BLOCK", block_ms]
+        query_type: metrics.RedisQuery | None = "read_new" if block_ms is None else None
         deadline_s = ANSWER_DEADLINE_S + (block_ms or 0) / 1000
-        reply = await self._readers[lane].call_one(
-            *(*head, b"STREAMS", *keys, *([b">"] * len(keys))),
-            query_type="read_new" if block_ms is None else None,
-            deadline_s=deadline_s,
-        )
-        deliveries: list[Delivery] = []
-        full = []
-        for key, entries in pair_answer(reply):
-            deliveries += [_deliver(key, entry) for entry in entries]
-            if len(entries) >= count:
-                full.append(key)
-        return deliveries, full
+        found, lost = await self._read_streams(lane, head, dict.fromkeys(keys, b">"), query_type, deadline_s)
+        self._replays[lane].update(dict.fromkeys(lost, b"0"))
+        if len(lost) == len(keys):
+            raise Unavailable("NB-2001")
+        deliveries = [_deliver(key, entry) for key, entries in found for entry in entries]
+        return deliveries, [key for key, entries in found if len(entries) >= count]
 
     async def _replay(self, lane: Lane, keys: Sequence[bytes]) -> list[Delivery]:
-        """The next of this consumer's own pending entries in `keys`; empty when all have been read again."""
+        """
+        The next of this consumer's own pending entries in `keys`; empty when all that can be read have been read again.
+        """
         replays = self._replays[lane]
         replay = {key: replays[key] for key in keys if key in replays}
-        found: list[Delivery] = []
-        count = BATCH_EVENTS // len(replay)
-        head: Command = (b"XREADGROUP", b"GROUP", GROUP, self._consumer, b"COUNT", count, b"STREAMS")
-        reply = await self._readers[lane].call_one(*head, *replay, *replay.values(), query_type="read_pending")
+        head: list[bytes | str | int] = [b"COUNT", BATCH_EVENTS // len(replay)]
+        found, lost = await self._read_streams(lane, head, replay, "read_pending", ANSWER_DEADLINE_S)
         for key in replay:
             del replays[key]
-        for key, entries in pair_answer(reply):
-            if entries:
-                replays[key] = entries[-1][0]
-                found += [_deliver(key, entry) for entry in entries]
-        return await self._count_deliveries(lane, found)
+        replays |= dict.fromkeys(lost, b"0") | {key: entries[-1][0] for key, entries in found if entries}
+        return await self._count_deliveries(lane, [_deliver(key, entry) for key, entries in found for entry in entries])
+
+    async def _read_streams(
+        self,
+        lane: Lane,
+        options: Sequence[bytes | str | int],
+        after: Mapping[bytes, bytes],
+        query_type: metrics.RedisQuery | None,
+        deadline_s: float,
+    ) -> tuple[list[tuple[bytes, Any]], list[bytes]]:
+        """
+        Streams with their entries behind `after`, and those of a cluster's servers that did not answer: their entries
+        may be in our hand by now. Raises ResponseError, Unavailable.
+        """
+        head = (b"XREADGROUP", b"GROUP", GROUP, self._consumer, *options, b"STREAMS")
+        parts = self._readers[lane].part(list(after), bytes)
+        replies = await self._readers[lane].call(
+            [(*head, *keys, *(after[key] for key in keys)) for keys in parts], deadline_s, query_type=query_type
+        )
+        found: list[tuple[bytes, Any]] = []
+        lost: list[bytes] = []
+        for keys, reply in zip(parts, replies, strict=True):
+            if isinstance(reply, Unavailable):
+                lost += keys
+            elif isinstance(reply, Exception):
+                raise reply
+            else:
+                found += pair_answer(reply)
+        return found, lost
 
     async def _count_deliveries(self, lane: Lane, found: Sequence[Delivery]) -> list[Delivery]:
         """`found` with how often each was delivered; taking them over has just counted once more."""
@@ -391,5 +443,10 @@ def _deliver(key: bytes, entry: Sequence[Any]) -> Delivery:
     return Delivery(key, entry_id, b" ".join(fields or ()))
 
 
-def _name_suspect(delivery: Delivery) -> bytes:
-    return delivery.stream + b" " + delivery.entry_id
+def _name_suspects(stream: bytes) -> bytes:
+    """The hash of those of its entries that were tried alone, beside the stream."""
+    return b"nbpulse:suspects:" + stream.removeprefix(b"nbpulse:")
+
+
+def _forget_suspect(delivery: Delivery) -> Command:
+    return b"HDEL", _name_suspects(delivery.stream), delivery.entry_id

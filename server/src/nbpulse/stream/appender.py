@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from redis.exceptions import ResponseError
-
 from nbpulse import metrics
 from nbpulse.errors import Unavailable
-from nbpulse.stream.link import Link
+from nbpulse.stream.cluster import AnyLink
+from nbpulse.stream.link import Command
 
 APPEND_DEADLINE_S: Final = 1.0
 _FLUSH_EVENTS_MAX: Final = 2_000
@@ -29,15 +28,15 @@ class _Waiting(NamedTuple):
 
 
 class Appender:
-    """Appends entries; what is on its way when the connection dies is never sent again by itself."""
+    """Appends entries over a link of its own; what is on its way when that dies is never sent again by itself."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: AnyLink) -> None:
         self._link = link
         self._waiting: list[_Waiting] = []
         self._flusher: asyncio.Task[None] | None = None
 
     async def append(self, entries: Sequence[Entry]) -> None:
-        """Return once the server has answered. Raises Unavailable (NB-2001) within 1 s: they may be there or not."""
+        """Return once the server has answered. Raises Unavailable within 1 s: they may be there or not."""
         done: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(entries, done))
         if self._flusher is None or self._flusher.done():
@@ -48,13 +47,14 @@ class Appender:
         except TimeoutError as late:
             failure = late
         if failure is not None:
-            raise Unavailable("NB-2001") from failure
+            raise Unavailable(getattr(failure, "code", "NB-2001")) from failure
 
     async def close(self) -> None:
-        """Stop sending; whoever waits runs into its deadline."""
+        """Stop sending, and close the link; whoever waits runs into its deadline."""
         if self._flusher is not None:
             self._flusher.cancel()
             await asyncio.gather(self._flusher, return_exceptions=True)
+        await self._link.close()
 
     async def _flush_waiting(self) -> None:
         while self._waiting:
@@ -65,19 +65,38 @@ class Appender:
             # Whose deadline has passed is told so already, and is not sent.
             taken = [one for one in self._waiting[:callers] if not one.done.done()]
             del self._waiting[:callers]
-            failure = await self._flush([entry for one in taken for entry in one.entries])
-            for one in taken:
+            for one, failure in zip(taken, await self._flush(taken), strict=True):
                 if not one.done.done():
                     one.done.set_result(failure)
 
-    async def _flush(self, entries: Sequence[Entry]) -> Exception | None:
+    async def _flush(self, callers: Sequence[_Waiting]) -> list[Exception | None]:
+        """Each caller's failure. What one command may hold is there wholly or not at all; of a student that is all."""
+        entries = [entry for one in callers for entry in one.entries]
         if not entries:
-            return None
-        keys, payloads = zip(*entries, strict=True)
-        command = (b"EVAL", _APPEND, len(keys), *keys, *payloads)
+            return [None] * len(callers)
+        parts = self._link.part(entries, _name_stream)
         try:
             with metrics.ingest_append_duration.time():
-                await self._link.call_one(*command, query_type="append", deadline_s=APPEND_DEADLINE_S)
-        except (Unavailable, ResponseError) as failure:
-            return failure
-        return None
+                answers = await self._link.call(
+                    [_make_command(part) for part in parts], APPEND_DEADLINE_S, query_type="append"
+                )
+        except Unavailable as failure:
+            return [failure] * len(callers)
+        failures = {
+            stream: answer
+            for part, answer in zip(parts, answers, strict=True)
+            if isinstance(answer, Exception)
+            for stream, _ in part
+        }
+        if not failures:
+            return [None] * len(callers)
+        return [next((failures[stream] for stream, _ in one.entries if stream in failures), None) for one in callers]
+
+
+def _name_stream(entry: Entry) -> bytes:
+    return entry[0]
+
+
+def _make_command(entries: Sequence[Entry]) -> Command:
+    streams, payloads = zip(*entries, strict=True)
+    return b"EVAL", _APPEND, len(streams), *streams, *payloads

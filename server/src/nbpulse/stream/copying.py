@@ -14,10 +14,12 @@ from typing import Any, Final, NamedTuple
 
 from redis.asyncio import Redis
 
+from nbpulse.cluster import Cluster
 from nbpulse.crypto import EncryptedField, SealBroken
 from nbpulse.errors import StartupError
 from nbpulse.stream import GROUP, LANES, STREAM_KEYS
-from nbpulse.stream.link import Link, pair_answer
+from nbpulse.stream.cluster import open_link
+from nbpulse.stream.link import pair_answer
 
 _BATCH: Final = 1_000
 _DEADLINE_S: Final = 30.0
@@ -64,8 +66,8 @@ def decode_entry(line: bytes, seal: EncryptedField) -> StoredEntry:
 class StreamCopy:
     """Reads and writes whole streams over a connection of its own. Every method raises Unavailable (NB-2001)."""
 
-    def __init__(self, redis: Redis) -> None:
-        self._link = Link(redis)
+    def __init__(self, redis: Redis | Cluster) -> None:
+        self._link = open_link(redis)
 
     async def close(self) -> None:
         """Close the connection."""

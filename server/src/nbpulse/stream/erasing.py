@@ -11,9 +11,12 @@ from typing import Any, Final, NamedTuple
 
 from redis.asyncio import Redis
 
+from nbpulse.cluster import Cluster
+from nbpulse.errors import Unavailable
 from nbpulse.stream import GROUP, STREAM_KEYS
+from nbpulse.stream.cluster import open_link
 from nbpulse.stream.copying import StreamCopy
-from nbpulse.stream.link import Link, pair_answer
+from nbpulse.stream.link import pair_answer
 
 _DEADLINE_S: Final = 30.0
 _CONSUMER: Final = b"erasure"
@@ -37,8 +40,8 @@ class FoundEntry(NamedTuple):
 class StreamErasure:
     """Works on whole streams over a connection of its own. Every method raises Unavailable (NB-2001)."""
 
-    def __init__(self, redis: Redis) -> None:
-        self._link = Link(redis)
+    def __init__(self, redis: Redis | Cluster) -> None:
+        self._link = open_link(redis)
         self._copy = StreamCopy(redis)
 
     async def close(self) -> None:
@@ -93,12 +96,17 @@ class StreamErasure:
 
     async def rewrite_files(self) -> None:
         """Begin to write the server's files anew without what is gone; where it writes none, nothing happens."""
-        await self._ask([(b"BGREWRITEAOF",)], may_refuse=True)
+        await self._link.call_everywhere(b"BGREWRITEAOF", query_type="erase_entries", deadline_s=_DEADLINE_S)
 
     async def is_rewriting(self) -> bool:
         """Whether the files are still being written."""
-        (answer,) = await self._ask([(b"INFO", b"persistence")])
-        return b"aof_rewrite_in_progress:1" in answer or b"aof_rewrite_scheduled:1" in answer
+        answers = await self._link.call_everywhere(
+            b"INFO", b"persistence", query_type="erase_entries", deadline_s=_DEADLINE_S
+        )
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise Unavailable("NB-2001") from answer
+        return any(b"aof_rewrite_in_progress:1" in one or b"aof_rewrite_scheduled:1" in one for one in answers)
 
     async def _find_delivered(self) -> dict[bytes, bytes]:
         """Up to which entry our group has been handed each stream."""

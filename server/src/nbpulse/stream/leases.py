@@ -17,10 +17,12 @@ from typing import Any, Final
 import structlog
 from redis.asyncio import Redis
 
+from nbpulse.cluster import Cluster
 from nbpulse.errors import StartupError, Unavailable
 from nbpulse.metrics import RedisQuery, worker_shards
 from nbpulse.shards import SHARD_COUNT
-from nbpulse.stream.link import Command, Link
+from nbpulse.stream.cluster import open_link
+from nbpulse.stream.link import Command
 
 WORKERS_KEY: Final = b"nbpulse:workers"
 LEASE_S: Final = 2.5
@@ -73,7 +75,7 @@ def share(worker: str, workers: Collection[str]) -> int:
     return each + (ranks.index(worker) < rest)
 
 
-async def pause_shard(redis: Redis, shard: int, by: str, life_ms: int) -> None:
+async def pause_shard(redis: Redis | Cluster, shard: int, by: str, life_ms: int) -> None:
     """
     Let no worker read the shard until `resume_shard`, at the latest for `life_ms`: its entries wait in the stream.
 
@@ -83,7 +85,7 @@ async def pause_shard(redis: Redis, shard: int, by: str, life_ms: int) -> None:
     await redis.set(name_lease(shard), by, px=life_ms)
 
 
-async def resume_shard(redis: Redis, shard: int, by: str) -> None:
+async def resume_shard(redis: Redis | Cluster, shard: int, by: str) -> None:
     """The shard may be read again; nothing happens where it is not paused by `by` any more."""
     await redis.eval(_GIVE.decode(), 1, name_lease(shard).decode(), by)
 
@@ -91,8 +93,8 @@ async def resume_shard(redis: Redis, shard: int, by: str) -> None:
 class Leases:
     """One worker's shards. `renew` every 0.5 s keeps them, takes what is free and gives back what is too much."""
 
-    def __init__(self, redis: Redis, worker: str) -> None:
-        self._link = Link(redis)
+    def __init__(self, redis: Redis | Cluster, worker: str) -> None:
+        self._link = open_link(redis)
         self._worker = worker
         # Of two lives under one name the later one ends (NB-3105).
         self._life = f"{time.time_ns():020d}{secrets.token_hex(4)}"

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import hiredis
-from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from nbpulse.errors import Unavailable
 from nbpulse.metrics import RedisQuery, redis_query_durations
 
 ANSWER_DEADLINE_S: Final = 2.0
 Command = Sequence[bytes | str | int]
+# Of the deadline, when a replica's confirmation is given up; so the connection is in step for the next call.
+_CONFIRMATION_SHARE: Final = 0.8
+# A replica that was asked while it still synced tells of that by itself only a second later: it is asked anew instead.
+_ASK_REPLICA_AGAIN_MS: Final = 20
+_Item = TypeVar("_Item")
 
 
 class Link:
@@ -27,10 +31,15 @@ class Link:
     One connection of its own: commands out in one write, answers back in order, nothing ever sent twice.
 
     It opens itself when first used and again after a failure; a server that just failed is left alone for 100 ms.
+    One that `confirms` has every call confirmed by a replica too: written, and where the server can say so (WAITAOF)
+    on its disk.
     """
 
-    def __init__(self, redis: Redis) -> None:
-        self._pool = redis.connection_pool
+    def __init__(self, make_connection: Callable[[], AbstractConnection], *, confirms: bool = False) -> None:
+        self._make_connection = make_connection
+        self._confirms = confirms
+        self._knows_waitaof = False
+        self._is_demoted = False
         self._connection: AbstractConnection | None = None
         self._turn = asyncio.Lock()
         self._failed_at = 0.0
@@ -42,16 +51,19 @@ class Link:
         The answers to `commands`; a refusal (ResponseError) stands in its command's place.
 
         It is timed as `query_type`; None for one that waits for events, whose length says nothing of the server.
-        Raises Unavailable (NB-2001) when not all answers came in time: then what was sent may or may not have happened.
+        Raises Unavailable when not all answers came in time (NB-2001), or no replica has confirmed them (NB-2030): then
+        what was sent may or may not have happened.
         """
         async with self._turn:
             if time.monotonic() - self._failed_at < 0.1:
                 raise Unavailable("NB-2001")
+            started, patience_s = time.monotonic(), deadline_s * _CONFIRMATION_SHARE
             timing = redis_query_durations[query_type].time() if query_type and commands else nullcontext()
             try:
                 with timing:
                     async with asyncio.timeout(deadline_s):
-                        return await self._exchange(commands)
+                        answers = await self._exchange(commands)
+                        is_confirmed = not self._confirms or await self._await_replica(until=started + patience_s)
             except (RedisError, OSError, TimeoutError) as error:
                 self._failed_at = time.monotonic()
                 await self._drop()
@@ -60,6 +72,25 @@ class Link:
                 # Cancelled between question and answer: the next answer on this connection would be another's.
                 await self._drop()
                 raise
+            if self._is_demoted:
+                await self._drop()  # whoever is the primary now is found by connecting anew
+            if not is_confirmed:
+                raise Unavailable("NB-2030")
+        return answers
+
+    async def call_everywhere(
+        self, *command: bytes | str | int, query_type: RedisQuery, deadline_s: float
+    ) -> list[Any]:
+        """The answers of every server, here of the one, to a command without a key; a refusal stands in its place."""
+        return await self.call([command], deadline_s, query_type=query_type)
+
+    def part(self, items: Sequence[_Item], _: Callable[[_Item], bytes]) -> list[Sequence[_Item]]:
+        """`items` in groups whose keys one command may name together: here all of them."""
+        return [items] if items else []
+
+    def find_place(self, _: bytes) -> str:
+        """A name for the server that holds the key, the same for keys at the same server."""
+        return ""
 
     async def ask(
         self, commands: Sequence[Command], deadline_s: float, *, query_type: RedisQuery, may_refuse: bool
@@ -90,12 +121,26 @@ class Link:
         await connection.send_packed_command(_pack(commands), check_health=False)
         return [await self._read_answer(connection) for _ in commands]
 
+    async def _await_replica(self, until: float) -> bool:
+        """Whether a replica has all that went over this connection, before the clock says `until`."""
+        name: Command = ("WAITAOF", 1, 1) if self._knows_waitaof else ("WAIT", 1)
+        while True:
+            (answer,) = await self._exchange([(*name, _ASK_REPLICA_AGAIN_MS)])
+            if _is_confirmed(answer):
+                return True
+            if isinstance(answer, Exception) or time.monotonic() >= until:
+                return False
+
     async def _open(self) -> AbstractConnection:
-        connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        connection = self._make_connection()
         connection.retry = Retry(NoBackoff(), 0)
         connection.socket_timeout = None
-        self._connection = connection
+        self._connection, self._is_demoted = connection, False
         await connection.connect()  # type: ignore[no-untyped-call]
+        if self._confirms:
+            await connection.send_packed_command(_pack([("COMMAND", "INFO", "WAITAOF")]), check_health=False)
+            answer = await self._read_answer(connection)
+            self._knows_waitaof = isinstance(answer, list) and bool(answer) and answer[0] is not None
         return connection
 
     async def _drop(self) -> None:
@@ -103,12 +148,19 @@ class Link:
         if connection is not None:
             await connection.disconnect(nowait=True)
 
-    @staticmethod
-    async def _read_answer(connection: AbstractConnection) -> Any:
+    async def _read_answer(self, connection: AbstractConnection) -> Any:
         try:
             return await connection.read_response(disable_decoding=True)
         except ResponseError as refusal:
+            self._is_demoted = self._is_demoted or isinstance(refusal, ReadOnlyError)
             return refusal
+
+
+def _is_confirmed(answer: Any) -> bool:
+    """WAIT tells how many replicas have it, WAITAOF on how many disks it is: the server's own, its replicas'."""
+    if isinstance(answer, list):
+        return all(answer)
+    return isinstance(answer, int) and answer > 0
 
 
 def _pack(commands: Sequence[Command]) -> bytes:

@@ -23,7 +23,7 @@ for _, key in ipairs(KEYS) do
     end
     if not mine then waiting = waiting + redis.call('XLEN', key) end
 end
-return {waiting, pending, added, redis.call('GET', ARGV[2]) or ''}
+return {waiting, pending, added}
 """
 # Removes what lies before every group's place and before our oldest pending entry, in one step that nobody can part.
 TRIM: Final = b"""
@@ -61,5 +61,5 @@ SUSPECT: Final = b"""
 local entry = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)[1]
 if not entry or entry[2] ~= ARGV[2] then return -1 end
 redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3], 'JUSTID')
-return redis.call('HINCRBY', KEYS[2], ARGV[4], 1) - 1
+return redis.call('HINCRBY', KEYS[2], ARGV[3], 1) - 1
 """

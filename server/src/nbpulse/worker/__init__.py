@@ -24,7 +24,7 @@ from nbpulse.errors import StartupError, Unavailable
 from nbpulse.patience import Backoff, Breaker, sleep_until
 from nbpulse.pipeline import Recorded, measure
 from nbpulse.records import derived, interventions, meetings, upkeep
-from nbpulse.records.accounting import Accounts
+from nbpulse.records.accounting import Accounts, forget_spent
 from nbpulse.records.audit import find_anchor
 from nbpulse.records.retention import FOR_EVER, Retention, keep_retention
 from nbpulse.resources import Resources
@@ -49,7 +49,7 @@ class Worker:
         self._stop = stop
         self._kept = kept
         self._to_measure: asyncio.Queue[Recorded] = asyncio.Queue(_MEASURE_QUEUE_MAX)
-        self._accounts = Accounts(resources.pool)
+        self._accounts = Accounts(resources.pool, resources.databases.list_others)
         self.auditor = Auditor(resources.stream, self._accounts)
         self.breaker = Breaker()
         self.lag_ms = 0
@@ -62,24 +62,33 @@ class Worker:
 
     async def run(self) -> None:
         """Work until `stop`; then finish the batches in hand, within 10 s, and measure what is stored."""
-        pool, series = self._resources.pool, self._resources.series
+        pool, series, ledger = self._resources.pool, self._resources.series, self._resources.ledger
+        in_each = ledger.in_each
         background = [
             asyncio.create_task(self._measure_stored()),
             asyncio.create_task(self._repeat("trim", 1.0, self._resources.stream.trim)),
             asyncio.create_task(self._repeat("backlog", 1.0, self._watch_stream)),
             asyncio.create_task(self._repeat("audit", 1.0, self.auditor.audit)),
-            asyncio.create_task(self._repeat("spent_entries", 3600.0, self._accounts.forget_spent)),
+            asyncio.create_task(self._repeat("spent_entries", 3600.0, lambda: in_each(forget_spent))),
+            asyncio.create_task(self._repeat("shard_map", 10.0, self._resources.databases.refresh)),
+            asyncio.create_task(self._repeat("rollups_owed", 5.0, ledger.keep_rollups)),
             asyncio.create_task(self._repeat("debts", 5.0, self._pay_debts)),
             asyncio.create_task(self._repeat("connections", SWEEP_S, self._resources.cache.sweep_connections)),
             asyncio.create_task(self._repeat("rollups", 5.0, self._resources.series.refresh_rollups)),
-            asyncio.create_task(self._repeat("marks", MARKS_S, lambda: derived.pay_marks(pool, series))),
+            asyncio.create_task(
+                self._repeat("marks", MARKS_S, lambda: in_each(lambda one: derived.pay_marks(one, series)))
+            ),
             asyncio.create_task(self._repeat("audit_anchor", 30.0, self._tell_anchor)),
-            asyncio.create_task(self._repeat("partitions", 3600.0, lambda: upkeep.keep_partitions(pool))),
-            asyncio.create_task(self._repeat("retention", 3600.0, lambda: keep_retention(pool, series, self._kept))),
+            asyncio.create_task(self._repeat("partitions", 3600.0, lambda: in_each(upkeep.keep_partitions))),
+            asyncio.create_task(
+                self._repeat("retention", 3600.0, lambda: in_each(lambda one: keep_retention(one, series, self._kept)))
+            ),
             asyncio.create_task(self._repeat("cell_counts", 10.0, lambda: upkeep.count_cells(pool))),
-            asyncio.create_task(self._repeat("changed_notebooks", 10.0, lambda: derived.mark_changed_notebooks(pool))),
+            asyncio.create_task(
+                self._repeat("changed_notebooks", 10.0, lambda: in_each(derived.mark_changed_notebooks))
+            ),
             asyncio.create_task(self._repeat("meetings", 5.0, self._keep_meetings)),
-            asyncio.create_task(self._repeat("idle_sessions", 30.0, self._resources.ledger.close_idle_sessions)),
+            asyncio.create_task(self._repeat("idle_sessions", 30.0, ledger.close_idle_sessions)),
         ]
         keeping = asyncio.create_task(self._keep_leases())
         background.append(keeping)

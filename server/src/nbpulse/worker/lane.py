@@ -35,6 +35,9 @@ _HALVED_EVENTS: Final = 200
 # Events a few at a time cost twice as much each; boards look four times a second, so nobody sees this wait.
 _GATHER_S: Final = 0.025
 _NO_SHARDS_S: Final = 0.1
+_BLOCK_MS: Final = 500
+_POSTPONED_MS: Final = 25
+_POSTPONED_MAX: Final = 2_000
 
 _Decoded = tuple[Delivery, ReceivedEvent]
 _log = structlog.get_logger(__name__)
@@ -50,7 +53,7 @@ class Reader:
         self._lane = lane
         self._stream: EventStream = resources.stream
         self._resources = resources
-        self._letters = DeadLetters(resources.pool, resources.seal)
+        self._letters = DeadLetters(resources.pool, resources.seal, resources.databases.find_home)
         self._stop = stop
         self._claim_idle_s = claim_idle_s
         self._claim_at = 0.0
@@ -60,6 +63,8 @@ class Reader:
         self._busy_since: float | None = None
         self._took_at = 0.0
         self._backoff = Backoff(f"{lane} lane")
+        # Neither stored nor acknowledged: their shard is between two databases, or their database is away.
+        self._postponed: list[Delivery] = []
         # Suspects this process has begun to try, with how often others died of them before.
         self._deaths: dict[tuple[bytes, bytes], int] = {}
 
@@ -95,7 +100,9 @@ class Reader:
             fresh, suspects, unreadable = _sort(deliveries)
             await self._store_in_halves(fresh)
             for delivery, event in suspects:
-                if not self._worker.breaker.is_open:
+                if self._resources.ledger.is_resting(event.user_id):
+                    self._postpone([delivery])  # no fault of its own
+                elif not self._worker.breaker.is_open:
                     await self._try_alone(delivery, event)
             for delivery, poison in unreadable:
                 if not self._worker.breaker.is_open:
@@ -119,9 +126,17 @@ class Reader:
             if claimed:
                 return claimed
             self._claim_at = now + self._claim_idle_s / 5
-        deliveries = await self._stream.read(self._lane, shards)
+        block_ms = _POSTPONED_MS if self._postponed else _BLOCK_MS
+        deliveries = await self._stream.read(self._lane, shards, block_ms=block_ms)
         self._took_at = loop.time()
-        return deliveries
+        postponed, self._postponed = self._postponed, []
+        # An entry that comes again meanwhile, having been pending for so long, is the same one.
+        return list({(one.stream, one.entry_id): one for one in (*postponed, *deliveries)}.values())
+
+    def _postpone(self, deliveries: Sequence[Delivery]) -> None:
+        """To be tried again with the next batch; what does not fit stays pending, and is taken over in time."""
+        room = max(0, _POSTPONED_MAX - len(self._postponed))
+        self._postponed += deliveries[:room]
 
     async def _store_in_halves(self, batch: Sequence[_Decoded]) -> None:
         """A large batch in halves without a common student: PostgreSQL works at one while we work at the other."""
@@ -154,9 +169,13 @@ class Reader:
             delivery, event = batch[0]
             await self._bury(delivery, event, getattr(error, "code", "NB-4002"), _describe(error))
             return
-        await self._ack([delivery for delivery, _ in batch])
+        late = recorded.postponed
+        if late:
+            self._postpone([one for one, event in batch if (event.user_id, event.event_id) in late])
+        done = [one for one, event in batch if (event.user_id, event.event_id) not in late]
+        await self._ack(done)
         self._worker.owe(recorded)
-        self._worker.breaker.note(len(batch), failed=False)
+        self._worker.breaker.note(len(done), failed=False)
         metrics.worker_events.labels("stored").inc(recorded.stored_count)
         metrics.worker_events.labels("duplicate").inc(recorded.duplicate_count)
         newest = max(event.received_at for event in received)
@@ -188,7 +207,8 @@ class Reader:
             await self._bury(delivery, event, "NB-4002", "the worker died of it")
         else:
             await self._store([(delivery, event)])
-        del self._deaths[name]
+        if delivery not in self._postponed:
+            del self._deaths[name]
 
     async def _bury(self, delivery: Delivery, event: ReceivedEvent | None, code: str, reason: str) -> None:
         await self._letters.bury(

@@ -1,5 +1,6 @@
 // @ts-check
 /** Requests to the server. Every failure becomes an ApiError that can be shown: code, what happened, what to do. */
+import { noteAsOf } from "./as_of.js";
 import { language } from "./i18n.js";
 import { course } from "./store.js";
 
@@ -48,6 +49,7 @@ export async function request(method, path, body, ownCourse) {
     throw new ApiError(0, {}); // refused, reset, timed out: the caller says "reconnecting", there is no body
   }
   const answer = response.status === 204 ? null : await response.json().catch(() => undefined);
+  if (response.ok) noteAsOf(path, response.headers);
   if (response.ok && answer !== undefined) return answer;
   const problem = { retry_after_s: response.headers.get("Retry-After"), ...answer };
   throw new ApiError(response.status, problem);
@@ -123,6 +125,8 @@ export const fetchCourses = () => request("GET", "/api/v1/courses");
 export const createCourse = (wanted) => request("POST", "/api/v1/courses", wanted);
 /** @param {string} id @param {{title: string}} wanted */
 export const copyCourse = (id, wanted) => request("POST", ofPeople(id, "copies"), wanted);
+/** @param {string} id @param {string} title */
+export const renameCourse = (id, title) => request("PATCH", `/api/v1/courses/${encodeURIComponent(id)}`, { title });
 /** @param {string} id @param {boolean} isArchived */
 export const archiveCourse = (id, isArchived) =>
   request("PATCH", `/api/v1/courses/${encodeURIComponent(id)}`, { is_archived: isArchived });

@@ -112,6 +112,7 @@ export function applyFrame(state, frame) {
     ...state,
     seq: frame.seq,
     at: frame.at,
+    course: frame.course ? { ...state.course, ...frame.course } : state.course,
     notebook: "notebook" in frame ? frame.notebook : state.notebook,
     notebooks: frame.notebooks ?? state.notebooks,
     counts: frame.counts ? { ...state.counts, ...frame.counts } : state.counts,

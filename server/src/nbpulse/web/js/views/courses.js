@@ -1,6 +1,6 @@
 // @ts-check
-/** The viewer's classes: those that are on now, the others, archived ones folded away; making, copying, archiving. */
-import { ApiError, archiveCourse, copyCourse, createCourse, fetchCourses } from "../api.js";
+/** The viewer's classes: those that are on now, the others, archived ones folded away; making, naming, copying, archiving. */
+import { ApiError, archiveCourse, copyCourse, createCourse, fetchCourses, renameCourse } from "../api.js";
 import { html, useEffect, useState } from "../preact.js";
 import { formatClock, formatDay, t } from "../i18n.js";
 import { Command, JoinSteps, Page, Problem } from "./pages.js";
@@ -73,7 +73,7 @@ function List({ courses, ...parts }) {
 
 /** @param {{course: Course, run: Run, mayCreate: boolean}} props */
 function Card({ course, run, mayCreate }) {
-  const [isCopying, setCopying] = useState(false);
+  const [asked, ask] = useState(/** @type {""|"copy"|"rename"} */ (""));
   const base = `/courses/${encodeURIComponent(course.id)}`;
   const leads = course.role === "instructor";
   const reads = course.role === "analyst"; // the history, and no class
@@ -97,29 +97,30 @@ function Card({ course, run, mayCreate }) {
       <a href=${`${base}/people`}>${t("nav.people")}${named}</a>
     </p>`}
     ${leads && html`<p class="ends">
-      ${mayCreate && !isCopying && html`<button data-action="copy" onClick=${() => setCopying(true)}>${t("courses.copy")}${named}</button>`}
+      ${!asked && html`<button data-action="rename" onClick=${() => ask("rename")}>${t("courses.rename")}${named}</button>`}
+      ${mayCreate && !asked && html`<button data-action="copy" onClick=${() => ask("copy")}>${t("courses.copy")}${named}</button>`}
       ${!course.is_demo && (course.archived_at
         ? html`<button data-action="restore" onClick=${() => run(() => archiveCourse(course.id, false))}>${t("courses.restore")}${named}</button>`
         : html`<button data-action="archive" title=${t("courses.archived_explain")} onClick=${() => run(() => archiveCourse(course.id, true))}>${t("courses.archive")}${named}</button>`)}
     </p>`}
-    ${isCopying && html`<${Copying} course=${course} run=${run} done=${() => setCopying(false)} />`}
+    ${asked && html`<${Naming} key=${asked} course=${course} what=${asked} run=${run} done=${() => ask("")} />`}
   </li>`;
 }
 
 /** Where a new course is made ready. @param {{id: string}} course */
 const goOn = ({ id }) => location.assign(`/courses/${encodeURIComponent(id)}/before`);
 
-/** @param {{course: Course, run: Run, done: () => void}} props */
-function Copying({ course, run, done }) {
+/** A title for the course, or for its copy. @param {{course: Course, what: "copy"|"rename", run: Run, done: () => void}} props */
+function Naming({ course, what, run, done }) {
   const submit = (/** @type {any} */ event) => {
     event.preventDefault();
     const title = event.currentTarget.elements.title.value;
-    void run(async () => goOn(await copyCourse(course.id, { title })));
+    void run(what === "copy" ? async () => goOn(await copyCourse(course.id, { title })) : async () => (await renameCourse(course.id, title), done()));
   };
   return html`<form class="write" onSubmit=${submit}>
-    <p class="muted">${t("courses.copy_explain")}</p>
+    <p class="muted">${t(`courses.${what}_explain`)}</p>
     <label>${t("courses.new_title")} <input name="title" required maxlength="200" value=${course.title} ref=${(/** @type {any} */ one) => one && !one.dataset.met && ((one.dataset.met = "1"), one.select())} /></label>
-    <p class="ends"><button class="primary" data-action="copy-now">${t("courses.copy_now")}</button>
+    <p class="ends"><button class="primary" data-action=${`${what}-now`}>${t(`courses.${what}_now`)}</button>
       <button type="button" data-action="cancel" onClick=${done}>${t("courses.cancel")}</button></p>
   </form>`;
 }

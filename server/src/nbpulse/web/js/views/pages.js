@@ -1,7 +1,8 @@
 // @ts-check
 /** Pages around the board: sign-in needed, courses, waiting for students, refusals. None is ever blank. */
+import { asOf, forgetAsOf } from "../as_of.js";
 import { html, useEffect, useState } from "../preact.js";
-import { t } from "../i18n.js";
+import { formatClock, t } from "../i18n.js";
 import { course, hasShortcuts, isHelpOpen, link, setShortcuts } from "../store.js";
 import { Help, HelpButton, Preferences } from "./header.js";
 import { CourseNav } from "./nav.js";
@@ -18,12 +19,18 @@ export function Page({ name, title, children }) {
 /** A page of one course: with the way to its others. @param {{name: string, title: string, courseId: string, course: string, role?: string, children?: any}} props */
 export function CoursePage({ name, title, courseId, course: courseTitle, role, children }) {
   useEffect(listenForHelp, []);
+  useEffect(forgetAsOf, [location.pathname]);
   return html`<div class="page" data-page=${name}>
     <header class="top"><a class="brand" href="/courses" title=${t("nav.courses")}>nbpulse</a><bdi class="muted">${courseTitle}</bdi><span class="spread"></span><${Preferences} /><${HelpButton} /></header>
     <${CourseNav} courseId=${courseId} current=${name} role=${role} />
-    <main class="sheet"><h1>${title}</h1>${children}</main>
+    <main class="sheet"><h1>${title}</h1><${AsOf} />${children}</main>
     <${Help} hasShortcuts=${hasShortcuts.value} setShortcuts=${setShortcuts} />
   </div>`;
+}
+
+/** Said where it is not now. The place is always there, so that a reader hears what comes into it. */
+export function AsOf() {
+  return html`<div role="status">${asOf.value !== null && html`<p class="as-of" data-as-of=${asOf.value}>${t("page.as_of", { at: formatClock(asOf.value) })}</p>`}</div>`;
 }
 
 /** `?` opens the list of keys. */

@@ -8,7 +8,7 @@ import { Room } from "./board.js";
 import { Counters } from "./counters.js";
 import { Help, HelpButton, Preferences } from "./header.js";
 import { Hot } from "./hot.js";
-import { CoursePage, listenForHelp, Problem } from "./pages.js";
+import { AsOf, CoursePage, listenForHelp, Problem } from "./pages.js";
 
 const SPEEDS = [1, 4, 10, 30, 60];
 
@@ -39,6 +39,7 @@ export function Replay({ courseId, title, item }) {
       <button class="toggle" data-action="names" aria-pressed=${isNamed.value} title=${t("names.key")} onClick=${toggleNames}>${isNamed.value ? t("names.hide") : t("names.show")}</button>
       <${Preferences} /><${HelpButton} /></header>
     <${Controls} player=${player} playing=${playing} />
+    <${AsOf} />
     ${playing.problem && html`<${Problem} error=${playing.problem} />`}
     ${rows.value.length > 0 && html`<${Counters} /><${Hot} /><${Room} />`}
     <footer class="foot"><span title=${t("replay.unknown")}>${t("replay.unknown")}</span></footer>

@@ -3,7 +3,7 @@
 import { ApiError, fetchSharedReport } from "../api.js";
 import { html, useEffect, useState } from "../preact.js";
 import { formatDay, t } from "../i18n.js";
-import { Page, Problem } from "./pages.js";
+import { AsOf, Page, Problem } from "./pages.js";
 import { describeTime } from "./report.js";
 import { Cells, Comparison, Sentences } from "./report_parts.js";
 
@@ -21,6 +21,7 @@ export function SharedReport({ code }) {
   return html`<${Page} name="shared-report" title=${heading}>
     ${problem && html`<${Problem} error=${problem} />`}
     ${!report && !problem && html`<p class="muted">${t("connecting.patience")}</p>`}
+    <${AsOf} />
     ${report && html`<p class="lead">${[report.meeting.title, describeTime(report.meeting)].filter(Boolean).map((one) => html`<bdi key=${one}>${one}</bdi> `)}</p>
       <p class="problem" data-shared-until>${t("sharing.notice", { day: formatDay(new Date(report.expires_at)) })}</p>
       ${report.figures.came === null || report.figures.runs === 0 ? html`<p data-empty>${t(report.figures.came === null ? "sharing.few" : "report.empty")}</p>` : html`
