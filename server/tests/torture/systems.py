@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +59,18 @@ class System:
     """`nbpulse up --json` on a data directory; may be killed and started again on the same data and port."""
 
     def __init__(
-        self, data_dir: Path, *, api_count: int = 1, worker_count: int = 2, settings: Mapping[str, str] | None = None
+        self,
+        data_dir: Path,
+        *,
+        api_count: int = 1,
+        worker_count: int = 2,
+        settings: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         self.data_dir = data_dir
         self.facts: dict[str, Any] = {}
         self._arguments = ["--api", str(api_count), "--workers", str(worker_count), "--port", str(find_free_port())]
+        self._arguments += options
         self._settings = settings or {}
         self._process: asyncio.subprocess.Process | None = None
         self._drain: asyncio.Task[bytes] | None = None

@@ -138,3 +138,15 @@ def test_where_the_servers_have_no_binary_one_sentence_names_the_ways_out(
     assert "WSL2" in said
     assert "NBPULSE_DATABASE_URL" in said
     assert not (tmp_path / "data").exists()
+
+
+def test_a_replica_of_a_server_of_ones_own_is_not_ours_to_make(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NBPULSE_DATABASE_URL", "postgresql://postgres@127.0.0.1:9/nbpulse")
+    monkeypatch.setenv("NBPULSE_LANGUAGE", "en")
+    assert run_main(["up", "--replica", "--data", str(tmp_path / "data")], monkeypatch) == 1
+    said = capsys.readouterr().err
+    assert "NB-3111" in said
+    assert "NBPULSE_REPLICA_URLS" in said
+    assert not (tmp_path / "data").exists()

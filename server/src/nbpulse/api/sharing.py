@@ -42,6 +42,20 @@ class HistoryRoute(APIRoute):
         return await get_context(request).freshness.answer(lambda: handle(request), need)
 
 
+class FollowingRoute(HistoryRoute):
+    """
+    One of a page that asks anew when the class says that something has happened: what is committed by the question is
+    in its answer, so that a replica is waited for, or passed over.
+    """
+
+    async def answer(self, request: Request, handle: Callable[[Request], Awaitable[Response]], need: int) -> Response:
+        """As above, of now."""
+        history = get_context(request).history_pool
+        if history.has_replicas:
+            need = max(need, await history.read_written())
+        return await super().answer(request, handle, need)
+
+
 class SharedRoute(HistoryRoute):
     """One whose answer depends on nothing but what one sees as staff, the address with its query, and the data."""
 

@@ -20,7 +20,7 @@ from nbpulse.api.bodies import NO_NUL
 from nbpulse.api.context import get_context, parse_id
 from nbpulse.api.joining import answer
 from nbpulse.api.queries import Cursor, encode_cursor, read_place
-from nbpulse.api.sharing import HistoryRoute
+from nbpulse.api.sharing import FollowingRoute
 from nbpulse.classroom import Learner, is_current
 from nbpulse.classroom.compare import compare_lines, group_sources
 from nbpulse.classroom.errorgroups import FINGERPRINT_VERSION
@@ -30,7 +30,7 @@ from nbpulse.errors import NotFound
 from nbpulse.records.analysis import Place, Span
 from nbpulse.records.work import Answer, CellWork, ErrorWork
 
-router = APIRouter(prefix="/api/v1/courses/{course_id}", route_class=HistoryRoute)
+router = APIRouter(prefix="/api/v1/courses/{course_id}", route_class=FollowingRoute)
 GROUPS_MAX: Final = 20
 TREND_BUCKETS: Final = 24
 TREND_MINUTES: Final = 5

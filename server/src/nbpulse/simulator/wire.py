@@ -80,6 +80,13 @@ class Wire:
             return await self._exchange(head.encode() + b"\r\n" + body)
 
     async def _exchange(self, request: bytes) -> Answer:
+        try:
+            return await self._send(request)
+        except asyncio.CancelledError:
+            self.close()  # given up on: its answer would be taken for the next one's
+            raise
+
+    async def _send(self, request: bytes) -> Answer:
         if self._streams is None:
             self._streams = await asyncio.open_connection(self._host, self._port, ssl=self._tls)
         reader, writer = self._streams
