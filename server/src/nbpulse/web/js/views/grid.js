@@ -19,7 +19,7 @@ import { cellPath, studentPath } from "./paths.js";
 
 const SCROLLBAR_PX = 16;
 const PITCH_LEAST_PX = [8, 12, 24]; // by zoom
-const PITCH_MOST_PX = [18, 26, 36];
+const PITCH_MOST_PX = [20, 34, 48];
 const EACH_NUMBERED = 24; // so few columns are wide enough for a number each
 const NUMBER_PX = 16; // a column's number needs so much
 const GROUP_GAP_PX = 4; // after each fifth column
