@@ -38,7 +38,8 @@ class LogicalPostgres(EmbeddedPostgres):
     """The embedded server as an operator sets it up for several primaries."""
 
     def _compose_command(self) -> list[str]:
-        return [*super()._compose_command(), "-c", "wal_level=logical"]
+        # The second: how soon a follower tries again after the other was away; 5 s by itself.
+        return [*super()._compose_command(), "-c", "wal_level=logical", "-c", "wal_retrieve_retry_interval=200ms"]
 
     def revive(self) -> None:
         """Start again what was killed; it ends with the thread that does so."""

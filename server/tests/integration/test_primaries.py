@@ -19,6 +19,7 @@ from stores import connect, make_class, make_error, make_event
 IS_FULL = os.environ.get("NBPULSE_TEST_SCALE") == "full"
 NAMES = ("a", "b", "c", "d") if IS_FULL else ("a", "b")
 STUDENTS, RUNS = (2_000, 60_000) if IS_FULL else (200, 3_000)
+pytestmark = pytest.mark.timeout(900 if IS_FULL else 180)
 
 
 @pytest.fixture(scope="module")

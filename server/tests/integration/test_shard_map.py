@@ -12,8 +12,20 @@ from typer.testing import CliRunner
 from nbpulse import cli
 from nbpulse.errors import StartupError
 from nbpulse.records import databases
+from nbpulse.records.dead_letters import DeadLetters
 from nbpulse.shards import SHARD_COUNT, get_shard_key, get_shard_number
-from stores import connect, create_database, make_class, open_stores
+from nbpulse.stream import GROUP, STREAM_KEYS
+from nbpulse.worker.lane import SUSPECT_DELIVERIES
+from stores import (
+    check_conservation,
+    connect,
+    count_rows,
+    create_database,
+    make_class,
+    open_stores,
+    spread,
+)
+from working import is_drained, until, work
 
 IDS = 1_000_000 if os.environ.get("NBPULSE_TEST_SCALE") == "full" else 20_000
 
@@ -73,3 +85,32 @@ def test_the_list_names_the_databases_and_their_shards(stage_database: str, monk
     }
     table = CliRunner().invoke(cli.app, ["shard", "list"])
     assert table.stdout.split()[-4:] == ["main", "NBPULSE_DATABASE_URL", "64", "0"]
+
+
+async def test_events_of_a_fenced_shard_wait_and_are_never_buried_while_the_others_go_on(
+    database_url: str, embedded_valkey: str
+) -> None:
+    course_id, users = await make_class(database_url, 30)
+    fenced = get_shard_number(users[0])
+    accepted = spread(users, course_id, 300)
+    here = [one for one in accepted if get_shard_number(one.user_id) != fenced]
+    async with connect(database_url) as owner, open_stores(database_url, embedded_valkey) as stores:
+        await stores.redis.flushall()
+        await stores.stream.ensure_groups()
+        await owner.execute("UPDATE shard_owners SET is_here = FALSE WHERE shard = $1", fenced)
+
+        async def are_others_stored() -> bool:
+            return await count_rows(database_url, "events") == [len(here)]
+
+        async def is_delivered_often() -> bool:
+            waiting = await stores.redis.xpending_range(STREAM_KEYS["events"][fenced], GROUP, "-", "+", 10)
+            return bool(waiting) and all(one["times_delivered"] > SUSPECT_DELIVERIES for one in waiting)
+
+        async with work(stores, claim_idle_s=0.3):
+            await stores.stream.append(accepted)
+            await until(are_others_stored)
+            await until(is_delivered_often)
+            await owner.execute("UPDATE shard_owners SET is_here = TRUE WHERE shard = $1", fenced)
+            await until(lambda: is_drained(stores.stream))
+        assert await DeadLetters(stores.pool, stores.seal).list_letters() == []
+    await check_conservation(database_url, accepted)

@@ -7,6 +7,7 @@ away holds up its own students alone.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -95,6 +96,7 @@ class Databases:
         self._open_one = open_one
         self._stack = stack
         self._read_at_s = 0.0
+        self._refreshing = asyncio.Lock()
 
     @property
     def database_connections(self) -> Mapping[str, asyncpg.Pool]:
@@ -130,17 +132,18 @@ class Databases:
         Read the map again, and open what it names. Raises Unavailable (NB-2003); StartupError (NB-3120): the database
         was made for another number of shards.
         """
-        try:
-            with name_query("read_shard_map"):
-                places = await read_map(self.main)
-                if self._open_one is not None and self._stack is not None:
-                    for name, url in await self.main.fetch(_READ_URLS, timeout=5):
-                        if name not in self._pools:
-                            self._pools[name] = await self._stack.enter_async_context(self._open_one(url))
-        except UNAVAILABLE as error:
-            raise Unavailable("NB-2003") from error
-        self.places = places
-        self._read_at_s = time.monotonic()
+        async with self._refreshing:  # two at once would open a pool twice
+            try:
+                with name_query("read_shard_map"):
+                    places = await read_map(self.main)
+                    if self._open_one is not None and self._stack is not None:
+                        for name, url in await self.main.fetch(_READ_URLS, timeout=5):
+                            if name not in self._pools:
+                                self._pools[name] = await self._stack.enter_async_context(self._open_one(url))
+            except UNAVAILABLE as error:
+                raise Unavailable("NB-2003") from error
+            self.places = places
+            self._read_at_s = time.monotonic()
 
 
 @asynccontextmanager

@@ -196,8 +196,8 @@ async def _hand_over(site: Site, move: Move) -> float:
     async with source.acquire() as connection:
         async with connection.transaction():
             await connection.execute(f"SET LOCAL lock_timeout = {_LOCK_MS}")
+            began_s = time.monotonic()  # who comes now waits behind us
             await connection.execute("SELECT pg_advisory_xact_lock($1, $2)", HOLD_LOCK, move.shard)
-            began_s = time.monotonic()
             await connection.execute("UPDATE shard_owners SET is_here = FALSE WHERE shard = $1", move.shard)
         fenced_at = await connection.fetchval("SELECT pg_current_wal_insert_lsn()::text")
         await _wait_applied(connection, site.make_slot(move), fenced_at)

@@ -92,9 +92,14 @@ class RoutedLedger:
         except Unavailable as error:
             if name == MAIN:
                 raise
-            # Four times as long as it took to find out: one that hangs must not hold up the others' batches.
-            took_s = time.monotonic() - began_s
-            self._rest([name], max(_DATABASE_REST_S if error.code == "NB-2003" else _SHARD_REST_S, 4 * took_s))
+            if error.code != "NB-2003":
+                rest_s = _SHARD_REST_S
+            elif isinstance(error.__cause__, TimeoutError):
+                # Four times as long as it took to find out: one that hangs must not hold up the others' batches.
+                rest_s = 4 * (time.monotonic() - began_s)
+            else:
+                rest_s = _DATABASE_REST_S
+            self._rest([name], rest_s)
             return _postpone(part)
 
     def _rest(self, keys: Iterable[int | str], rest_s: float) -> None:
