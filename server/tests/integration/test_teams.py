@@ -246,11 +246,11 @@ async def test_the_database_itself_hides_the_other_teams_rows(teams: Teams, tabl
     async with connect(with_login(stage.database_url, "nbpulse_api", WORKER_PASSWORD)) as api:
         for asker, seen in ((teams.assistant_id, {"Red", "Nobody"}), (stage.teacher_id, set(teams.students))):
             async with api.transaction():
-                await api.execute(f"SET LOCAL app.current_user_id = '{asker}'")
+                await api.execute(f"SELECT ask_as('{asker}')")
                 rows = await api.fetch(f"SELECT user_id FROM {table} WHERE course_id = $1", stage.course.id)
             assert teams.name({str(row["user_id"]) for row in rows}) == seen
         async with api.transaction():
-            await api.execute(f"SET LOCAL ROLE app_staff; SET LOCAL app.current_user_id = '{teams.assistant_id}'")
+            await api.execute(f"SELECT ask_as('{teams.assistant_id}'), set_config('role', 'app_staff', true)")
             if table in ("enrolments", "events", "learning_sessions", "learner_cells"):
                 assert await api.fetch(f"SELECT user_id FROM {table}") == []
 
