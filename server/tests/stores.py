@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -17,6 +18,9 @@ from nbpulse.resources import Resources, open_resources
 from nbpulse.settings import Settings
 
 WORKER_PASSWORD = "worker-of-the-tests"
+PASSWORDS = {"nbpulse_api": WORKER_PASSWORD, "nbpulse_worker": WORKER_PASSWORD}
+CITUS_URL = os.environ.get("NBPULSE_TEST_CITUS_URL")
+"""The superuser's, of a database on a Citus cluster's coordinator that knows its nodes."""
 KEY = make_key().decode()
 AUDIT_TEXT = (
     "jsonb_build_array(id, (extract(epoch FROM at) * 1000000)::bigint, actor_id, action, course_id, subject_id,"
@@ -33,6 +37,14 @@ async def create_database(server_url: str, revision: str = "head") -> str:
     The superuser's URL of a new, migrated database on `server_url`: a copy of the first one, which nobody uses. Of an
     older `revision` it is made by itself.
     """
+    if server_url == CITUS_URL:
+        from nbpulse.migrations import citus  # Alembic, as below
+
+        url = await create_cluster_database(server_url)
+        await _migrate(url)
+        async with citus.connect(url) as connection:
+            await citus.distribute(connection, PASSWORDS, lambda _done, _total: None)
+        return url
     if revision != "head":
         url = await _make_database(server_url, "template1")
         await _migrate(url, revision)
@@ -46,6 +58,28 @@ async def create_database(server_url: str, revision: str = "head") -> str:
     return url
 
 
+async def create_cluster_database(server_url: str) -> str:
+    """The superuser's URL of a new database without our schema, on the Citus nodes of the one that is given."""
+    name = f"t{uuid4().hex[:12]}"
+    async with connect(server_url) as given:
+        nodes = await given.fetch("SELECT nodename, nodeport, groupid FROM pg_dist_node ORDER BY groupid")
+    scheme, _, address = server_url.partition("://")
+    login, given_name = address.rpartition("@")[0], address.rpartition("/")[2]
+    for node in nodes:
+        node_url = f"{scheme}://{login}@{node['nodename']}:{node['nodeport']}"
+        async with connect(f"{node_url}/{given_name}") as connection:
+            await connection.execute("SET citus.enable_create_database_propagation = off")
+            await connection.execute(f"CREATE DATABASE {name}")
+        async with connect(f"{node_url}/{name}") as connection:
+            await connection.execute("CREATE EXTENSION citus")
+    url = f"{server_url.rsplit('/', 1)[0]}/{name}"
+    async with connect(url) as coordinator:
+        for node in nodes:
+            add = "citus_add_node" if node["groupid"] else "citus_set_coordinator_host"
+            await coordinator.execute(f"SELECT {add}($1, $2)", node["nodename"], node["nodeport"])
+    return url
+
+
 async def _make_database(server_url: str, original: str) -> str:
     name = f"t{uuid4().hex[:12]}"
     async with connect(server_url) as admin:
@@ -56,7 +90,7 @@ async def _make_database(server_url: str, original: str) -> str:
 async def _migrate(url: str, revision: str = "head") -> None:
     from nbpulse.migrations import migrate  # Alembic: half of a worker process's start, were it imported above
 
-    await migrate(url, {"nbpulse_api": WORKER_PASSWORD, "nbpulse_worker": WORKER_PASSWORD}, revision)
+    await migrate(url, PASSWORDS, revision)
 
 
 def make_settings(

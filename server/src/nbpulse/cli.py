@@ -215,9 +215,17 @@ def worker(data: DataDir = None) -> None:
 
 
 @app.command(**_describe("migrate", "migrate"))
-def migrate(data: DataDir = None) -> None:
-    from nbpulse.preparation import ensure_schema
+def migrate(
+    *,
+    on_citus: Annotated[bool, typer.Option("--citus", help=get_text("opt_citus"))] = False,
+    data: DataDir = None,
+) -> None:
+    from nbpulse.preparation import distribute_schema, ensure_schema
 
+    if on_citus:
+        asyncio.run(distribute_schema(_connect(data)))
+        say(get_text("distributed"))
+        return
     changed = asyncio.run(ensure_schema(_connect(data)))
     say(get_text("migrated" if changed else "schema_current"))
 

@@ -38,7 +38,7 @@ def identify() -> str:
     """
     The statement that tells the database who is asking, until the end of its transaction.
 
-    SET takes no parameter, hence the id is written by us, from a UUID. Without an asker it clears the setting.
+    As text, to be sent with others in one round trip: the id is written by us, from a UUID. Without an asker it is
+    nobody. Nothing sent with it may be a SET: Citus would send the whole text to its nodes.
     """
-    asker = _asker.get()
-    return f"SET LOCAL app.current_user_id = '{asker or ''}'"
+    return f"SELECT ask_as('{_asker.get() or ''}')"

@@ -25,7 +25,7 @@ from nbpulse.records.primaries import publish_directory
 from nbpulse.records.sealing import check_keys
 from nbpulse.settings import Settings
 from nbpulse.simulator import BEGINS_MIN
-from nbpulse.terminal import get_text
+from nbpulse.terminal import get_text, show_progress
 
 LOGINS: Final = ("nbpulse_api", "nbpulse_worker", "nbpulse_operator")
 COURSE_SHORT_NAME: Final = "class"
@@ -80,6 +80,24 @@ async def ensure_newest(database_url: str, passwords: Mapping[str, str]) -> bool
             return False
     await migrate_schema(database_url, passwords)
     return True
+
+
+async def distribute_schema(settings: Settings) -> None:
+    """
+    Migrate, and distribute what grows over the Citus cluster of the database; done again it goes on where it stopped.
+
+    Raises StartupError: as `ensure_schema`, and NB-3115 to NB-3118 (migrations/citus.py).
+    """
+    if not settings.database_url:
+        raise StartupError("NB-3052", setting="NBPULSE_DATABASE_URL")
+    from nbpulse.migrations import citus
+
+    passwords = make_passwords(settings)
+    async with citus.connect(settings.database_url) as connection:
+        await citus.check(connection)
+        await migrate_schema(settings.database_url, passwords)  # also a current one: the nodes get the logins
+        with show_progress(get_text("distributing")) as report:
+            await citus.distribute(connection, passwords, report)
 
 
 def make_passwords(settings: Settings) -> dict[str, str]:

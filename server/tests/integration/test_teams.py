@@ -153,8 +153,9 @@ async def test_a_board_shows_their_students_through_frames_too(teams: Teams) -> 
         # The whole class's view is there too, under an epoch of its own: it is not theirs to go on from.
         whole = await teams.ask("live", stage.staff)
         await socket.send(json.dumps({"t": "resume", "epoch": whole["epoch"], "after_seq": whole["seq"]}))
-        while (message := await read(socket))["t"] != "resync":
+        while (message := await read(socket))["t"] != "snapshot":
             assert teams.find_names(message) <= {"Red", "Nobody"}
+        assert teams.find_names(message["snapshot"]) == {"Red", "Nobody"}
 
 
 async def test_a_change_of_teams_is_felt_on_an_open_board_and_by_nobody_else(teams: Teams) -> None:
@@ -245,11 +246,11 @@ async def test_the_database_itself_hides_the_other_teams_rows(teams: Teams, tabl
     async with connect(with_login(stage.database_url, "nbpulse_api", WORKER_PASSWORD)) as api:
         for asker, seen in ((teams.assistant_id, {"Red", "Nobody"}), (stage.teacher_id, set(teams.students))):
             async with api.transaction():
-                await api.execute(f"SET LOCAL app.current_user_id = '{asker}'")
+                await api.execute(f"SELECT ask_as('{asker}')")
                 rows = await api.fetch(f"SELECT user_id FROM {table} WHERE course_id = $1", stage.course.id)
             assert teams.name({str(row["user_id"]) for row in rows}) == seen
         async with api.transaction():
-            await api.execute(f"SET LOCAL ROLE app_staff; SET LOCAL app.current_user_id = '{teams.assistant_id}'")
+            await api.execute(f"SELECT ask_as('{teams.assistant_id}'), set_config('role', 'app_staff', true)")
             if table in ("enrolments", "events", "learning_sessions", "learner_cells"):
                 assert await api.fetch(f"SELECT user_id FROM {table}") == []
 

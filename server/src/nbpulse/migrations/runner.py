@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 from urllib.parse import quote
 
 from alembic import command
@@ -22,8 +23,7 @@ from nbpulse.records.upkeep import MONTHS_AHEAD
 _LOCK = 6_622_001
 
 # Roles belong to the whole server, not to one database: made here, before the first migration, and found afterwards.
-# A worker that stops within a transaction would keep its students' rows from whoever takes over its shards.
-_ENSURE_ROLES = """
+_MAKE_ROLES = """
 DO $$
 DECLARE name text;
 BEGIN
@@ -42,13 +42,28 @@ BEGIN
     -- Not inherited (where PostgreSQL can): its policies must not join those of app_user.
     EXECUTE 'GRANT app_staff TO nbpulse_api'
         || CASE WHEN current_setting('server_version_num')::int >= 160000 THEN ' WITH INHERIT FALSE' ELSE '' END;
-END $$;
-GRANT nbpulse_owner, app_maintenance TO nbpulse_migrator, CURRENT_USER;
-GRANT nbpulse_migrator TO CURRENT_USER;
-GRANT app_user TO nbpulse_api;
-GRANT app_writer TO nbpulse_worker;
-ALTER ROLE nbpulse_worker SET idle_in_transaction_session_timeout = '4s';
-GRANT CREATE, USAGE ON SCHEMA public TO nbpulse_owner, nbpulse_migrator, app_maintenance
+END $$
+"""
+ENSURE_ROLES: Final = (
+    _MAKE_ROLES,
+    "GRANT nbpulse_owner, app_maintenance TO nbpulse_migrator, CURRENT_USER",
+    "GRANT nbpulse_migrator TO CURRENT_USER",
+    "GRANT app_user TO nbpulse_api",
+    "GRANT app_writer TO nbpulse_worker",
+    "GRANT CREATE, USAGE ON SCHEMA public TO nbpulse_owner, nbpulse_migrator, app_maintenance",
+)
+# A worker that stops within a transaction would keep its students' rows from whoever takes over its shards.
+_GIVE_UP_IDLE = "ALTER ROLE nbpulse_worker SET idle_in_transaction_session_timeout = '4s'"
+# Where Citus is, but nothing distributed yet, the schema is made on this node alone; afterwards Citus changes all.
+_KEEP_TO_ONE_NODE = """
+DO $$
+DECLARE is_distributed boolean;
+BEGIN
+    IF EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN
+        EXECUTE 'SELECT EXISTS (SELECT FROM pg_dist_partition)' INTO is_distributed;
+        PERFORM set_config('citus.enable_ddl_propagation', is_distributed::text, false);
+    END IF;
+END $$
 """
 
 
@@ -69,8 +84,7 @@ async def migrate(database_url: str, passwords: Mapping[str, str], revision: str
     try:
         async with engine.connect() as connection:
             await _take_lock(connection)
-            head, _, grants = _ENSURE_ROLES.partition("END $$;\n")
-            for statement in (head + "END $$", *grants.split(";\n"), "SET ROLE nbpulse_owner"):
+            for statement in (*ENSURE_ROLES, _GIVE_UP_IDLE, _KEEP_TO_ONE_NODE, "SET ROLE nbpulse_owner"):
                 await connection.exec_driver_sql(statement)
             await connection.commit()
             await connection.run_sync(_upgrade, revision)

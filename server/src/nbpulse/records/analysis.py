@@ -41,15 +41,19 @@ FROM done d JOIN totals t USING (notebook_id) JOIN notebooks n ON n.id = d.noteb
 ORDER BY n.path, u.username, d.user_id LIMIT $3 OFFSET $4
 """  # noqa: S608
 _FAILING_CELLS = """
-SELECT n.id AS notebook_id, n.path AS notebook_path, c.*
-FROM notebooks n CROSS JOIN LATERAL (
-    SELECT cell_id, max(cell_index) AS cell_index, sum(attempt_count)::bigint AS attempts,
+WITH asked AS (
+    SELECT id, path FROM notebooks WHERE course_id = $1 AND ($2::uuid IS NULL OR id = $2)
+), cell AS (
+    SELECT notebook_id, cell_id, max(cell_index) AS cell_index, sum(attempt_count)::bigint AS attempts,
         sum(error_count)::bigint AS errors, count(*) AS students,
         count(*) FILTER (WHERE error_count > 0) AS failing_students,
         count(*) FILTER (WHERE error_count > 0 AND last_ok_at IS NULL) AS never_passed_students
-    FROM learner_cells WHERE notebook_id = n.id GROUP BY cell_id HAVING sum(error_count) > 0
-) c
-WHERE n.course_id = $1 AND ($2::uuid IS NULL OR n.id = $2)
+    FROM learner_cells WHERE notebook_id = ANY(ARRAY(SELECT id FROM asked))
+    GROUP BY notebook_id, cell_id HAVING sum(error_count) > 0
+)
+SELECT c.notebook_id, n.path AS notebook_path, c.cell_id, c.cell_index, c.attempts, c.errors, c.students,
+    c.failing_students, c.never_passed_students
+FROM cell c JOIN asked n ON n.id = c.notebook_id
 ORDER BY failing_students DESC, errors DESC, cell_id, n.id LIMIT $3 OFFSET $4
 """
 _COMMON_ERRORS = """

@@ -77,7 +77,7 @@ _FORGET_NOTEBOOKS: Final = (
     """
     DELETE FROM notebooks n WHERE n.id = ANY($1::uuid[])
         AND NOT EXISTS (SELECT FROM notebook_cells c WHERE c.notebook_id = n.id)
-        AND NOT EXISTS (SELECT FROM learning_sessions s WHERE s.notebook_id = n.id)
+        AND n.id <> ALL(ARRAY(SELECT DISTINCT notebook_id FROM learning_sessions WHERE notebook_id = ANY($1::uuid[])))
     """,
 )
 _EXERCISES: Final = """
@@ -86,12 +86,16 @@ WHERE user_id = ANY($1::uuid[]) AND notebook_id IS NOT NULL AND exercise_id IS N
 """
 # An exercise of a cell that others ran stays where one of them said the same.
 _FORGET_EXERCISES: Final = """
+WITH others AS MATERIALIZED (
+    SELECT DISTINCT e.notebook_id, e.cell_id, e.exercise_id FROM learner_cells l
+    JOIN events e ON (e.user_id, e.notebook_id, e.cell_id) = (l.user_id, l.notebook_id, l.cell_id)
+    WHERE l.notebook_id = ANY($1::uuid[]) AND l.cell_id = ANY($2::text[]) AND e.exercise_id = ANY($3::text[])
+)
 UPDATE notebook_cells c SET exercise_id = NULL
 FROM unnest($1::uuid[], $2::text[], $3::text[]) AS k(notebook_id, cell_id, exercise_id)
 WHERE (c.notebook_id, c.cell_id, c.exercise_id) = (k.notebook_id, k.cell_id, k.exercise_id) AND NOT c.is_registered
-    AND NOT EXISTS (SELECT FROM learner_cells l JOIN events e ON e.user_id = l.user_id
-        AND (e.notebook_id, e.cell_id, e.exercise_id) = (k.notebook_id, k.cell_id, k.exercise_id)
-        WHERE (l.notebook_id, l.cell_id) = (k.notebook_id, k.cell_id))
+    AND NOT EXISTS (SELECT FROM others o
+        WHERE (o.notebook_id, o.cell_id, o.exercise_id) = (k.notebook_id, k.cell_id, k.exercise_id))
 """
 # Only those who are in no other course; demo people and staff are removed elsewhere, or stay.
 _ONLY_HERE: Final = """

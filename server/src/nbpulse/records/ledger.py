@@ -32,6 +32,7 @@ from nbpulse.shards import SHARD_COUNT, Place, ShardMap, get_shard_number
 
 _SEALED_DATA = frozenset({"error_message", "traceback", "source", "output", "message"})
 # The dedup row and the ledger row in one statement: what ON CONFLICT lets through is new, and only that is stored.
+# RETURNING: without it Citus would COPY the rows to their nodes, which row-level security refuses.
 _INSERT_EVENTS = """
 WITH batch AS (
     SELECT * FROM json_to_recordset($1::json) AS k(user_id uuid, shard smallint, event_id uuid, entry_id text,
@@ -42,14 +43,17 @@ WITH batch AS (
     INSERT INTO event_ids (user_id, shard, event_id, ordinal, occurred_at, received_at, entry_id)
     SELECT user_id, shard, event_id, ordinal, occurred_at, received_at, entry_id FROM batch
     ON CONFLICT DO NOTHING RETURNING user_id, event_id
+), stored AS (
+    INSERT INTO events (user_id, shard, event_id, occurred_at, received_at, ordinal, course_id, event_type, notebook_id,
+        learning_session_id, cell_id, cell_index, cell_type, exercise_id, sequence, error_fingerprint, error_message,
+        traceback, data)
+    SELECT user_id, shard, event_id, occurred_at, received_at, ordinal, course_id, event_type, notebook_id,
+        learning_session_id, cell_id, cell_index, cell_type, exercise_id, sequence, error_fingerprint, error_message,
+        traceback, data
+    FROM batch JOIN new USING (user_id, event_id)
+    RETURNING 1
 )
-INSERT INTO events (user_id, shard, event_id, occurred_at, received_at, ordinal, course_id, event_type, notebook_id,
-    learning_session_id, cell_id, cell_index, cell_type, exercise_id, sequence, error_fingerprint, error_message,
-    traceback, data)
-SELECT user_id, shard, event_id, occurred_at, received_at, ordinal, course_id, event_type, notebook_id,
-    learning_session_id, cell_id, cell_index, cell_type, exercise_id, sequence, error_fingerprint, error_message,
-    traceback, data
-FROM batch JOIN new USING (user_id, event_id)
+SELECT count(*) FROM stored
 """
 _FIND_KNOWN = """
 SELECT e.user_id, e.event_id, e.ordinal, e.occurred_at, e.entry_id FROM event_ids e
@@ -66,13 +70,16 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING
 # Requests and withdrawals may arrive in any order: a request ends with the first withdrawal after it in the ledger,
 # worked out anew each time; what a member of staff closed stays closed.
 _CLOSE_HELP = """
-UPDATE help_requests h SET closed_at = (
-    SELECT min(c.occurred_at) FROM events c
-    WHERE c.user_id = h.user_id AND c.course_id = h.course_id AND c.event_type = 'help_cancel'
-        AND c.occurred_at >= o.occurred_at AND (c.occurred_at, c.sequence) > (o.occurred_at, o.sequence))
-FROM events o
-WHERE h.user_id = $1 AND h.course_id = $2 AND h.closed_by IS NULL
-    AND (o.user_id, o.shard, o.event_id) = (h.user_id, h.shard, h.id)
+WITH said AS (
+    SELECT event_id, event_type, occurred_at, sequence FROM events
+    WHERE user_id = $1 AND course_id = $2 AND event_type IN ('help_request', 'help_cancel')
+), ends AS (
+    SELECT o.event_id, min(c.occurred_at) AS at FROM said o
+    LEFT JOIN said c ON c.event_type = 'help_cancel' AND (c.occurred_at, c.sequence) > (o.occurred_at, o.sequence)
+    WHERE o.event_type = 'help_request' GROUP BY o.event_id
+)
+UPDATE help_requests h SET closed_at = ends.at FROM ends
+WHERE h.user_id = $1 AND h.course_id = $2 AND h.closed_by IS NULL AND h.id = ends.event_id
 """
 
 
@@ -304,8 +311,7 @@ class PostgresLedger:
     async def _insert_events(self, connection: asyncpg.Connection, items: list[_Item]) -> None:
         """Store what is new; of what is known take over the number and the time it was stored with."""
         rows = [self._make_row(item) for item in items]
-        tag = await connection.execute(_INSERT_EVENTS, _encode_rows(rows).decode())
-        if int(tag.rsplit(" ", 1)[1]) == len(items):
+        if await connection.fetchval(_INSERT_EVENTS, _encode_rows(rows).decode()) == len(items):
             return
         stored = await connection.fetch(
             _FIND_KNOWN, [row.user_id for row in rows], [row.shard for row in rows], [row.event_id for row in rows]

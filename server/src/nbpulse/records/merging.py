@@ -142,7 +142,8 @@ async def merge_users(pool: asyncpg.Pool, seal: EncryptedField, *, keep_id: UUID
     """
     Make `drop_id` part of `keep_id`; the number of events that changed hands. For the owner's login.
 
-    Raises InvalidInput: one of them is no user or merged already (NB-1021), or both are the same (NB-1022).
+    Raises InvalidInput: one of them is no user or merged already (NB-1021), both are the same (NB-1022), or the ledger
+    is distributed over a Citus cluster (NB-3119).
     """
     if keep_id == drop_id:
         raise InvalidInput("NB-1022")
@@ -156,7 +157,10 @@ async def merge_users(pool: asyncpg.Pool, seal: EncryptedField, *, keep_id: UUID
         shard = get_shard_number(keep_id)
         last = max((state.last_ordinal for (user_id, _), state in states.items() if user_id == keep_id), default=0)
         await _reseal(connection, seal, keep_id, drop_id)
-        await connection.execute(_NUMBER, keep_id, drop_id, last)
+        try:
+            await connection.execute(_NUMBER, keep_id, drop_id, last)
+        except asyncpg.FeatureNotSupportedError as error:  # Citus: a row's student says on which node it is
+            raise InvalidInput("NB-3119") from error
         moved: int = await connection.fetchval("SELECT count(*) FROM moved")
         for statement in _MOVE_LEDGER:
             await connection.execute(statement, keep_id, drop_id, shard)

@@ -43,6 +43,14 @@ FROM unnest($6::uuid[], $7::smallint[], $8::uuid[], $9::uuid[], $10::text[], $11
 """
 # `passed` counts those whom the batch told of an error, or offered a cell: they have run that cell well since.
 _BATCHES: Final = """
+WITH sent AS MATERIALIZED (
+    SELECT * FROM messages m WHERE m.course_id = $1 AND m.is_from_staff
+        AND (m.batch_id = $2 OR $2 IS NULL AND m.created_at >= $4 AND m.created_at <= $5)
+), ran AS MATERIALIZED (
+    SELECT user_id, notebook_id, cell_id, last_ok_at FROM learner_cells WHERE course_id = $1
+        AND notebook_id = ANY(ARRAY(SELECT notebook_id FROM sent WHERE cell_id IS NOT NULL))
+        AND cell_id = ANY(ARRAY(SELECT cell_id FROM sent WHERE cell_id IS NOT NULL))
+)
 SELECT m.batch_id, min(m.created_at) AS at, min(m.kind) AS kind, (array_agg(m.sender_id))[1] AS sender_id,
     (array_agg(m.error_fingerprint))[1] AS error_fingerprint, (array_agg(m.user_id))[1] AS first_user_id,
     (array_agg(m.body))[1] AS first_body, count(*) AS recipients,
@@ -52,10 +60,7 @@ SELECT m.batch_id, min(m.created_at) AS at, min(m.kind) AS kind, (array_agg(m.se
     percentile_cont(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM m.state_at - m.created_at))
         FILTER (WHERE m.state = 'accepted') AS median_accept_s,
     CASE WHEN count(m.cell_id) > 0 THEN count(*) FILTER (WHERE c.last_ok_at > m.created_at) END AS passed
-FROM messages m LEFT JOIN learner_cells c
-    ON (c.user_id, c.shard, c.notebook_id, c.cell_id) = (m.user_id, m.shard, m.notebook_id, m.cell_id)
-WHERE m.course_id = $1 AND m.is_from_staff
-    AND (m.batch_id = $2 OR $2 IS NULL AND m.created_at >= $4 AND m.created_at <= $5)
+FROM sent m LEFT JOIN ran c ON (c.user_id, c.notebook_id, c.cell_id) = (m.user_id, m.notebook_id, m.cell_id)
 GROUP BY m.batch_id ORDER BY at DESC LIMIT $3
 """
 _THREADS: Final = """

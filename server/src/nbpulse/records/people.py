@@ -167,7 +167,7 @@ class People:
             acquiring = self._pool.acquire(timeout=_QUERY_LIMIT_S)
         try:
             async with acquiring as connection, connection.transaction():
-                limit = f"SET LOCAL statement_timeout = {int(_QUERY_LIMIT_S * 1000)}"
+                limit = f"SELECT set_config('statement_timeout', '{int(_QUERY_LIMIT_S * 1000)}', true)"
                 if query_type in _OF_ONE_DATABASE:
                     await check_whole(connection)
                 await connection.execute(f"{limit}; {identify()}{role}")

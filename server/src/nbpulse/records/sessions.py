@@ -40,11 +40,13 @@ _FIND = """
 SELECT s.user_id, s.id, s.ended_at IS NOT NULL AS has_ended, s.has_end FROM learning_sessions s
 JOIN unnest($1::uuid[], $2::smallint[], $3::uuid[]) AS k(user_id, shard, id) USING (user_id, shard, id)
 """
+# RETURNING: without it Citus would COPY the rows to their nodes, which row-level security refuses.
 _INSERT = """
 INSERT INTO learning_sessions (user_id, shard, id, course_id, notebook_id, started_at, last_activity_at, has_end,
     cell_executions, error_count)
 SELECT * FROM unnest($1::uuid[], $2::smallint[], $3::uuid[], $4::uuid[], $5::uuid[], $6::timestamptz[],
     $7::timestamptz[], $8::boolean[], $9::int[], $10::int[])
+RETURNING 1
 """
 # started_at is the partition key: an earlier event moves the row to its month, which UPDATE does by itself.
 _UPDATE = """

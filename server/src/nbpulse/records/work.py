@@ -182,10 +182,11 @@ class ErrorWork(msgspec.Struct, frozen=True):
 
 # The teacher's cells, and what one ran oneself: of nobody else's cells one learns not even that they are there.
 _OWN: Final = """
+WITH ran AS MATERIALIZED (SELECT * FROM learner_cells WHERE user_id = $1 AND shard = $2)
 SELECT n.id AS notebook_id, n.path, n.title AS notebook_title, c.cell_id, c.cell_index, c.title, l.last_status,
     l.attempt_count, l.error_count, l.last_at
 FROM notebooks n JOIN notebook_cells c ON c.notebook_id = n.id
-LEFT JOIN learner_cells l ON (l.user_id, l.shard, l.notebook_id, l.cell_id) = ($1, $2, n.id, c.cell_id)
+LEFT JOIN ran l ON (l.notebook_id, l.cell_id) = (n.id, c.cell_id)
 WHERE n.course_id = $3 AND c.cell_type IS DISTINCT FROM 'markdown' AND (c.is_registered OR l.user_id IS NOT NULL)
 ORDER BY n.created_at, n.id, c.cell_index NULLS LAST, c.cell_id LIMIT 5000
 """

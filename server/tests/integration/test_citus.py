@@ -1,0 +1,128 @@
+"""`nbpulse migrate --citus`, on the cluster named by NBPULSE_TEST_CITUS_URL (docs/operations.md, Citus)."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+
+from nbpulse.crypto import EncryptedField
+from nbpulse.errors import InvalidInput, StartupError
+from nbpulse.migrations import citus, migrate
+from nbpulse.records.merging import merge_users
+from nbpulse.records.owner import open_owner
+from nbpulse.shards import get_shard_number
+from stage import KEY, Stage, make_run
+from stores import CITUS_URL, PASSWORDS, connect, count_rows, create_cluster_database, create_database, make_class
+
+needs_cluster = pytest.mark.skipif(
+    CITUS_URL is None, reason="NBPULSE_TEST_CITUS_URL names no Citus cluster: nothing is said of one"
+)
+MONTHS = ("2026-08-01", "2026-11-20")
+
+
+class Killed(Exception):
+    """The migration died here."""
+
+
+async def fill(url: str, students: int) -> None:
+    """Runs of a class in a default partition and in a month's."""
+    course_id, user_ids = await make_class(url, students)
+    async with connect(url) as owner:
+        for user_id in user_ids:
+            for month in MONTHS:
+                await owner.execute(
+                    "INSERT INTO events (user_id, shard, event_id, occurred_at, received_at, ordinal, course_id,"
+                    " event_type, sequence, data) VALUES ($1, $2, gen_random_uuid(), $3::text::timestamptz, now(), 1,"
+                    " $4, 'presence', 1, '{}')",
+                    *(user_id, get_shard_number(user_id), month, course_id),
+                )
+
+
+@pytest.mark.skipif(CITUS_URL is not None, reason="on a cluster nothing is missing")
+async def test_without_citus_it_says_what_is_missing(embedded_postgres: str) -> None:
+    async with citus.connect(embedded_postgres) as connection:
+        with pytest.raises(StartupError, match="NB-3115"):
+            await citus.check(connection)
+
+
+@needs_cluster
+async def test_rows_move_to_the_nodes_also_when_it_is_killed_on_the_way() -> None:
+    assert CITUS_URL is not None
+    url = await create_cluster_database(CITUS_URL)
+    await migrate(url, PASSWORDS)
+    await fill(url, 12)
+
+    reports: list[tuple[int, ...]] = []
+
+    def die_after_two(done: int, _total: int) -> None:
+        if done == 2:
+            raise Killed
+
+    async with citus.connect(url) as connection:
+        with pytest.raises(Killed):
+            await citus.distribute(connection, PASSWORDS, die_after_two)
+        for _ in range(2):  # goes on; then changes nothing
+            reports.clear()
+            await citus.check(connection)
+            await citus.distribute(connection, PASSWORDS, lambda *progress: reports.append(progress))
+            assert reports == [(number, 5) for number in range(1, 6)]
+        assert await count_rows(url, "events") == [12 * len(MONTHS)]
+        left = "SELECT sum(pg_relation_size(relid)) FROM pg_partition_tree('events')"
+        assert await connection.fetchval(left) == 0
+        nodes = "SELECT count(DISTINCT nodeport) FROM citus_shards WHERE table_name = 'events'::regclass"
+        wanted = "SELECT count(*) FROM pg_dist_node WHERE shouldhaveshards"
+        assert await connection.fetchval(nodes) == await connection.fetchval(wanted)
+
+
+@needs_cluster
+async def test_a_table_distributed_otherwise_is_refused_and_nothing_changes() -> None:
+    assert CITUS_URL is not None
+    url = await create_cluster_database(CITUS_URL)
+    await migrate(url, PASSWORDS)
+    async with citus.connect(url) as connection:
+        await connection.execute("SELECT create_reference_table('event_ids')")
+        with pytest.raises(StartupError, match="NB-3117") as refusal:
+            await citus.check(connection)
+        assert refusal.value.facts["table"] == "event_ids"
+        await connection.execute("SELECT undistribute_table('event_ids')")
+        await citus.check(connection)
+
+
+@needs_cluster
+async def test_one_run_goes_from_the_student_to_the_board_and_is_counted_once(stage: Stage) -> None:
+    student = await stage.join()
+    run = make_run(status="error")
+    for _ in range(2):
+        answer = await stage.post(student["token"], run)
+        assert answer.status_code == 202, answer.text
+    await stage.work()
+    assert [one["id"] for one in (await stage.snapshot())["students"]] == [student["user_id"]]
+    answer = await stage.http.get(f"/api/v1/courses/{stage.course.id}/failing-cells", headers=stage.staff)
+    assert [(row["cell_id"], row["errors"]) for row in answer.json()["failing_cells"]] == [("cell-0", 1)]
+    async with connect(stage.database_url) as owner:
+        course = stage.course.id
+        assert await owner.fetchval("SELECT count(*) FROM events WHERE course_id = $1", course) == 1
+        assert await owner.fetchval("SELECT error_count FROM learning_sessions WHERE course_id = $1", course) == 1
+
+
+@needs_cluster
+async def test_two_users_are_not_made_one_and_it_is_said_why(stage: Stage) -> None:
+    one, other = [UUID((await stage.join(name))["user_id"]) for name in ("佐藤 花", "高橋 陽")]
+    async with open_owner(stage.database_url) as pool:
+        with pytest.raises(InvalidInput, match="NB-3119"):
+            await merge_users(pool, EncryptedField(KEY), keep_id=one, drop_id=other)
+        assert await pool.fetchval("SELECT count(*) FROM users WHERE id = $1 AND merged_into IS NULL", other) == 1
+
+
+@needs_cluster
+async def test_the_month_s_partitions_are_made_and_dropped_on_every_node() -> None:
+    assert CITUS_URL is not None
+    url = await create_database(CITUS_URL)
+    await fill(url, 3)
+    async with connect(url) as owner:
+        await owner.execute("SELECT ensure_months(5)")
+        gone = await owner.fetch("SELECT * FROM drop_expired_months('2026-12-01', NULL, true)")
+        gone += await owner.fetch("SELECT * FROM delete_expired_rows('2026-12-01', NULL, 10000, true)")
+        assert {row["name"]: row["count"] for row in gone if row["count"]} == {"events_2026_11": 3, "events": 3}
+        assert await owner.fetchval("SELECT count(*) FROM events") == 0
