@@ -1,6 +1,7 @@
 """Whom the board's rules find in classes with planted trouble, how soon, and whether rightly: `docs/insight.md`.
 
     python bench/insight.py [--classes 20] [--students 200]
+    python bench/insight.py --scenario demo --students 60 --seed 401    # the demo's class; writes insight_demo.json
 
 Classes are played in virtual time through the same states and rules as the live board's (`classroom`); no server runs.
 Nothing here is tuned: what students do is in `nbpulse/simulator/scenarios.json`.
@@ -20,28 +21,28 @@ from uuid import UUID
 from nbpulse.classroom import DEFAULT_RULES, Alert, Column, Trial
 from nbpulse.simulator.scenarios import START, PlantedClass, Student
 
-RESULTS = Path(__file__).parent / "results" / "insight.json"
+RESULTS = Path(__file__).parent / "results"
 COURSE, NOTEBOOK = UUID(int=1), UUID(int=2)
 START_MS = int(START.timestamp() * 1000)
 LOOK_S = 5
-GLANCE_MIN = 35
-"""When the three who need help most are looked for."""
+GLANCES_MIN = {"scenarios": (35,), "demo": (16, 19, 24, 30)}
+"""When the three who need help most are looked for; the demo joins its class at minute 14."""
 
 
-def play(seed: int, students: int = 200, minutes: float | None = None) -> dict[str, Any]:
+def play(seed: int, students: int = 200, minutes: float | None = None, scenario: str = "scenarios") -> dict[str, Any]:
     """One class, and what the board said of it."""
-    lesson = PlantedClass(seed, students, minutes)
+    lesson = PlantedClass(seed, students, minutes, scenario)
     columns = [Column(cell.id, cell.index) for cell in lesson.cells]
     trial = Trial(COURSE, NOTEBOOK, columns, [one.user_id for one in lesson.students], DEFAULT_RULES)
     tops: list[tuple[int, int]] = []
     first: dict[int, tuple[float, str]] = {}
     false: dict[str, int] = {}
     listed: set[int] = set()
-    glance: tuple[list[int], list[int]] | None = None
+    glances: dict[int, tuple[list[int], list[int]]] = {}
     look_s, sequence = 0.0, 0
 
     def look() -> None:
-        nonlocal listed, glance
+        nonlocal listed
         alerts, _ = trial.look(START_MS + round(look_s * 1000))
         ranked = list(dict.fromkeys(alert.i for alert in alerts))
         kinds: dict[int, Alert] = {}
@@ -59,8 +60,8 @@ def play(seed: int, students: int = 200, minutes: float | None = None) -> dict[s
         if look_s % 60 == 0 and ranked:
             top = ranked[:10]
             tops.append((sum(lesson.students[i].is_in_trouble(look_s) for i in top), len(top)))
-        if look_s == 60 * GLANCE_MIN:
-            glance = ranked[:3], find_neediest(lesson, look_s)
+        if look_s / 60 in GLANCES_MIN[scenario]:
+            glances[round(look_s / 60)] = ranked[:3], find_neediest(lesson, look_s)
 
     for moment in lesson.play():
         while moment.at_s >= look_s:
@@ -79,7 +80,7 @@ def play(seed: int, students: int = 200, minutes: float | None = None) -> dict[s
         "planted": [describe(lesson, one, first) for one in lesson.students if lesson.is_planted(one)],
         "false": false,
         "tops": tops,
-        "glance": glance,
+        "glances": glances,
     }
 
 
@@ -131,7 +132,10 @@ def summarise(classes: list[dict[str, Any]]) -> dict[str, Any]:
     found_all = [one for lesson in classes for one in lesson["planted"] if one["flag_s"] is not None]
     full = [true for lesson in classes for true, shown in lesson["tops"] if shown == 10]
     shares = [10 * true / shown for lesson in classes for true, shown in lesson["tops"]]
-    glances = [len(set(shown) & set(needy)) for shown, needy in (lesson["glance"] for lesson in classes)]
+    glances = {
+        minute: [len(set(shown) & set(needy)) for shown, needy in (lesson["glances"][minute] for lesson in classes)]
+        for minute in classes[0]["glances"]
+    }
     return {
         "kinds": kinds,
         "reason_right": round(sum(one["is_right"] for one in found_all) / len(found_all), 3),
@@ -143,7 +147,7 @@ def summarise(classes: list[dict[str, Any]]) -> dict[str, Any]:
         "top10_true_p5": sorted(full)[int(0.05 * len(full))] if full else None,
         "top10_minutes_with_8_or_more": round(sum(true >= 8 for true in full) / len(full), 3) if full else None,
         "shorter_lists_true_of_10": round(mean(shares), 2),
-        "top3_right_mean": round(mean(glances), 2),
+        "top3_right_mean": {minute: round(mean(right), 2) for minute, right in glances.items()},
         "top3_right": glances,
     }
 
@@ -153,18 +157,21 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=20)
     parser.add_argument("--students", type=int, default=200)
     parser.add_argument("--seed", type=int, default=201)
+    parser.add_argument("--scenario", choices=list(GLANCES_MIN), default="scenarios")
     parser.add_argument("--dry", action="store_true", help="print only")
     asked = parser.parse_args()
     started_s = time.perf_counter()
     seeds = range(asked.seed, asked.seed + asked.classes)
     with ProcessPoolExecutor(2) as pool:
-        classes = list(pool.map(play, seeds, [asked.students] * asked.classes))
+        given = ([one] * asked.classes for one in (asked.students, None, asked.scenario))
+        classes = list(pool.map(play, seeds, *given))
     summary = {"classes": asked.classes, "students": asked.students, **summarise(classes)}
     summary["took_s"] = round(time.perf_counter() - started_s)
     text = json.dumps(summary, indent=1)
     print(text)
     if not asked.dry:
-        RESULTS.write_text(text + "\n", encoding="utf-8")
+        name = "insight_demo" if asked.scenario == "demo" else "insight"
+        (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -248,7 +248,7 @@ class _Probe:
                             resume = {"t": "resume", "epoch": found["epoch"], "after_seq": found["seq"]}
                             await line.send(json.dumps(resume))
                         else:
-                            self._learn(frame, user_id)
+                            self._learn(frame.get("snapshot", frame), user_id)
             await asyncio.sleep(0.5)
 
     def _learn(self, frame: dict[str, Any], user_id: str) -> None:

@@ -15,9 +15,10 @@ from redis.asyncio import Redis
 from changing_workers import CHANGES, change_workers, make_students
 from nbpulse.cache import Cache
 from nbpulse.errors import StartupError
+from nbpulse.records.failures import UNAVAILABLE
 from nbpulse.shards import SHARD_COUNT
 from nbpulse.stream.leases import BEAT_S, LEASE_S, Leases, name_lease, pause_shard, resume_shard, share
-from stores import check_conservation, create_database, make_class, open_stores
+from stores import WORKER_PASSWORD, check_conservation, connect, create_database, make_class, open_stores
 from working import until
 
 ALL = set(range(SHARD_COUNT))
@@ -234,3 +235,15 @@ async def test_workers_killed_stopped_added_and_removed_under_load_keep_each_stu
     assert outcome.changes == dict.fromkeys(CHANGES, rounds)
     assert outcome.disordered == []
     await check_conservation(database_url, outcome.accepted)
+
+
+async def test_a_worker_that_stops_within_a_transaction_frees_its_students_rows(embedded_postgres: str) -> None:
+    database_url = await create_database(embedded_postgres)
+    worker_url = f"postgresql://nbpulse_worker:{WORKER_PASSWORD}@{database_url.rpartition('@')[2]}"
+    async with connect(worker_url) as stopped, connect(worker_url) as successor:
+        transaction = stopped.transaction()
+        await transaction.start()
+        await stopped.execute("SELECT pg_advisory_xact_lock(1)")
+        await successor.execute("SELECT pg_advisory_lock(1)", timeout=60)
+        with pytest.raises(UNAVAILABLE):  # woken up it takes the batch up anew, and sees that it is stored
+            await stopped.execute("SELECT 1")

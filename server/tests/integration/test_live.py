@@ -208,6 +208,24 @@ async def test_a_viewer_resumes_from_the_ring_and_resyncs_beyond_it(stage: Stage
         assert hello["t"] == "hello"
 
 
+async def test_a_snapshot_of_another_process_is_answered_with_ones_own_on_the_same_line(stage: Stage) -> None:
+    """Behind a proxy a second question may end at the other process every time."""
+    (token,) = await make_class(stage, 1)
+    async with stage.watch(await stage.snapshot()) as socket:
+        await stage.post(token, make_run(0, "error"))
+        await stage.work()
+        await socket.send(json.dumps({"t": "resume", "epoch": "0" * 16, "after_seq": 900}))
+        while (message := await read(socket))["t"] != "snapshot":
+            assert message["t"] in ("hello", "d")
+        board = Board(message["snapshot"])
+        await follow(socket, board, lambda b: b.students[0]["s"] == "3")
+        await stage.post(token, make_run(0))
+        await stage.work()
+        await follow(socket, board, lambda b: b.students[0]["s"] == "1")
+        await settle(socket, board)
+        assert board.show() == Board(await stage.snapshot()).show()
+
+
 async def test_at_most_four_frames_a_second_however_much_happens(stage: Stage) -> None:
     tokens = await make_class(stage, 3)
     first = await stage.snapshot()

@@ -27,6 +27,7 @@ def primaries() -> Iterator[Primaries]:
     with run_primaries(NAMES) as started:
         for name in NAMES:
             started.run("add", name, "--url", started.urls[name])
+        asyncio.run(started.assign({number: choose(number) for number in range(SHARD_COUNT)}))
         yield started
 
 
@@ -42,7 +43,6 @@ async def read_lsn(url: str) -> int:
 async def test_every_event_is_in_the_database_its_key_names_and_the_directory_shows_all(
     primaries: Primaries, embedded_valkey: str
 ) -> None:
-    await primaries.assign({number: choose(number) for number in range(SHARD_COUNT)})
     course_id, students = await make_class(primaries.urls["main"], STUDENTS)
     before = {name: await read_lsn(url) for name, url in primaries.urls.items()}
     stored = 0

@@ -153,8 +153,9 @@ async def test_a_board_shows_their_students_through_frames_too(teams: Teams) -> 
         # The whole class's view is there too, under an epoch of its own: it is not theirs to go on from.
         whole = await teams.ask("live", stage.staff)
         await socket.send(json.dumps({"t": "resume", "epoch": whole["epoch"], "after_seq": whole["seq"]}))
-        while (message := await read(socket))["t"] != "resync":
+        while (message := await read(socket))["t"] != "snapshot":
             assert teams.find_names(message) <= {"Red", "Nobody"}
+        assert teams.find_names(message["snapshot"]) == {"Red", "Nobody"}
 
 
 async def test_a_change_of_teams_is_felt_on_an_open_board_and_by_nobody_else(teams: Teams) -> None:

@@ -131,6 +131,25 @@ def test_a_server_of_another_life_is_read_anew(page: Page) -> None:
     assert page.evaluate("play.see()") == {"seq": 0, "pos": 1, "phase": "live"}
 
 
+def test_a_snapshot_that_comes_on_the_line_is_taken_and_its_frames_follow(page: Page) -> None:
+    """Each question may be answered by another process than the one that holds the line."""
+    page.evaluate("play.server.epoch = 'e2'")
+    page.evaluate("play.wire().accept()")
+    page.wait_for_function("play.sent.some((message) => message.t === 'resume')", polling=20, timeout=10_000)
+    asked = page.evaluate("play.calls.length")
+    page.evaluate(
+        """async () => {
+          play.server.seq = 40;
+          const snapshot = await (await fetch("/live", { method: "TEST" })).json();
+          play.wire().say({ t: "snapshot", snapshot: { ...snapshot, epoch: "e3" } });
+          play.wire().say(play.frame(41, 1));
+        }"""
+    )
+    assert page.evaluate("play.see()") == {"seq": 41, "pos": 1, "phase": "live"}
+    page.clock.run_for(3_000)
+    assert page.evaluate("play.calls.length") == asked + 1, "nothing was asked for but by this test"
+
+
 def test_tries_grow_apart_while_the_server_is_away_and_a_refusal_ends_them(page: Page) -> None:
     page.evaluate("play.wire().accept(); play.server.answer = () => [503, { code: 'NB-0000', retry_after_s: 2 }]")
     page.evaluate("play.calls.length = 0; play.wire().close(1006)")

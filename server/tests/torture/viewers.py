@@ -89,6 +89,8 @@ class Viewer:
                 message = json.loads(text)
                 if message["t"] in {"hello", "resync"}:
                     await self._take_snapshot(socket)
+                elif message["t"] == "snapshot":
+                    self._accept(message["snapshot"])
                 elif message["t"] == "ping":
                     await socket.send(json.dumps({"t": "pong"}))
                 elif message["t"] == "d":
@@ -98,14 +100,18 @@ class Viewer:
         answer = await get(f"{self._pick_url()}/api/v1/courses/{self._course_id}/live", token=self._token)
         if answer.status != 200:
             raise UnansweredError(f"snapshot: {answer.status} {answer.body[:200]!r}")
-        self.snapshot = answer.read()
-        self._seq = self.snapshot["seq"]
+        self._accept(answer.read())
         await socket.send(json.dumps({"t": "resume", "epoch": self.snapshot["epoch"], "after_seq": self._seq}))
         self.connect_count += 1
         if self._gone_s is not None:
             self.longest_absence_s = max(self.longest_absence_s, time.monotonic() - self._gone_s)
             self._gone_s = None
         self.is_connected.set()
+
+    def _accept(self, snapshot: dict[str, Any]) -> None:
+        """Go on from this one."""
+        self.snapshot = snapshot
+        self._seq = snapshot["seq"]
 
     def _take_frame(self, frame: dict[str, Any]) -> None:
         if self._seq is not None and frame["seq"] <= self._seq:

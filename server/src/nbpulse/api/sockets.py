@@ -55,7 +55,14 @@ class ClientMessage(msgspec.Struct):
     view: Literal["board", "projector"] = "board"
 
 
+class _Place(msgspec.Struct):
+    """The number of a snapshot."""
+
+    seq: int
+
+
 _decode = msgspec.json.Decoder(ClientMessage).decode
+_decode_place = msgspec.json.Decoder(_Place).decode
 
 
 class _Closed(Exception):
@@ -299,7 +306,9 @@ class _Board:
             view = self._context.hub.find_view(self._course_id, message.epoch, self._teams)
             if view is not None:
                 self._move(view)
-        if message.epoch == self._view.epoch and self._shown.frames_after(message.after_seq) is not None:
+        if message.epoch != self._view.epoch:
+            await self._send_snapshot()
+        elif self._shown.frames_after(message.after_seq) is not None:
             self._place(message.after_seq)
         else:
             await self._ask_for_snapshot()
@@ -325,6 +334,16 @@ class _Board:
     async def _ask_for_snapshot(self) -> None:
         self._place(None)
         await self._send({"t": "resync"})
+
+    async def _send_snapshot(self) -> None:
+        """
+        For a board whose snapshot is another process's: behind a proxy, asking again might lead there again and again.
+        """
+        self._place(None)
+        turn, snapshot = self._turn, self._shown.encode_snapshot()
+        await self._websocket.send_text(f'{{"t":"snapshot","snapshot":{snapshot.decode()}}}')
+        if turn == self._turn:
+            self._place(_decode_place(snapshot).seq)
 
     async def _send(self, message: dict[str, Any]) -> None:
         await self._websocket.send_text(msgspec.json.encode(message).decode())

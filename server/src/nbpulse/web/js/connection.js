@@ -145,6 +145,9 @@ export class Connection {
       this.attempt = 0;
       if (frame.epoch !== this.state?.epoch) this.resync();
       this.report({ phase: "live", problem: null });
+    } else if (frame.t === "snapshot") {
+      this.early.clear();
+      this.take(this.feed.applySnapshot(frame.snapshot));
     } else if (frame.t === "resync") {
       this.resync();
     } else if (frame.t === "ping") {
