@@ -97,7 +97,6 @@ PostgresQuery = Literal[
     "load_class",
     "load_pulse",
     "load_roster",
-    "load_runs",
     "load_states",
     "load_help",
     "class_summary",

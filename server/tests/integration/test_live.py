@@ -20,6 +20,7 @@ from boards import Board, follow, read, settle
 from nbpulse.embedded import EmbeddedValkey
 from nbpulse.errors import Unavailable
 from nbpulse.hub import view
+from nbpulse.identity import asking_as
 from nbpulse.stream import LANES
 from stage import Stage, make_run, open_stage, serve_api
 
@@ -310,6 +311,25 @@ async def test_the_view_goes_on_while_the_database_is_away(stage: Stage, monkeyp
         await follow(socket, board, lambda b: b.students[0]["s"] == "3")
         await asyncio.sleep(2.5)
         assert (await stage.snapshot())["students"][0]["s"] == "3"
+
+
+async def test_a_run_stored_while_a_class_is_loaded_is_counted_once(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (token,) = await make_class(stage, 1)
+    read_states = stage.parts.classes._read_states
+
+    async def read_then_store(*arguments: Any) -> Any:
+        states = await read_states(*arguments)
+        await stage.post(token, make_run(1, "error"))
+        await stage.work()
+        return states
+
+    monkeypatch.setattr(stage.parts.classes, "_read_states", read_then_store)
+    with asking_as(stage.teacher_id):
+        loaded = await stage.parts.classes.load_class(stage.course.id, None)
+    assert [len(state.cells) for state in loaded.states] == [1]
+    assert [runs for *_, runs, _ in loaded.runs] == [1]
 
 
 async def test_a_board_that_waits_for_the_class_is_taken_to_its_first_notebook(stage: Stage) -> None:

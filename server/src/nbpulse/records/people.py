@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, Literal
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -63,6 +63,7 @@ _USE_NOTED: Final = timedelta(minutes=5)
 
 
 Teams = tuple[str, ...]
+Isolation = Literal["read_committed", "repeatable_read"]
 read_teams: Final = msgspec.json.Decoder(dict[UUID, Teams]).decode
 
 
@@ -153,20 +154,22 @@ class People:
         self.marker = marker
 
     @asynccontextmanager
-    async def connect(self, query_type: PostgresQuery, *, is_staff: bool = False) -> AsyncIterator[asyncpg.Connection]:
+    async def connect(
+        self, query_type: PostgresQuery, *, is_staff: bool = False, isolation: Isolation = "read_committed"
+    ) -> AsyncIterator[asyncpg.Connection]:
         """
         A connection in a transaction of at most 5 s, as who asks; the driver's errors leave as Unavailable.
 
         Raises Unavailable (NB-2036) too where it would read, or remove, a part of what is in several databases.
 
         `is_staff`: it reads the work of the courses of which they are staff, and nothing else but what is their own,
-        and that much faster who sees them whole.
+        and that much faster who sees them whole. `isolation`: "repeatable_read" shows all its reads one moment.
         """
         role = "; SELECT read_as_staff()" if is_staff else ""
         with name_query(query_type):
             acquiring = self._pool.acquire(timeout=_QUERY_LIMIT_S)
         try:
-            async with acquiring as connection, connection.transaction():
+            async with acquiring as connection, connection.transaction(isolation=isolation):
                 limit = f"SELECT set_config('statement_timeout', '{int(_QUERY_LIMIT_S * 1000)}', true)"
                 if query_type in _OF_ONE_DATABASE:
                     await check_whole(connection)

@@ -158,7 +158,8 @@ class ClassReader:
 
         Raises NotFound: no such course (NB-1202), no such notebook in it (NB-1201).
         """
-        async with self._people.connect("load_class") as connection:
+        # In one snapshot: a run that is counted in one of them and not in the other would be counted twice, or never.
+        async with self._people.connect("load_class", isolation="repeatable_read") as connection:
             course = await connection.fetchrow(_COURSE, course_id)
             if course is None:
                 raise NotFound("NB-1202")
@@ -174,7 +175,7 @@ class ClassReader:
                 learners=self._read_roster(await connection.fetch(_ROSTER, course_id)),
                 states=await self._read_states(connection, course_id, notebook_id, None),
             )
-        async with self._people.connect("load_runs", is_staff=True) as connection:
+            await connection.execute("SELECT read_as_staff()")
             runs = [tuple(row) for row in await connection.fetch(_RUNS, course_id, notebook_id)]
         return msgspec.structs.replace(loaded, runs=runs)
 
