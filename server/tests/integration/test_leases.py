@@ -17,7 +17,7 @@ from nbpulse.cache import Cache
 from nbpulse.errors import StartupError
 from nbpulse.records.failures import UNAVAILABLE
 from nbpulse.shards import SHARD_COUNT
-from nbpulse.stream.leases import BEAT_S, LEASE_S, Leases, name_lease, pause_shard, resume_shard, share
+from nbpulse.stream.leases import BEAT_S, LEASE_S, Leases, name_lease, share
 from stores import WORKER_PASSWORD, check_conservation, connect, create_database, make_class, open_stores
 from working import until
 
@@ -178,27 +178,6 @@ async def test_who_is_stuck_lets_others_try_and_takes_part_again_later(team: Tea
     assert set(other.reading) == ALL
     await until(team.is_even)
     assert len(stuck.reading) == 32
-
-
-async def test_a_paused_shard_is_read_by_nobody_until_it_is_resumed_or_forgotten(redis: Redis, team: Team) -> None:
-    one, two = await team.add("one"), await team.add("two")
-    await until(team.is_even)
-    for shard, life_ms in ((17, 60_000), (40, 700)):
-        await pause_shard(redis, shard, "mover", life_ms)
-    for _ in range(2):
-        await team.renew()
-    assert not {17, 40} & (set(one.reading) | set(two.reading))
-    await until(lambda: is_read(team, 40), 20)  # the mover died
-    assert 17 not in {*one.reading, *two.reading}
-    await resume_shard(redis, 17, "somebody else")
-    assert not await is_read(team, 17)
-    await resume_shard(redis, 17, "mover")
-    await until(team.is_even)
-
-
-async def is_read(team: Team, shard: int) -> bool:
-    await team.renew()
-    return any(shard in leases.reading for leases in team.members.values())
 
 
 async def test_an_emptied_server_is_shared_out_anew(redis: Redis, team: Team) -> None:

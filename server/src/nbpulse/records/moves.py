@@ -181,6 +181,7 @@ async def _copy(site: Site, move: Move, report: Report) -> None:
         report(done / total if total else 0.0)
         if total and done == total:
             break
+        await source.execute("SELECT 1")  # the target would wait for a dead source without a word
         await asyncio.sleep(0.05)
     query = "SELECT pg_current_wal_lsn() - confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = $1"
     while True:

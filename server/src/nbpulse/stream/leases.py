@@ -46,14 +46,13 @@ for i = 1, #noted, 2 do
 end
 return {before and string.match(before, '"life":"(%w+)"') or '', taking}
 """
-# Free, or left by somebody who is not alive; a lease with an end of its own is no worker's (`pause_shard`).
+# Free, or left by somebody who is not alive.
 _TAKE: Final = b"""
 local owner = redis.call('GET', KEYS[1])
 if owner then
     for i = 2, #ARGV do
         if ARGV[i] == owner then return 0 end
     end
-    if redis.call('PTTL', KEYS[1]) >= 0 then return 0 end
 end
 redis.call('SET', KEYS[1], ARGV[1])
 return 1
@@ -73,21 +72,6 @@ def share(worker: str, workers: Collection[str]) -> int:
     ranks = sorted({*workers, worker})
     each, rest = divmod(SHARD_COUNT, len(ranks))
     return each + (ranks.index(worker) < rest)
-
-
-async def pause_shard(redis: Redis | Cluster, shard: int, by: str, life_ms: int) -> None:
-    """
-    Let no worker read the shard until `resume_shard`, at the latest for `life_ms`: its entries wait in the stream.
-
-    Workers know of it after 0.5 s; what one has in hand it finishes. So it spares them vain tries and fences nothing:
-    that is for the database to do.
-    """
-    await redis.set(name_lease(shard), by, px=life_ms)
-
-
-async def resume_shard(redis: Redis | Cluster, shard: int, by: str) -> None:
-    """The shard may be read again; nothing happens where it is not paused by `by` any more."""
-    await redis.eval(_GIVE.decode(), 1, name_lease(shard).decode(), by)
 
 
 class Leases:
