@@ -30,6 +30,8 @@ LIST_TABLES = (
     "SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace"
     " WHERE nspname IN ('public', 'timeseries') AND relkind IN ('r', 'p') AND NOT relispartition ORDER BY 1"
 )
+FULL_FROM_THE_START = {"alembic_version", "shard_databases", "shard_map", "shard_owners"}
+"""Tables in which the migrations themselves have written."""
 # What protects each table and partition, and where each partition lies.
 DESCRIBE = """
 SELECT c.oid::regclass::text, relrowsecurity, relforcerowsecurity, relowner::regrole::text,
