@@ -86,10 +86,12 @@ hold_class() {
     run_behind board "$PYTHON" "$here/open_board.py"
     wait_until 10 "a board" says . board
     echo "$STUDENTS simulated students work for $SECONDS_OF_CLASS s …"
-    "$PYTHON" -c 'import os, sys
+    "$PYTHON" -c 'import os, pathlib, sys
 from nbpulse.simulator import run_class
-run_class({"url": os.environ["API_URL"], "join_code": os.environ["JOIN_CODE"], "students": int(sys.argv[1]),
-           "speed": 20.0, "minutes": float(sys.argv[2]) / 60})' "$STUDENTS" "$SECONDS_OF_CLASS"
+asked = {"url": os.environ["API_URL"], "join_code": os.environ["JOIN_CODE"], "students": int(sys.argv[1]),
+         "speed": 20.0, "minutes": float(sys.argv[2]) / 60}
+run_class(asked, os.environ["COURSE_ID"], os.environ["TEACHER_TOKEN"], pathlib.Path(sys.argv[3]))' \
+        "$STUDENTS" "$SECONDS_OF_CLASS" "$work/data"
     wait_until 30 "the stream worked off" is_quiet
 }
 is_quiet() {

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import msgspec
+
 from nbpulse.connections import open_redis
 from nbpulse.migrations import migrate
 from nbpulse.records.courses import Courses
@@ -73,8 +75,9 @@ class Machine:
         return process.returncode, said
 
     @asynccontextmanager
-    async def open_worker(self) -> AsyncIterator[Resources]:
-        async with open_resources(self.settings, login="nbpulse_worker", pool_size=4) as resources:
+    async def open_worker(self, name: str = "worker-1") -> AsyncIterator[Resources]:
+        settings = msgspec.structs.replace(self.settings, worker_name=name)
+        async with open_resources(settings, login="nbpulse_worker", pool_size=4) as resources:
             yield resources
 
 

@@ -85,4 +85,4 @@ async def test_the_word_goes_when_the_page_is_of_now_again(behind: Stage, pair: 
         await until(is_near)
         await page.reload()
         await expect(page.locator("[data-action=play]")).to_be_visible()
-        await expect(page.locator("[data-as-of]")).to_have_count(0)
+        await expect(page.locator("[data-as-of]")).to_have_count(0, timeout=20_000)

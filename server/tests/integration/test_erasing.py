@@ -240,7 +240,7 @@ async def test_who_has_left_the_roster_is_offered(machine: Machine) -> None:
 
 async def test_a_student_who_goes_on_while_they_are_erased_leaves_nothing(machine: Machine) -> None:
     course_id, (gone, mate) = await make_class(machine.database_url, 2)
-    async with machine.open_worker() as first, machine.open_worker() as second:
+    async with machine.open_worker() as first, machine.open_worker("worker-2") as second:
         await first.stream.ensure_groups()
         async with work(first, claim_idle_s=0.5), work(second, claim_idle_s=0.5), erasing(machine) as eraser:
 

@@ -13,6 +13,7 @@ from browsing import find_item, list_course_pages, photograph
 from payloads import PAYLOADS, PLACES, WATCH
 from stage import Stage, make_run
 from stores import connect
+from working import until
 
 pytestmark = pytest.mark.browser
 
@@ -119,19 +120,24 @@ async def write_as_staff(stage: Stage) -> None:
     await stage.http.patch(f"{course}/errors/{shared[1]['fp']}", headers=stage.staff, json=merged)
 
 
+async def is_titled(stage: Stage) -> bool:
+    """Whether the live class has heard of what staff have called the errors."""
+    return any(error["title"] for error in (await stage.snapshot())["errors"])
+
+
 async def test_nothing_anybody_writes_runs_on_any_page_of_a_course(stage: Stage, browser: Browser) -> None:
     for place, payload in enumerate(PAYLOADS):
         await write_everywhere(stage, payload, PAYLOADS[place // 6 * 6], raises_hand=place % 2 == 0)
     await stage.work()
     await write_as_staff(stage)
     page, told = await open_watched(stage, browser)
+    await until(lambda: is_titled(stage))
     board = await stage.snapshot()
+    titles = {error["title"] for error in board["errors"]} - {None}
     code = await stage.people.create_link(stage.teacher_id)
     await page.goto(f"{stage.url}/courses/{stage.course.id}#code={code}")
     await page.wait_for_selector("[data-alert]", timeout=30_000)
     await page.keyboard.press("a")
-    titles = {error["title"] for error in board["errors"]} - {None}
-    assert titles
     assert titles <= set(await read_all(page, "[data-shared] bdi"))
     await page.locator(".muted-groups summary").click()
     assert {muted["title"] for muted in board["muted"]} <= set(await read_all(page, "[data-muted-group] bdi"))

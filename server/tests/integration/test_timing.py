@@ -12,7 +12,11 @@ from nbpulse.timeseries.influx import open_influx
 from stores import count_rows, create_database, make_class, make_event, open_stores
 from working import is_drained, until, work
 
-NAMES = {"postgresql": get_args(PostgresQuery), "influxdb": get_args(InfluxQuery), "redis": get_args(RedisQuery)}
+NAMES = {
+    **dict.fromkeys(("postgresql", "postgresql_replica"), get_args(PostgresQuery)),
+    "influxdb": get_args(InfluxQuery),
+    "redis": get_args(RedisQuery),
+}
 
 
 def count_calls(database: str, query_type: str) -> float:

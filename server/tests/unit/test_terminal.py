@@ -11,6 +11,7 @@ import pytest
 import nbpulse
 from nbpulse.administration import show_table
 from nbpulse.errors import StartupError
+from nbpulse.simulator.scenarios import DEMO, load_scenarios
 from nbpulse.terminal import answer, describe_error, load_texts, pick_language, say
 
 SOURCES = [path.read_text(encoding="utf-8") for path in Path(nbpulse.__file__).parent.rglob("*.py")]
@@ -35,6 +36,7 @@ def test_every_sentence_asked_for_is_there_and_every_sentence_there_is_asked_for
     asked |= {key for pair in chosen for key in pair}
     named = set(re.findall(r'(?:Check|_fail)\(\s*"([a-z_]+)"', "\n".join(SOURCES))) | {"api", "worker"}
     asked |= {f"check_{name}" for name in named}
+    asked |= {f"planted_{kind}" for kind in [*load_scenarios(DEMO)["kinds"], "ordinary"]}
     asked -= {"help_", "check_"}
     assert load_texts().keys() == asked
 

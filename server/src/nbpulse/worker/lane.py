@@ -38,6 +38,7 @@ _NO_SHARDS_S: Final = 0.1
 _BLOCK_MS: Final = 500
 _POSTPONED_MS: Final = 25
 _POSTPONED_MAX: Final = 2_000
+_PACKAGE: Final = Path(__file__).parents[1]
 
 _Decoded = tuple[Delivery, ReceivedEvent]
 _log = structlog.get_logger(__name__)
@@ -246,6 +247,6 @@ def _sort(
 
 def _describe(error: Exception) -> str:
     """Kind and place of a failure, without its message: drivers quote the very text that we seal."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "nbpulse" in Path(frame.filename).parts]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _PACKAGE in Path(frame.filename).parents]
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{place}"

@@ -133,7 +133,7 @@ export function Help({ hasShortcuts, setShortcuts }) {
     if (isHelpOpen.value) dialog.current.showModal();
     else dialog.current.close();
   }, [isHelpOpen.value]);
-  const keys = [["/", "help.search"], ["a", "help.names"], ["c", "help.claim"], ["h", "help.helped"], ["m", "help.message"], ["t", "help.lesson"], ["[ ]", "help.lesson_step"], ["p", "help.projector"], ["?", "help.this"], ["Esc", "help.escape"], ["↑ ↓ ← →", "help.arrows"], ["Enter", "help.enter"], ["⇧ Enter", "help.shift_enter"], ["Space", "help.replay"], ["f", "help.full_screen"], ["Shift ↑ ↓ ← →", "help.map_far"], ["Delete", "help.map_off"], ["Ctrl Z / Y", "help.map_undo"]];
+  const keys = [["/", "help.search"], ["a", "help.names"], ["c", "help.claim"], ["h", "help.helped"], ["m", "help.message"], ["t", "help.lesson"], ["[", "help.lesson_back"], ["]", "help.lesson_on"], ["p", "help.projector"], ["?", "help.this"], ["Esc", "help.escape"], ["↑ ↓ ← →", "help.arrows"], ["Enter", "help.enter"], ["⇧ Enter", "help.shift_enter"], ["Space", "help.replay"], ["f", "help.full_screen"], ["Shift ↑ ↓ ← →", "help.map_far"], ["Delete", "help.map_off"], ["Ctrl Z / Y", "help.map_undo"]];
   const rules = ["help", "stuck", "idle", "behind", "ok", "paused", "offline"];
   const doings = ["thinking", "running", "kernel_dead", "away"];
   return html`<dialog ref=${dialog} class="help" aria-labelledby="help-title" onClose=${() => (isHelpOpen.value = false)}>
