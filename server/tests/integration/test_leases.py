@@ -93,6 +93,15 @@ async def test_one_alone_reads_all_at_once_and_writes_nothing_but_its_beat(redis
     assert set(await Cache(redis).read_workers()) == {"worker"}
 
 
+async def test_a_successor_with_a_smaller_share_leaves_nothing_under_its_name(team: Team) -> None:
+    await team.add("one")
+    team.members.clear()  # it dies with all of them
+    await team.add("two")
+    again = await team.add("one")
+    await until(team.is_even)
+    assert len(again.reading) == 32
+
+
 async def test_who_comes_gets_a_share_and_who_leaves_gives_it_back_at_once(team: Team) -> None:
     first = await team.add("first")
     second = await team.add("second")

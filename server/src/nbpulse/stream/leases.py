@@ -119,7 +119,11 @@ class Leases:
         if len(kept) < wanted and not is_stuck:
             alive = {worker.encode() for worker in others}
             free = [shard for shard in _SHARDS if shard not in self._held and owners[shard] not in alive]
+            # Whom we succeed under this name may have had more than we shall: ours first, and the rest is given back.
+            free.sort(key=lambda shard: owners[shard] != me)
             await self._take(free, wanted - len(kept), sorted(alive))
+        left = [shard for shard in _SHARDS if owners[shard] == me and shard not in self._held and shard not in given]
+        await self._give([shard for shard in left if is_stuck or shard not in in_hand])
         worker_shards.set(len(self._held) - len(self._leaving))
 
     async def leave(self) -> None:
@@ -168,7 +172,7 @@ class Leases:
 
     async def _give(self, shards: list[int]) -> None:
         for shard in shards:
-            del self._held[shard]
+            self._held.pop(shard, None)
             self._leaving.discard(shard)
         await self._call([("EVAL", _GIVE, 1, name_lease(shard), self._worker) for shard in shards], "give_leases")
 
