@@ -141,14 +141,14 @@ def check_last_progress(ledger: Ledger, answer: str) -> list[str]:
     """The last point of `learning_progress` of each student: the state after the last run."""
     wanted = {}
     for (user_id, notebook_id), runs in group(ledger.runs, lambda run: (run.user_id, run.notebook_id)).items():
-        cells, last = ledger.count_cells(notebook_id), runs[-1]
-        completed = ledger.count_completed(runs, cells)
+        items, last = ledger.list_items(notebook_id), runs[-1]
+        total, completed = len(set(items.values())), ledger.count_completed(runs, items)
         session = [one for one in ledger.events if one.learning_session_id == last.learning_session_id]
         wanted[str(user_id), last.course_path] = {
             "time": last.at_ms * 1_000_000 // SLOT_NS * SLOT_NS + notebook_id.int % 1_000_000,
             "completed_cells": completed,
-            "total_cells": len(cells),
-            "progress_percentage": find_percentage(completed, len(cells)),
+            "total_cells": total,
+            "progress_percentage": find_percentage(completed, total),
             "session_duration_ms": sum_active_ms([one for one in session if one.at_ms <= last.at_ms]),
         }
     found = {(row["user_id"], row["notebook_path"]): row for row in answers.read_influx(answer)}
@@ -228,13 +228,13 @@ def check_summary(ledger: Ledger, answer: str) -> list[str]:
     """The class of one notebook in numbers. A cell that is being run again is not complete until that ends."""
     here = [event for event in ledger.events if str(event.notebook_id) == os.environ["NOTEBOOK_ID"]]
     runs = [event for event in here if event.is_run or event.event_type == "cell_execution_start"]
-    cells = ledger.count_cells(runs[0].notebook_id)
-    completed = sum(ledger.count_completed(mine, cells) for mine in group(runs, lambda run: run.user_id).values())
-    found = json.loads(answer)
-    progress = round(completed / (len(ledger.students) * len(cells)), 4)
+    items = ledger.list_items(runs[0].notebook_id)
+    completed = sum(ledger.count_completed(mine, items) for mine in group(runs, lambda run: run.user_id).values())
+    found, total = json.loads(answer), len(set(items.values()))
+    progress = round(completed / (len(ledger.students) * total), 4)
     return [
         equal("total_students", found["total_students"], len(ledger.students)),
-        equal("total_cells", found["total_cells"], len(cells)),
+        equal("total_cells", found["total_cells"], total),
         equal("avg_progress", found["avg_progress"], progress),
     ]
 

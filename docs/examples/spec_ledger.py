@@ -69,19 +69,27 @@ class Ledger:
     def students(self) -> list[str]:
         return [user_id for user_id, role in self.roles.items() if role == "student"]
 
-    def count_cells(self, notebook_id: Any) -> set[str]:
-        """Cells that count: run by 3 students, or a tenth of the class where that is fewer; one is enough for a few."""
+    def list_items(self, notebook_id: Any) -> dict[str, str]:
+        """
+        What each cell counts for: itself or, in a notebook with exercises, its exercise (a cell of none for nothing).
+        A cell counts when 3 students ran it, or a tenth of the class where that is fewer; one is enough for a few.
+        """
         enough = max(1, min(3, math.ceil(0.1 * len(self.students))))
-        ran = defaultdict(set)
+        ran, exercises = defaultdict(set), {}
         for run in self.runs:
             if run.notebook_id == notebook_id and run.cell_type != "markdown":
                 ran[run.cell_id].add(run.user_id)
-        return {cell for cell, students in ran.items() if len(students) >= enough}
+                if run.exercise_id is not None:
+                    exercises[run.cell_id] = run.exercise_id
+        counted = {cell for cell, students in ran.items() if len(students) >= enough}
+        if exercises.keys() & counted:
+            return {cell: exercise for cell, exercise in exercises.items() if cell in counted}
+        return {cell: cell for cell in counted}
 
-    def count_completed(self, runs: Iterable[Event], cells: set[str]) -> int:
-        """Of these runs, in their order: cells whose last one was ok."""
-        last = {run.cell_id: run.data.get("status", "running") for run in runs}
-        return sum(status == "ok" for cell, status in last.items() if cell in cells)
+    def count_completed(self, runs: Iterable[Event], items: dict[str, str]) -> int:
+        """Of these runs, in their order: items whose last one was ok."""
+        last = {items[run.cell_id]: run.data.get("status", "running") for run in runs if run.cell_id in items}
+        return sum(status == "ok" for status in last.values())
 
 
 async def read_ledger() -> Ledger:

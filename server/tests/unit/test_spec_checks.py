@@ -168,6 +168,7 @@ def make_ledger() -> Any:
             "cell_id": f"c{data.get('cell', 0)}",
             "cell_index": data.pop("cell", 0),
             "cell_type": "code",
+            "exercise_id": None,
         }
         return module.Event(row, data)
 
