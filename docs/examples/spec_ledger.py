@@ -19,6 +19,10 @@ EVENTS = """
 SELECT e.*, n.path AS course_path FROM events e LEFT JOIN notebooks n ON n.id = e.notebook_id
 ORDER BY e.occurred_at, e.sequence
 """
+REGISTERED = """
+SELECT notebook_id, cell_id, exercise_id FROM notebook_cells
+WHERE is_registered AND cell_type IS DISTINCT FROM 'markdown'
+"""
 
 
 @dataclass
@@ -60,6 +64,8 @@ class Ledger:
     events: list[Event]
     usernames: dict[Any, str]
     roles: dict[str, str]
+    taught: dict[tuple[Any, str], str | None]
+    """The cells of notebooks that staff have registered, by (notebook, cell): of which exercise each is."""
 
     @property
     def runs(self) -> list[Event]:
@@ -72,7 +78,7 @@ class Ledger:
     def list_items(self, notebook_id: Any) -> dict[str, str]:
         """
         What each cell counts for: itself or, in a notebook with exercises, its exercise (a cell of none for nothing).
-        A cell counts when 3 students ran it, or a tenth of the class where that is fewer; one is enough for a few.
+        A cell counts when staff have registered it or 3 students ran it (of a small class a tenth, at least one).
         """
         enough = max(1, min(3, math.ceil(0.1 * len(self.students))))
         ran, exercises = defaultdict(set), {}
@@ -81,7 +87,9 @@ class Ledger:
                 ran[run.cell_id].add(run.user_id)
                 if run.exercise_id is not None:
                     exercises[run.cell_id] = run.exercise_id
-        counted = {cell for cell, students in ran.items() if len(students) >= enough}
+        taught = {cell: exercise for (notebook, cell), exercise in self.taught.items() if notebook == notebook_id}
+        exercises |= {cell: exercise for cell, exercise in taught.items() if exercise is not None}
+        counted = {cell for cell, students in ran.items() if len(students) >= enough} | taught.keys()
         if exercises.keys() & counted:
             return {cell: exercise for cell, exercise in exercises.items() if cell in counted}
         return {cell: cell for cell in counted}
@@ -99,11 +107,15 @@ async def read_ledger() -> Ledger:
         rows = await connection.fetch(EVENTS)
         users = await connection.fetch("SELECT id, username FROM users")
         roles = await connection.fetch("SELECT user_id, role FROM enrolments")
+        cells = await connection.fetch(REGISTERED)
     finally:
         await connection.close()
     events = [Event(row, json.loads(row["data"])) for row in rows]
     return Ledger(
-        events, {row["id"]: row["username"] for row in users}, {str(row["user_id"]): row["role"] for row in roles}
+        events,
+        {row["id"]: row["username"] for row in users},
+        {str(row["user_id"]): row["role"] for row in roles},
+        {(row["notebook_id"], row["cell_id"]): row["exercise_id"] for row in cells},
     )
 
 

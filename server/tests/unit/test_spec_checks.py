@@ -180,7 +180,7 @@ def make_ledger() -> Any:
         make(ANNA, 4, 4, cell=2, status="aborted"),
     ]
     roles = {str(ANNA): "student", str(BOB): "student", str(TEACHER): "instructor"}
-    return module.Ledger(events, {ANNA: "anna", BOB: "bob"}, roles)
+    return module.Ledger(events, {ANNA: "anna", BOB: "bob"}, roles, {})
 
 
 def finish(answer: str) -> str:
