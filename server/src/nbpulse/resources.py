@@ -155,7 +155,7 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
             ),
             publisher=LivePublisher(client),
             hub=LiveHub(client, classes, cache.read_presence, stream.measure_backlog),
-            people=People(pool, seal, Marker(settings.make_tombstone_key)),
+            people=People(pool, seal, Marker(settings.make_tombstone_key), databases),
             hasher=hasher,
             classes=classes,
             series=await stack.enter_async_context(_open_series(settings, history)),

@@ -42,7 +42,7 @@ class NotHere(Exception):
         self.shards = frozenset(shards)
 
 
-async def read_map(pool: asyncpg.Pool) -> ShardMap:
+async def read_map(pool: asyncpg.Pool | asyncpg.Connection) -> ShardMap:
     """Every shard's place. Raises StartupError (NB-3120): the database was made for another number of shards."""
     rows = await pool.fetch(_READ_MAP, timeout=5)
     if [row["shard"] for row in rows] != list(range(SHARD_COUNT)):
@@ -68,9 +68,14 @@ async def list_places(pool: asyncpg.Pool) -> list[dict[str, Any]]:
     return [dict(row) for row in await pool.fetch("SELECT shard, database, state, epoch FROM shard_map ORDER BY shard")]
 
 
+async def is_map_spread(connection: asyncpg.Connection) -> bool:
+    """Whether students' rows are, or are about to be, elsewhere than in the directory too."""
+    return bool(await connection.fetchval(_IS_SPREAD))
+
+
 async def check_whole(connection: asyncpg.Connection) -> None:
-    """Raises Unavailable (NB-2036): a class's history asked here would be a part of it, as if it were all."""
-    if await connection.fetchval(_IS_SPREAD):
+    """Raises Unavailable (NB-2036): what is removed here would be a part, as if it were all."""
+    if await is_map_spread(connection):
         raise Unavailable("NB-2036", retry_after_s=600)
 
 

@@ -1,6 +1,6 @@
 // @ts-check
 /** Pages around the board: sign-in needed, courses, waiting for students, refusals. None is ever blank. */
-import { asOf, forgetAsOf } from "../as_of.js";
+import { asOf, forgetAsOf, gap } from "../as_of.js";
 import { html, useEffect, useState } from "../preact.js";
 import { formatClock, t } from "../i18n.js";
 import { course, hasShortcuts, isHelpOpen, link, setShortcuts } from "../store.js";
@@ -28,9 +28,12 @@ export function CoursePage({ name, title, courseId, course: courseTitle, role, c
   </div>`;
 }
 
-/** Said where it is not now. The place is always there, so that a reader hears what comes into it. */
+/** Said where it is not now, or not of everybody. The place is always there, so that a reader hears what comes into it. */
 export function AsOf() {
-  return html`<div role="status">${asOf.value !== null && html`<p class="as-of" data-as-of=${asOf.value}>${t("page.as_of", { at: formatClock(asOf.value) })}</p>`}</div>`;
+  return html`<div role="status">
+    ${asOf.value !== null && html`<p class="as-of" data-as-of=${asOf.value}>${t("page.as_of", { at: formatClock(asOf.value) })}</p>`}
+    ${gap.value && html`<p class="as-of" data-missing-shards=${gap.value.shards}>${t("page.gap", { ...gap.value, share: `${Math.round(100 * gap.value.share)} %` })}</p>`}
+  </div>`;
 }
 
 /** `?` opens the list of keys. */
