@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+
+import asyncpg
 
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import NotFound, StartupError
@@ -13,9 +17,10 @@ from nbpulse.offline import open_stores
 from nbpulse.portable import ExportWriter
 from nbpulse.records import erasing, exporting
 from nbpulse.records.audit import note_audit
-from nbpulse.records.owner import OwnerPool, open_owner
+from nbpulse.records.owner import OwnerPool, open_owners
 from nbpulse.resources import open_outer_stores
 from nbpulse.settings import Settings
+from nbpulse.shards import MAIN
 from nbpulse.terminal import get_text, say
 
 if TYPE_CHECKING:
@@ -48,25 +53,32 @@ def export_user(settings: Settings, name: str, file: Path, *, overwrite: bool) -
 async def _export(settings: Settings, name: str, out: IO[bytes]) -> dict[str, int]:
     with open_stores(settings.data_dir, settings.database_url, settings.redis_url) as urls:
         async with (
-            open_owner(urls[0], alone="export-user") as pool,
-            open_outer_stores(settings, pool, urls[1]) as stores,
+            open_owners(urls[0]) as pools,
+            open_outer_stores(settings, pools[MAIN], urls[1]) as stores,
         ):
+            pool = pools[MAIN]
             seal = EncryptedField(settings.read_encryption_keys())
             found = await erasing.find_people(pool, seal, name)
             if not found:
                 raise NotFound("NB-3023", thing="user", id=name, command="nbpulse token list")
-            return await _write(ExportWriter(out), pool, seal, stores, found[0])
+            return await _write(ExportWriter(out), pools, seal, stores, found[0])
 
 
 async def _write(
-    writer: ExportWriter, pool: OwnerPool, seal: EncryptedField, stores: OuterStores, person: erasing.Held
+    writer: ExportWriter,
+    pools: Mapping[str, OwnerPool],
+    seal: EncryptedField,
+    stores: OuterStores,
+    person: erasing.Held,
 ) -> dict[str, int]:
+    pool = pools[MAIN]
     user_ids = await erasing.find_ids(pool, person.user_id)
     # What is on its way is read first: processed meanwhile, it is in both, and nothing is in neither.
     needles = [str(one).encode() for one in user_ids]
     waiting = [[one.decode("utf-8", "backslashreplace")] async for one in stores.stream.read_payloads(needles)]
-    async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read"):
-        await exporting.write_tables(connection, seal, user_ids, writer)
+    async with AsyncExitStack() as stack:
+        connection, *others = [await stack.enter_async_context(_reading(one)) for one in pools.values()]
+        await exporting.write_tables(connection, seal, user_ids, writer, (connection, *others))
         await note_audit(connection, "data_exported", subject_id=person.user_id, facts={"by": "operator"})
     writer.write_table("stream", ["payload"], waiting)
     for series in stores.series:
@@ -76,3 +88,9 @@ async def _write(
                 points += [[one] for one in await series.read_points(user_id)]
             writer.write_table("influxdb", ["point"], points)
     return writer.close(user_id=person.user_id, username=person.username, name=person.shown, courses=person.courses)
+
+
+@asynccontextmanager
+async def _reading(pool: OwnerPool) -> AsyncIterator[asyncpg.Connection]:
+    async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read"):
+        yield connection

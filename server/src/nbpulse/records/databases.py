@@ -25,7 +25,7 @@ POOL_SIZE: Final = 4
 HOLD_LOCK: Final = 6_622_035
 """The first key of the advisory locks of `hold_shards`; the second is the shard."""
 _READ_MAP: Final = "SELECT shard, database, epoch FROM shard_map ORDER BY shard"
-_READ_URLS: Final = "SELECT name, url FROM shard_databases WHERE url IS NOT NULL"
+_READ_URLS: Final = "SELECT name, url FROM shard_databases WHERE url IS NOT NULL ORDER BY added_at, name"
 _HOLD: Final = "SELECT hold_shards($1::smallint[], $2::bigint[])"
 _IS_SPREAD: Final = "SELECT EXISTS (SELECT FROM shard_map WHERE database <> 'main' OR state = 'moving')"
 _LIFE_S: Final = 2.0
@@ -56,11 +56,11 @@ async def list_databases(pool: asyncpg.Pool) -> list[dict[str, Any]]:
     return [dict(row) for row in rows]
 
 
-async def list_urls(pool: asyncpg.Pool) -> list[str]:
-    """The owners' URLs, without passwords, of the databases beside the directory; also where no map is yet."""
+async def list_urls(pool: asyncpg.Pool) -> dict[str, str]:
+    """The owners' URLs, without passwords, of the databases beside the directory by name; also where no map is yet."""
     if await pool.fetchval("SELECT to_regclass('public.shard_databases') IS NULL"):
-        return []
-    return [row["url"] for row in await pool.fetch(_READ_URLS)]
+        return {}
+    return dict(await pool.fetch(_READ_URLS))
 
 
 async def list_places(pool: asyncpg.Pool) -> list[dict[str, Any]]:
