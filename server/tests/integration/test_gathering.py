@@ -378,6 +378,10 @@ async def test_what_is_missing_is_said_and_a_file_is_whole_or_none(
                 f"meetings/{plan.meeting_id}/report",
             ):
                 assert (await ask(path)).json()["databases"]["answered"] == 2
+            report = (await ask(f"meetings/{plan.meeting_id}/report")).json()
+            assert {UUID(one) for one in report["never_came"]} & set(shown["b"]) == set()
+            replay = (await ask(f"meetings/{plan.meeting_id}/replay")).json()
+            assert {UUID(one["id"]) for one in replay["snapshot"]["students"]} == set(shown["main"] + shown["a"])
             for path in ("sessions", "slow-cells"):
                 refused = await ask(path, format="csv", identified=1)
                 assert (refused.status_code, refused.json()["code"]) == (503, "NB-2037")

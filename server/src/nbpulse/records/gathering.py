@@ -77,6 +77,12 @@ def covering() -> Iterator[Coverage]:
         _coverage.reset(token)
 
 
+def leaves_out(user_id: UUID) -> bool:
+    """Whether the answer being made knows nothing of this student: that they did nothing must not be said."""
+    coverage = _coverage.get()
+    return coverage is not None and get_shard_number(user_id) in coverage.missing_shards
+
+
 class _Part(NamedTuple):
     name: str
     connection: asyncpg.Connection

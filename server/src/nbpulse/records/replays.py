@@ -23,7 +23,7 @@ from nbpulse.crypto import EncryptedField
 from nbpulse.errors import InvalidInput, NotFound
 from nbpulse.events import ReceivedEvent
 from nbpulse.records.adding import find_busiest
-from nbpulse.records.gathering import connect_parts
+from nbpulse.records.gathering import connect_parts, leaves_out
 from nbpulse.records.inboxes import read_action, to_ms
 from nbpulse.records.interventions import COLUMNS, read_staff_names
 from nbpulse.records.meetings import Meeting
@@ -129,9 +129,8 @@ class Replays:
             raise InvalidInput("NB-1233")
         loaded = await self._classes.load_class(course_id, notebook_id)
         pulse = loaded.pulse
-        room = Classroom(
-            str(course_id), str(notebook_id), rules=pulse.rules, columns=pulse.columns, learners=loaded.learners
-        )
+        learners = [one for one in loaded.learners if not leaves_out(UUID(one.user_id))]
+        room = Classroom(str(course_id), str(notebook_id), rules=pulse.rules, columns=pulse.columns, learners=learners)
         room.set_groups(pulse.groups)
         room.set_meeting(to_ms(start), is_over=False)
         past = PastClass(room, course_id, notebook_id, stays)

@@ -27,7 +27,7 @@ from nbpulse.classroom.report import (
 )
 from nbpulse.errors import InvalidInput, NotFound
 from nbpulse.records.errorgroups import read_groups
-from nbpulse.records.gathering import connect_parts
+from nbpulse.records.gathering import connect_parts, leaves_out
 from nbpulse.records.inboxes import to_ms
 from nbpulse.records.interventions import Intervention, Interventions
 from nbpulse.records.meetings import Meeting
@@ -194,7 +194,11 @@ class Reports:
                     if row["user_id"] in mine:
                         _take(fold, row, groups, names)
         # Who came into the course after it is missing from no figure.
-        students = [row for row in students if row["since"] <= end or row["user_id"] in fold.present]
+        students = [
+            row
+            for row in students
+            if (row["since"] <= end or row["user_id"] in fold.present) and not leaves_out(row["user_id"])
+        ]
         turned = [(one.user_id, to_ms(one.at)) for one in log if _turns_to_student(one)]
         turned += [(row["user_id"], to_ms(row["created_at"])) for row in letters]
         raised = [_read_hand(row, end) for row in hands if row["user_id"] in mine]
