@@ -39,7 +39,7 @@ OpenPool = Callable[[str, Greet], AbstractAsyncContextManager[asyncpg.Pool]]
 """A pool for a database's URL without login; it connects when it is first asked, and each connection is greeted."""
 
 
-class OtherSchema(asyncpg.InterfaceError):
+class OtherSchema(asyncpg.InterfaceError):  # type: ignore[misc]
     """A further database is not of the directory's schema: as good as away until it is migrated."""
 
     def __init__(self, error: StartupError) -> None:

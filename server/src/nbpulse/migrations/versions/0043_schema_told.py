@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0043"
-down_revision = "0039"
+down_revision = "0038"
 
 FIND = """
 CREATE FUNCTION find_schema() RETURNS text LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
