@@ -125,6 +125,7 @@ class CourseRole(msgspec.Struct, frozen=True):
 
     id: UUID
     title: str
+    time_zone: str
     role: str
     is_demo: bool
     is_archived: bool
@@ -289,7 +290,7 @@ class People:
         async with self.connect("describe_person") as connection:
             user = await connection.fetchrow("SELECT username, display_name FROM users WHERE id = $1", person.user_id)
             rows = await connection.fetch(
-                "SELECT c.id, c.title, e.role, c.is_demo, c.archived_at IS NOT NULL AS is_archived"
+                "SELECT c.id, c.title, c.time_zone, e.role, c.is_demo, c.archived_at IS NOT NULL AS is_archived"
                 " FROM enrolments e JOIN courses c ON c.id = e.course_id"
                 " WHERE e.user_id = $1 AND c.id = ANY($2::uuid[]) ORDER BY c.created_at DESC",
                 person.user_id,
