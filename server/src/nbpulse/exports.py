@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
-
-import asyncpg
 
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import NotFound, StartupError
@@ -76,10 +73,9 @@ async def _write(
     # What is on its way is read first: processed meanwhile, it is in both, and nothing is in neither.
     needles = [str(one).encode() for one in user_ids]
     waiting = [[one.decode("utf-8", "backslashreplace")] async for one in stores.stream.read_payloads(needles)]
-    async with AsyncExitStack() as stack:
-        connection, *others = [await stack.enter_async_context(_reading(one)) for one in pools.values()]
-        await exporting.write_tables(connection, seal, user_ids, writer, (connection, *others))
-        await note_audit(connection, "data_exported", subject_id=person.user_id, facts={"by": "operator"})
+    async with exporting.read_all(pools.values()) as connections:
+        await exporting.write_tables(connections[0], seal, user_ids, writer, connections)
+        await note_audit(connections[0], "data_exported", subject_id=person.user_id, facts={"by": "operator"})
     writer.write_table("stream", ["payload"], waiting)
     for series in stores.series:
         if series.has_server:
@@ -88,9 +84,3 @@ async def _write(
                 points += [[one] for one in await series.read_points(user_id)]
             writer.write_table("influxdb", ["point"], points)
     return writer.close(user_id=person.user_id, username=person.username, name=person.shown, courses=person.courses)
-
-
-@asynccontextmanager
-async def _reading(pool: OwnerPool) -> AsyncIterator[asyncpg.Connection]:
-    async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read"):
-        yield connection

@@ -7,7 +7,8 @@ login may not see is left out, and no secret is given to anybody.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -54,6 +55,16 @@ class Batch(NamedTuple):
     table: str
     columns: Sequence[str]
     rows: list[list[Any]]
+
+
+@asynccontextmanager
+async def read_all(pools: Iterable[asyncpg.Pool]) -> AsyncIterator[list[asyncpg.Connection]]:
+    """A connection of each database, in a snapshot of its own, in their order."""
+    async with AsyncExitStack() as stack:
+        connections = [await stack.enter_async_context(pool.acquire()) for pool in pools]
+        for connection in connections:
+            await stack.enter_async_context(connection.transaction(isolation="repeatable_read"))
+        yield connections
 
 
 async def read_person(
