@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from nbpulse.errors import Unavailable
 from nbpulse.records.gathering import Coverage, covering
+from nbpulse.shards import SHARD_COUNT
 
 HEADER: Final = "NBPULSE-Databases"
 
@@ -39,15 +40,14 @@ def add_first(response: Response, name: str, value: Any) -> bool:
 def _say_coverage(response: Response, coverage: Coverage) -> Response:
     missing = coverage.missing_shards
     told: dict[str, Any] = {"answered": len(coverage.used), "of": coverage.count}
-    header = f"answered={told['answered']}, of={told['of']}"
     if missing:
-        told["missing_shards"] = missing
-        header += f', missing="{name_ranges(missing)}"'
+        told["missing_shards"] = name_ranges(missing)
+        told["missing_percent"] = round(100 * len(missing) / SHARD_COUNT)
         del response.headers["etag"]  # the whole answer may have the same rows, and is another
     is_object = add_first(response, "databases", told)
     if missing and not is_object and response.status_code == 200:
         raise Unavailable("NB-2037", retry_after_s=30)
-    response.headers[HEADER] = header
+    response.headers[HEADER] = msgspec.json.encode(told).decode()
     return response
 
 

@@ -28,11 +28,12 @@ export function CoursePage({ name, title, courseId, course: courseTitle, role, c
   </div>`;
 }
 
-/** Said where it is not now, or not of everybody. The place is always there, so that a reader hears what comes into it. */
+/** The place is always there, so that a reader hears what comes into it. */
 export function AsOf() {
+  const away = gap.value && JSON.parse(gap.value);
   return html`<div role="status">
-    ${asOf.value !== null && html`<p class="as-of" data-as-of=${asOf.value}>${t("page.as_of", { at: formatClock(asOf.value) })}</p>`}
-    ${gap.value && html`<p class="as-of" data-missing-shards=${gap.value.shards}>${t("page.gap", { ...gap.value, share: `${Math.round(100 * gap.value.share)} %` })}</p>`}
+    ${asOf.value < Infinity && html`<p class="as-of" data-as-of=${asOf.value}>${t("page.as_of", { at: formatClock(asOf.value) })}</p>`}
+    ${away && html`<p class="as-of" data-missing=${away.missing_shards}>${t("page.gap", away)}</p>`}
   </div>`;
 }
 
