@@ -301,6 +301,45 @@ def test_who_fails_on_and_on_is_in_the_list_whatever_the_others_do(seed: int, ev
             assert 0 in {alert.i for alert in alerts}, at_s
 
 
+def keep_failing(group: Class, *, runs: int, is_looked_at: bool, well: tuple[int, ...] = ()) -> Any:
+    """The alert, after so many wrong answers on cell 5 in half a minute each; between them `well` run well."""
+    user = group.users[0]
+    for step in range(runs):
+        for place, cell in enumerate(well):
+            group.happen(make(user, 30 * step + place, cell=cell))
+        group.happen(check(user, 30 * step + 20, 5))
+        if is_looked_at:
+            group.look(30 * step + 25)
+    [alert] = group.look(30 * runs)["alerts"]
+    return alert
+
+
+@pytest.mark.parametrize("well", [(), (1,), (1, 2)])
+def test_a_process_that_comes_later_knows_as_well_when_it_began(well: tuple[int, ...]) -> None:
+    watched = keep_failing(Class(1), runs=40, is_looked_at=True, well=well)
+    later = keep_failing(Class(1), runs=40, is_looked_at=False, well=well)
+    assert (later.kind, later.since) == (watched.kind, watched.since) == ("wrong_answer", START_MS + 20_000)
+
+
+def test_what_was_left_began_when_it_was_taken_up_again() -> None:
+    group = Class(1)
+    user = group.users[0]
+    group.happen(check(user, 0, 5))
+    for step in range(30):
+        group.happen(make(user, 10 + step, cell=step % 4))
+    for step in range(6):
+        group.happen(check(user, 600 + 60 * step, 5))
+    [alert] = group.look(1_000)["alerts"]
+    assert (alert.kind, alert.since) == ("wrong_answer", START_MS + 600_000)
+
+
+def test_what_began_in_an_earlier_meeting_counts_from_what_is_known_of_this_one() -> None:
+    group = Class(1)
+    group.room.set_meeting(START_MS + 300_000, is_over=False)
+    alert = keep_failing(group, runs=40, is_looked_at=False)
+    assert alert.since == START_MS + 620_000  # the first of the last 20 runs
+
+
 @given(
     st.sampled_from(sorted(URGENCY)),
     st.integers(600, 7_200),

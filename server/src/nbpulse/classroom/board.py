@@ -226,7 +226,9 @@ class Classroom:
         now_ms = pace.now_ms
         is_connected = self._is_connected(row, now_ms)
         row.behind_since = find_behind(row.behind_since, row.position, pace, self.rules)
-        standing = row.describe_standing(is_connected=is_connected, column_count=len(self._columns))
+        standing = row.describe_standing(
+            is_connected=is_connected, column_count=len(self._columns), meeting_since_ms=self._meeting_since_ms
+        )
         findings = (one for one in find_alerts(standing, pace, self.rules) if self._is_of_meeting(one))
         alerts = {one.kind: self._make_alert(row, one) for one in findings}
         has_cleared = row.alerts.keys() - {"help"} and not alerts.keys() - {"help"}
