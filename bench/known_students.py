@@ -28,7 +28,7 @@ from documents import write_documents
 from load import Load, make_visible_posts
 from measures import Figures, find_percentile
 from report import RESULTS, ROOT, describe_machine, write_results, write_section
-from school import STUDENTS, fill_school
+from school import BYTES_BY_PART, STUDENTS, fill_school
 from systems import Nbpulse, ask, measure_pss
 
 RATE_PER_S = 100
@@ -73,6 +73,7 @@ class School:
             self.filled["known_students"] = await owner.fetchval(
                 "SELECT count(DISTINCT user_id) FROM enrolments WHERE role = 'student'"
             )
+            self.filled |= {f"{row['part']}_bytes": int(row["bytes"]) for row in await owner.fetch(BYTES_BY_PART)}
             notebook = await owner.fetchval(
                 "SELECT notebook_id FROM learning_sessions WHERE course_id = $1 ORDER BY started_at DESC LIMIT 1",
                 course_id,

@@ -114,6 +114,14 @@ _MARKS = """
 INSERT INTO timeseries.stale_minutes (course_id, user_id, minute_ns)
 SELECT DISTINCT course_id, user_id, time_ns / 60000000000 * 60000000000 FROM timeseries.cell_executions
 """
+# With their indexes: what grows by a row for each event, the time series, and all else.
+BYTES_BY_PART = """
+SELECT CASE WHEN n.nspname = 'timeseries' THEN 'series'
+    WHEN c.relname ~ '^(events|event_ids|event_contents)' THEN 'ledger' ELSE 'other' END AS part,
+    sum(pg_total_relation_size(c.oid))::bigint AS bytes
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'm') AND n.nspname IN ('public', 'timeseries') GROUP BY 1
+"""
 
 
 def plan_term(rows: int) -> tuple[int, int]:
