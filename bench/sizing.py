@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 Result = Mapping[str, Any]
 PARTS = ("api", "worker", "postgresql", "valkey")
+# From so many events a second on the worker, which gathers for 25 ms, has always something to do.
+WORKING_PER_S = 100
 
 # Assumed, not measured. Students and how many of them work at once: the more there are, the less at the same time.
 ACTIVE = {200: 200, 2_000: 1_000, 20_000: 6_000, 100_000: 20_000, 1_000_000: 150_000}
@@ -106,7 +108,7 @@ def fit_model(capacity: Result, series: Result, known: Result) -> Model:
     alone, beside = known["schools"].values()
     more = beside["known_students"] - alone["known_students"]
     return Model(
-        cores={part: fit_line((one["events_per_s"], sum_part(one["cores"], part)) for one in rates) for part in PARTS},
+        cores={part: fit_line(_list_working(rates, part)) for part in PARTS},
         watched_class_cores=statistics.median(one["cores"]["api"] for one in boards if one["boards"] == 1)
         - statistics.median(one["cores"]["api"] for one in boards if not one["boards"]),
         board_cores=fit_line((one["boards"], one["cores"]["api"]) for one in watched),
@@ -122,6 +124,12 @@ def fit_model(capacity: Result, series: Result, known: Result) -> Model:
         student_mb=(sum(beside["pss_mb"].values()) - sum(alone["pss_mb"].values())) / more,
         notebook_bytes=(beside["other_bytes"] - alone["other_bytes"]) / more,
     )
+
+
+def _list_working(rates: Sequence[Result], part: str) -> list[tuple[float, float]]:
+    """Cores over events/s, where it works all the time: below that a part costs less than the line says."""
+    working = (one for one in rates if one["events_per_s"] >= WORKING_PER_S)
+    return [(one["events_per_s"], sum_part(one["cores"], part)) for one in working]
 
 
 def list_disk_points(grid: Sequence[Result]) -> list[tuple[float, float]]:

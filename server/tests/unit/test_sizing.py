@@ -51,7 +51,8 @@ def results(tmp_path: Path) -> Path:
         {
             "events_per_s": rate,
             "cores": {
-                "api": 0.01 + rate * 0.0001,
+                # Idle it costs less than the line's base, which is that of a part that works.
+                "api": 0.01 + rate * 0.0001 if rate else 0.002,
                 "worker": 0.02 + rate * 0.0002,
                 "postgresql": 0.03 + rate * 0.0003,
                 "valkey": 0.01,
@@ -59,7 +60,7 @@ def results(tmp_path: Path) -> Path:
             "pss_mb": sizes,
             "cores_busy_elsewhere": 0.2,
         }
-        for rate in (0, 100, 1_000)
+        for rate in (0, 100, 500, 1_000)
     ]
     boards = [
         {
@@ -107,6 +108,7 @@ def test_a_line_goes_through_its_points_and_says_how_far_it_misses_the_worst(siz
 
 def test_coefficients_are_found_again(sizing: ModuleType, results: Path) -> None:
     model = fit(sizing, results)
+    assert model.cores["api"][:2] == pytest.approx((0.01, 0.0001))
     assert model.cores["postgresql"][:2] == pytest.approx((0.03, 0.0003))
     assert model.watched_class_cores == pytest.approx(0.031)
     assert model.board_cores.slope == pytest.approx(0.001)
@@ -143,6 +145,7 @@ def test_tables_show_each_point_beside_the_model_and_say_what_is_missing(
     import capacity_tables  # type: ignore[import-not-found]
 
     points = capacity_tables.compose_points(results, language)
+    assert "| 0 | 0.002 (0.010) | 0.020 (0.020) |" in points
     assert "| 100 | 0.020 (0.020) | 0.040 (0.040) | 0.060 (0.060) | 0.010 (0.010) | 0.2 |" in points
     assert "| 100 | 0.150 (0.150) | 110.0 (110.0) | 400 |" in points
     assert "| 4 | 1 | 1 | 5,000 | 0.020 | 0.060 | 0.030 | 0.060 | 0.010 | 2.00 | 1.00 | 7,500 / 7,500 |" in points
