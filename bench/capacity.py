@@ -323,21 +323,21 @@ def main() -> None:
     arguments = parser.parse_args()
     rounds, seconds = (1, 2.0) if arguments.quick else (arguments.rounds, arguments.seconds)
     directory = ROOT / ".cache" / "bench" if arguments.quick else RESULTS
-    found = _read_earlier(directory) | measure(arguments.only, rounds, seconds)
+    earlier = _read_earlier(directory, set(PARTS) - set(arguments.only))
+    command = " ".join([f"{earlier.pop('command')}, then" if earlier else "bench/capacity.py", *sys.argv[1:]])
+    found = earlier | measure(arguments.only, rounds, seconds)
     found["load_average"] = os.getloadavg()
-    command = " ".join(["bench/capacity.py", *sys.argv[1:]])
     write_results({"capacity": found}, describe_machine(), directory, command)
     if not arguments.quick:
         write_documents()
 
 
-def _read_earlier(directory: Path) -> Figures:
-    """The points of an earlier run."""
+def _read_earlier(directory: Path, parts: set[str]) -> Figures:
+    """These parts of an earlier run and its `command`; nothing where there are none of them."""
     path = directory / "capacity.json"
-    if not path.exists():
-        return {}
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return {part: found[part] for part in PARTS if part in found}
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    kept = parts & set(found)
+    return {name: found[name] for name in (*sorted(kept), "command")} if kept else {}
 
 
 if __name__ == "__main__":
