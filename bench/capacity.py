@@ -8,9 +8,9 @@ does not depend on that: processor seconds, bytes, rows. Four parts, each on sys
 - `rates`: one of each part, single posts at several rates: cores busy by each part;
 - `boards`: boards that watch one class of 100 events/s: the API's cores and memory;
 - `backlog`: events that wait while the worker stands still: Valkey's memory and log;
-- `grid`: posts of 50, as fast as they are stored, with 1, 2 and 4 primaries and workers, 1 and 2 APIs: processor time
-  of each part per event, WAL and rows of each database, bytes on disk. Several primaries stand beside a directory that
-  keeps no shards.
+- `grid`: 1, 2 and 4 primaries and workers, 1 and 2 APIs: with 300 single posts a second the processor time of each part
+  per event, WAL and rows of each database; then posts of 50, as fast as they are stored: events a second, and the bytes
+  that are on disk in the end. Several primaries stand beside a directory that keeps no shards.
 
 With several rounds, each is its own point. Writes bench/results/capacity.json.
 """
@@ -49,6 +49,7 @@ from primaries import Primaries, run_primaries
 RATES_PER_S = (0, 20, 100, 300, 600, 1_000)
 BOARDS = (0, 1, 20, 100, 200)
 BOARDS_RATE_PER_S = 100
+GRID_RATE_PER_S = 300
 BACKLOG_EVENTS = (0, 10_000, 20_000, 40_000)
 _BACKLOG_POSTS_PER_S = 40
 NAMES = ("a", "b", "c", "d")
@@ -145,25 +146,39 @@ async def _read_databases(site: Site) -> dict[str, dict[str, int]]:
 
 
 async def measure_grid_point(site: Site, seconds: float) -> Figures:
-    """Posts of 50 as fast as they are stored."""
-    before = await _read_databases(site)
-    neighbours = Neighbours([site])
-    found = await measure_throughput(site, BATCH_EVENTS, seconds)
-    busy = neighbours.measure_cores()
+    """At one rate, whose cost does not depend on how fast the machine is; then as fast as it is."""
+    async with Load(site.port, 100, make_posts(site.students, 1), other_ports=site.other_ports) as load:
+        await load.run_open(GRID_RATE_PER_S, 4)  # everybody is known, pages and plans are there
+        await load.settle()
+        await _drain(site, load)
+        before = await _read_databases(site)
+        steady = await _watch(site, load, GRID_RATE_PER_S, seconds)
+        await _drain(site, load)
     after = await _read_databases(site)
-    names = ("stored_per_s", "unstored", "refused", "cpu_us_per_event")
-    return {name: found[name] for name in names} | {
-        "cores_busy_elsewhere": busy,
+    fast = await measure_throughput(site, BATCH_EVENTS, seconds / 2)
+    at_end = await _read_databases(site)
+    sizes = ("rows", "ledger_bytes", "series_bytes", "other_bytes")
+    return {
+        "events_per_s": GRID_RATE_PER_S,
+        "cpu_us_per_event": {name: round(1e6 * busy / GRID_RATE_PER_S, 1) for name, busy in steady["cores"].items()},
         "databases": {
-            name: {
-                "wal_bytes": one["wal_bytes"] - before[name]["wal_bytes"],
-                "rows": one["rows"] - before[name]["rows"],
-                "disk": {key: one[key] for key in ("rows", "ledger_bytes", "series_bytes", "other_bytes")},
-            }
+            name: {key: one[key] - before[name][key] for key in ("wal_bytes", "rows")}
+            | {"disk": {key: at_end[name][key] for key in sizes}}
             for name, one in after.items()
         },
-        "pss_mb": measure_pss(site.list_pids()),
+        "stored_per_s": fast["stored_per_s"],
+        "unstored": fast["unstored"],
+        "refused": steady["refused"] + fast["refused"],
+        "cores_busy_elsewhere": steady["cores_busy_elsewhere"],
+        "pss_mb": steady["pss_mb"],
     }
+
+
+async def _drain(site: Site, load: Load) -> None:
+    """Wait until all that was accepted is stored. Raises TimeoutError."""
+    async with asyncio.timeout(60):
+        while await site.count_between(None, None) < load.tally.accepted:  # noqa: ASYNC110 - another process stores
+            await asyncio.sleep(0.25)
 
 
 async def _watch(site: Site, load: Load, rate: float, seconds: float) -> Figures:

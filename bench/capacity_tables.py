@@ -39,9 +39,11 @@ _TEXTS: dict[str, dict[Language, str]] = {
         "ja": "ワーカーが止まっている間にストリームで待つイベント:",
     },
     "grid": {
-        "en": "Posts of 50, as fast as they are stored. Processor seconds per 1,000 events, kB of WAL per event;"
+        "en": "At {rate} single posts/s: processor seconds per 1,000 events, kB of WAL per event, rows; then stored/s,"
+        " posts of 50 as fast as they are stored beside all that ran here;"
         " several primaries stand beside a directory. On two cores more processes cannot store more a second:",
-        "ja": "50 件ずつの送信、保存できる最大の速さ。1,000 件あたりの CPU 秒と 1 件あたりの WAL(kB)。"
+        "ja": "1 件ずつ毎秒 {rate} 件での 1,000 件あたりの CPU 秒、1 件あたりの WAL(kB)、行数。保存/秒は 50 件ずつを、"
+        "ほかの作業のかたわらで保存できる最大の速さで送ったもの。"
         "複数のプライマリには、別にディレクトリがあります。2 コアではプロセスを増やしても毎秒の件数は増えません:",
     },
     "disk": {
@@ -198,7 +200,7 @@ def compose_points(results: Path, language: Language) -> str:
     ]
     lines = [made, ""]
     for name, rows in (("rates", rates), ("boards", boards), ("backlog", backlog), ("grid", grid), ("disk", disk)):
-        rate = found["boards"][0]["events_per_s"] if name == "boards" else 0
+        rate = found[name][0]["events_per_s"] if name in ("boards", "grid") else 0
         lines += [_TEXTS[name][language].format(rate=rate), "", *_write_table(_HEADS[name][language], rows)]
     return "\n".join(lines).rstrip()
 

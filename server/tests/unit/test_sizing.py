@@ -36,6 +36,7 @@ def make_point(primaries: int, workers: int, api_us: float, rows: int = 30_000) 
         "primaries": primaries,
         "workers": workers,
         "apis": 1,
+        "events_per_s": 300,
         "stored_per_s": 5_000,
         "cores_busy_elsewhere": 0.5,
         "cpu_us_per_event": cpu | (times if names else {"postgresql": 45.0}),
