@@ -203,8 +203,7 @@ async def _look_at_others(directory: owner.OwnerPool, newest: str) -> Findings:
             yield _fail("shard_database", StartupError("NB-3135", name=name, detail=str(error)))
             continue
         if revision != newest:
-            error = StartupError("NB-3136", name=name, found=revision, expected=newest)
-            yield _fail("shard_database", error)
+            yield _fail("shard_database", StartupError("NB-3136", name=name, found=revision, expected=newest))
         elif lag_bytes is None:
             yield Check(
                 "shard_database", "failure", get_text("found_unfollowed", name=name), get_text("todo_unfollowed")
