@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
+import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 from uuid import uuid4
 
 import httpx2
 import pytest
+from redis.exceptions import RedisError
 from websockets.asyncio.client import ClientConnection
 
 from clusters import ValkeyCluster, ask, run_cluster, until
+from nbpulse.cluster import Cluster
 from nbpulse.connections import open_redis
-from nbpulse.errors import StartupError
+from nbpulse.errors import StartupError, Unavailable
+from nbpulse.hub.sharded import ShardedSubscriber
+from nbpulse.shards import SHARD_COUNT
 from nbpulse.stream import STREAM_KEYS, EventStream
 from nbpulse.stream.copying import StreamCopy
 from nbpulse.stream.erasing import StreamErasure
+from nbpulse.stream.leases import BEAT_S, LEASE_S, Leases, name_lease
 from stage import Stage, make_run, open_stage
 from stores import make_event
 
@@ -49,8 +58,13 @@ async def raise_hand(stage: Stage, student: dict[str, Any], board: ClientConnect
     async with asyncio.timeout(60):
         while not await stage.work():  # a server that did not answer in time is read at the next look
             pass
-        while words not in str(await board.recv()):
-            pass
+        while words not in (message := str(await board.recv())):
+            if json.loads(message)["t"] == "resync":  # the class has gone on to its first notebook: as a browser does
+                snapshot = await stage.snapshot()
+                if words in json.dumps(snapshot, ensure_ascii=False):
+                    return
+                resume = {"t": "resume", "epoch": snapshot["epoch"], "after_seq": snapshot["seq"]}
+                await board.send(json.dumps(resume))
 
 
 async def test_runs_reach_the_board_and_the_specifications_caches(
@@ -198,3 +212,98 @@ async def test_the_promise_is_that_of_the_weakest_server(cluster: ValkeyCluster)
             await ask(weak, "CONFIG", "SET", "appendfsync", "always")
             await ask(weak, "CONFIG", "SET", "min-replicas-to-write", 1)
             await stream.close()
+
+
+async def test_a_server_that_is_away_stops_no_worker_at_the_others(cluster: ValkeyCluster) -> None:
+    """It is the one that notes who lives, with its replica, so that nobody takes over meanwhile."""
+    async with open_redis(cluster.url) as redis, AsyncExitStack() as stack:
+        await redis.flushall()
+        team: dict[str, Leases] = {}
+
+        def add(name: str) -> Leases:
+            team[name] = Leases(redis, name)
+            stack.push_async_callback(team[name].close)
+            return team[name]
+
+        async def renew() -> dict[str, set[int]]:
+            for one in team.values():
+                with suppress(Unavailable):
+                    await one.renew()
+            reading = {name: set(one.reading) for name, one in team.items()}
+            assert len(set().union(*reading.values())) == sum(map(len, reading.values())), "two read one shard"
+            return reading
+
+        async def reads(wanted: set[int], most: int) -> bool:
+            reading = await renew()
+            counts = [len(some) for some in reading.values()]
+            return set().union(*reading.values()) >= wanted and max(counts) - min(counts) <= most
+
+        first, second = add("first"), add("second")
+        await until(lambda: reads(set(range(SHARD_COUNT)), 0))
+        primary = await cluster.find_owner(b"nbpulse:workers")
+        replica = await cluster.find_replica(primary)
+        served = {shard for shard in range(SHARD_COUNT) if await cluster.find_owner(name_lease(shard)) is not primary}
+        assert 0 < len(served) < SHARD_COUNT
+        before = {name: one.reading for name, one in team.items()}
+        for server in (primary, replica):
+            os.kill(server.pid, signal.SIGSTOP)
+        try:
+            silent_at = time.monotonic()
+            while time.monotonic() - silent_at < 3 * LEASE_S:
+                await renew()
+                for name, one in team.items():
+                    kept = {shard: taking for shard, taking in before[name].items() if shard in served}
+                    assert kept.items() <= one.reading.items(), "it was stopped, or had to begin anew"
+                await asyncio.sleep(BEAT_S)
+            third = add("third")
+            await until(lambda: reads(served, SHARD_COUNT))
+            async with asyncio.timeout(60):
+                while not third.reading:
+                    await renew()
+            assert set(third.reading) <= served
+            del team["second"]
+            await until(lambda: reads(served, SHARD_COUNT))
+            assert second.reading.keys() & first.reading.keys() == set()
+        finally:
+            for server in (replica, primary):
+                os.kill(server.pid, signal.SIGCONT)
+        await until(lambda: reads(set(range(SHARD_COUNT)), 1))
+        await until(cluster.is_whole)
+
+
+async def test_a_silent_server_costs_the_news_of_its_own_channels_alone(cluster: ValkeyCluster) -> None:
+    async with open_redis(cluster.url) as redis:
+        await redis.exists("x")
+        assert isinstance(redis, Cluster)
+        primaries = await cluster.find_primaries()
+        names = [f"nbpulse:live:{number}" for number in range(40)]
+        owners = {name: await cluster.find_owner(name.encode()) for name in names}
+        own = next(name for name in names if owners[name] is primaries[0])
+        other = next(name for name in names if owners[name] is not primaries[0])
+        heard: list[tuple[str, str]] = []
+        async with ShardedSubscriber(redis) as subscriber:
+
+            async def hears(kind: str, channel: str, word: str | None = None) -> None:
+                async with asyncio.timeout(60):
+                    while (kind, channel) not in heard:
+                        if word is not None:
+                            with suppress(RedisError):
+                                await redis.spublish(channel, word)
+                        message = await subscriber.get_message(timeout=0.2)
+                        if message is not None:
+                            heard.append((message["type"], message["channel"].decode()))
+                heard.clear()
+
+            await subscriber.ssubscribe(own, other)
+            await hears("ssubscribe", own)
+            await hears("smessage", own, "before")
+            os.kill(primaries[0].pid, signal.SIGSTOP)  # its connections stay open
+            try:
+                await hears("smessage", other, "meanwhile")
+                await hears("sunsubscribe", own)
+                await hears("smessage", own, "from its replica")
+            finally:
+                os.kill(primaries[0].pid, signal.SIGCONT)
+            await until(cluster.is_whole)
+            await hears("smessage", own, "after")
+            await hears("smessage", other, "after")
