@@ -19,7 +19,6 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from clusters import ValkeyCluster
-from clusters import until as until_cluster
 from nbpulse.connections import open_redis
 from nbpulse.crypto import EncryptedField
 from nbpulse.records.courses import Courses
@@ -185,8 +184,7 @@ async def lose_a_primary_and_move_slots(
         await cluster.await_successor(replica)
         found.takeover_s = time.monotonic() - killed_s
         await asyncio.sleep(1)
-        await asyncio.to_thread(primary.launch)
-        await until_cluster(cluster.is_whole)
+        await cluster.bring_back(primary)
         await asyncio.sleep(0.5)
         live = f"nbpulse:live:{processes.facts['course_id']}".encode()
         for key in (*STREAM_KEYS["events"][seed % 8 :: 24], live, b"nbpulse:workers"):
