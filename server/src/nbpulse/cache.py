@@ -84,11 +84,15 @@ class Cache:
     def __init__(self, redis: Redis | Cluster) -> None:
         self._redis = redis
 
-    async def check(self) -> list[Member]:
-        """One round trip; of a cluster its servers, some of which answer."""
+    async def check(self, *, has_replicas: bool = False) -> list[Member]:
+        """One round trip; the servers of a cluster, some of which answer, or the one that is to have replicas."""
         async with _deadline():
             if isinstance(self._redis, Cluster):
                 return await self._redis.examine()
+            if has_replicas:
+                facts, place = await self._redis.info("replication"), self._redis.connection_pool.connection_kwargs
+                name = f"{place.get('host')}:{place.get('port')}"
+                return [Member(name, facts["role"] == "master", int(facts.get("connected_slaves", 0)))]
             await self._redis.exists("nbpulse:generation")
             return []
 

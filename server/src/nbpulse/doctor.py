@@ -194,13 +194,13 @@ async def _look_at_tables(pool: Any) -> Findings:
 
 
 async def _look_at_cluster(settings: Settings) -> Findings:
-    """Each server of a cluster; nothing where the stream has one server, which its promise tells of."""
+    """Each server of a cluster, or the one that is to have replicas; of one alone its promise tells."""
     if not settings.redis_url:
         return
     language = pick_language()
     try:
         async with open_redis(settings.redis_url) as redis:
-            members = await Cache(redis).check()
+            members = await Cache(redis).check(has_replicas=settings.promise == "failover")
     except Unavailable:
         return  # said of the stream
     except NbpulseError as error:

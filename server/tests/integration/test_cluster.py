@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -18,6 +19,7 @@ from redis.exceptions import RedisError
 from websockets.asyncio.client import ClientConnection
 
 from clusters import ValkeyCluster, ask, run_cluster, until
+from machines import drain, fingerprint, make_machine, make_successor, read_streams, run_nbpulse, teach
 from nbpulse.cluster import Cluster
 from nbpulse.connections import open_redis
 from nbpulse.errors import StartupError, Unavailable
@@ -28,7 +30,7 @@ from nbpulse.stream.copying import StreamCopy
 from nbpulse.stream.erasing import StreamErasure
 from nbpulse.stream.leases import BEAT_S, LEASE_S, Leases, name_lease
 from stage import Stage, make_run, open_stage
-from stores import make_event
+from stores import connect, count_rows, make_event
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +185,77 @@ async def test_streams_are_copied_and_erased_from_all_servers(cluster: ValkeyClu
         await copy.rewind()
         for one in (stream, copy, erasure):
             await one.close()
+
+
+async def test_backup_restore_erasing_and_doctor_work_on_a_cluster(
+    cluster: ValkeyCluster, server_18: str, tmp_path: Path
+) -> None:
+    async with open_redis(cluster.url) as redis:
+        await redis.flushall()
+        old = await make_machine(server_18, cluster.url, tmp_path / "old")
+        lesson = await teach(old)
+        before, streams = await fingerprint(old.database_url), await read_streams(cluster.url)
+        code, said = old.run("backup", tmp_path / "b.zip")
+        assert code == 0, said
+        await redis.xadd(STREAM_KEYS["help"][17], {b"e": b"came later"})
+        new = await make_successor(server_18, cluster.url, old, tmp_path / "new")
+        code, said = new.run("restore", tmp_path / "b.zip")
+        assert (code, "NB-3074" in said) == (1, True), "the cluster is not empty"
+        await redis.flushall()
+    code, said = new.run("restore", tmp_path / "b.zip")
+    assert code == 0, said
+    assert await fingerprint(new.database_url) == before
+    assert await read_streams(cluster.url) == streams
+    async with connect(new.database_url) as owner:
+        user_id, name = await owner.fetchrow(
+            "SELECT id::text, username FROM users JOIN events ON user_id = id WHERE event_id = $1", lesson.stored[1]
+        )
+    assert user_id in str(streams), "what waits is theirs"
+    code, said = new.run("erase-user", name, "--yes", name)
+    assert code == 0, said
+    assert user_id not in str(await read_streams(cluster.url))
+    await drain(new)
+    assert await count_rows(new.database_url, "events") == [len(lesson.stored) - 2]
+    code, said = new.run("compact")
+    assert code == 0, said
+    code, answered, _ = run_nbpulse(
+        "doctor",
+        "--json",
+        data_dir=new.data_dir,
+        NBPULSE_DATABASE_URL=new.database_url,
+        NBPULSE_REDIS_URL=cluster.url,
+        NBPULSE_PROMISE="failover",
+        NBPULSE_LANGUAGE="en",
+    )
+    found = [check["found"] for check in json.loads(answered)["checks"] if check["name"] == "cluster"]
+    assert sorted(one.partition(": ")[2] for one in found) == ["primary, 1 replicas follow"] * 3 + ["replica"] * 3
+
+
+async def test_health_tells_of_a_server_that_is_away_and_the_others_are_ready(
+    class_on_cluster: Stage, cluster: ValkeyCluster
+) -> None:
+    async def ask_health() -> dict[str, Any]:
+        found: dict[str, Any] = (await class_on_cluster.http.get("/health")).json()["redis"]
+        return found
+
+    told = await ask_health()
+    assert [one["role"] for one in told["servers"]] == ["primary"] * 3 + ["replica"] * 3
+    assert "127.0.0.1" not in str(told), "addresses are nobody's to know"
+    primary = (await cluster.find_primaries())[0]
+    replica = await cluster.find_replica(primary)
+    for server in (primary, replica):
+        os.kill(server.pid, signal.SIGSTOP)
+    try:
+
+        async def is_told() -> bool:
+            ready = await class_on_cluster.http.get("/health/ready")
+            return (await ask_health()).get("error") == "NB-2031" and ready.status_code == 200
+
+        await until(is_told)
+    finally:
+        for server in (replica, primary):
+            os.kill(server.pid, signal.SIGCONT)
+    await until(cluster.is_whole)
 
 
 async def test_a_wrong_address_says_what_is_wrong(cluster: ValkeyCluster) -> None:

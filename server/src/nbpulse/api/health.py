@@ -139,11 +139,11 @@ def check_replicas(context: Context) -> dict[str, Any]:
 
 
 async def check_redis_connection(context: Context) -> dict[str, Any]:
-    """The server of stream, cache and live wire; of a cluster each one, by role, without its address."""
+    """The server of stream, cache and live wire; where there are several each one, by role, without its address."""
     members: list[Member] = []
 
     async def check() -> None:
-        members.extend(await context.cache.check())
+        members.extend(await context.cache.check(has_replicas=context.promise == "failover"))
 
     told = await _measure(check(), "NB-2001")
     if not members:
