@@ -187,6 +187,7 @@ async def test_streams_are_copied_and_erased_from_all_servers(cluster: ValkeyClu
             await one.close()
 
 
+@pytest.mark.timeout(600)
 async def test_backup_restore_erasing_and_doctor_work_on_a_cluster(
     cluster: ValkeyCluster, server_18: str, tmp_path: Path
 ) -> None:
