@@ -148,7 +148,7 @@ def _read(results: Path) -> tuple[Result, Model] | None:
     if not all(path.exists() for path in paths):
         return None
     found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    return found[0], fit_model(*found)
+    return (found[0], fit_model(*found)) if {"rates", "boards", "backlog", "grid"} <= set(found[0]) else None
 
 
 def compose_points(results: Path, language: Language) -> str:
