@@ -270,8 +270,8 @@ def compose_known_students(result: Result) -> str:
         f" {beside['known_students']:,} students known, {alone['ledger_rows']:,} and {beside['ledger_rows']:,} ledger"
         " rows"
         f" ({alone['database_mb'] / 1000:.2f} and {beside['database_mb'] / 1000:.2f} GB), the class alike:"
-        f" {result['rate_per_s']} events/s while the first two are measured. Aim: ratio < {result['ratio_max']:g}. CPU: of"
-        f" API and PostgreSQL for an answer. Load average at the end: {result['load_average'][0]:.1f}.",
+        f" {result['rate_per_s']} events/s while the first two are measured. Aim: ratio < {result['ratio_max']:g}. CPU:"
+        f" of API and PostgreSQL for an answer. Load average at the end: {result['load_average'][0]:.1f}.",
         "",
         "| p95 | alone | beside others | ratio | CPU, alone | beside others | ratio |",
         "|---|---:|---:|---:|---:|---:|---:|",
