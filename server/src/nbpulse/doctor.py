@@ -20,6 +20,8 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from nbpulse.accounting import Auditor
+from nbpulse.cache import Cache
+from nbpulse.connections import open_redis
 from nbpulse.directory import read_running
 from nbpulse.embedded import find_obstacle
 from nbpulse.errors import NbpulseError, StartupError, Unavailable
@@ -79,6 +81,7 @@ async def _examine_all(data_dir: Path, settings: Settings, tell: Callable[[Check
         _look_at_keys(data_dir, settings),
         _look_at_board(),
         _look_at_postgresql(settings),
+        _look_at_cluster(settings),
         _look_at_stream(settings),
         _look_at_conservation(settings),
         _look_at_jupyterhub(settings),
@@ -188,6 +191,32 @@ async def _look_at_tables(pool: Any) -> Findings:
     fix = get_text("todo_debt") if is_old else ""
     found = get_text("found_marks", count=work["marks"], age_s=round(work["oldest_mark_s"]))
     yield Check("series_marks", "warning" if is_old else "ok", found, fix)
+
+
+async def _look_at_cluster(settings: Settings) -> Findings:
+    """Each server of a cluster, or the one that is to have replicas; of one alone its promise tells."""
+    if not settings.redis_url:
+        return
+    language = pick_language()
+    try:
+        async with open_redis(settings.redis_url) as redis:
+            members = await Cache(redis).check(has_replicas=settings.promise == "failover")
+    except Unavailable:
+        return  # said of the stream
+    except NbpulseError as error:
+        yield _fail("cluster", error)
+        return
+    for one in members:
+        if one.replicas is None:
+            fix = NbpulseError("NB-2031").todo(language)
+            yield Check("cluster", "failure", get_text("found_silent", server=one.name), fix)
+        elif one.is_primary:
+            is_bare = settings.promise == "failover" and not one.replicas
+            found = get_text("found_primary", server=one.name, replicas=one.replicas)
+            fix = NbpulseError("NB-2030").todo(language) if is_bare else ""
+            yield Check("cluster", "failure" if is_bare else "ok", found, fix)
+        else:
+            yield Check("cluster", "ok", get_text("found_replica", server=one.name))
 
 
 async def _look_at_stream(settings: Settings) -> Findings:

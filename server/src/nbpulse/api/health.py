@@ -20,6 +20,7 @@ from starlette.responses import Response
 from nbpulse import metrics
 from nbpulse.api.context import Context, get_context
 from nbpulse.api.joining import answer
+from nbpulse.cluster import Member
 from nbpulse.errors import Unavailable
 from nbpulse.records.owed import Owed, read_owed
 
@@ -42,12 +43,13 @@ async def show_ready(request: Request) -> Response:
     """
     Events can be accepted: the stream's server answers and this process is not stopping.
 
-    The database may be away meanwhile ("degraded"): events are kept in the stream.
+    The database may be away meanwhile ("degraded"): events are kept in the stream. So may a server of a cluster, whose
+    students alone are refused.
     """
     health = await check_database_health(get_context(request))
     if get_context(request).is_stopping:
         raise Unavailable("NB-2004")
-    if health["redis"]["status"] != "healthy":
+    if health["redis"].get("error") == "NB-2001":
         raise Unavailable("NB-2001")
     return answer(health)
 
@@ -137,8 +139,28 @@ def check_replicas(context: Context) -> dict[str, Any]:
 
 
 async def check_redis_connection(context: Context) -> dict[str, Any]:
-    """The server of stream, cache and live wire."""
-    return await _measure(context.cache.check(), "NB-2001")
+    """The server of stream, cache and live wire; where there are several each one, by role, without its address."""
+    members: list[Member] = []
+
+    async def check() -> None:
+        members.extend(await context.cache.check(has_replicas=context.promise == "failover"))
+
+    told = await _measure(check(), "NB-2001")
+    if not members:
+        return told
+    told["servers"] = [
+        {
+            "role": "primary" if one.is_primary else "replica",
+            "status": "unhealthy" if one.replicas is None else "healthy",
+            **({"replicas": one.replicas} if one.is_primary and one.replicas is not None else {}),
+        }
+        for one in members
+    ]
+    if any(one.replicas is None for one in members):
+        told |= {"status": "unhealthy", "error": "NB-2031"}
+    elif context.promise == "failover" and any(one.is_primary and not one.replicas for one in members):
+        told |= {"status": "unhealthy", "error": "NB-2030"}
+    return told
 
 
 async def check_worker(context: Context) -> dict[str, Any]:
