@@ -150,6 +150,7 @@ async def merge_users(pool: asyncpg.Pool, seal: EncryptedField, *, keep_id: UUID
         last = max((state.last_ordinal for (user_id, _), state in states.items() if user_id == keep_id), default=0)
         await _reseal(connection, seal, keep_id, drop_id)
         await connection.execute(_NUMBER, keep_id, drop_id, last)
+        await connection.execute("ANALYZE moved")  # else each of its events is looked up by itself
         moved: int = await connection.fetchval("SELECT count(*) FROM moved")
         for table in _MOVED:
             await connection.execute(await _make_move(connection, table), keep_id, drop_id, shard)
