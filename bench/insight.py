@@ -25,8 +25,8 @@ RESULTS = Path(__file__).parent / "results"
 COURSE, NOTEBOOK = UUID(int=1), UUID(int=2)
 START_MS = int(START.timestamp() * 1000)
 LOOK_S = 5
-GLANCES_MIN = {"scenarios": (35,), "demo": (16, 19, 24, 30)}
-"""When the three who need help most are looked for; the demo joins its class at minute 14."""
+GLANCES_MIN = {"scenarios": (35,), "demo": (14, 18, 22, 26, 30)}
+"""When the three who need help most are looked for; the demo joins its class at minute 22."""
 
 
 def play(seed: int, students: int = 200, minutes: float | None = None, scenario: str = "scenarios") -> dict[str, Any]:

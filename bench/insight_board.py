@@ -4,7 +4,7 @@
 
 Each class is that of `nbpulse demo --seed N`: prepared, joined and played by the same code over HTTP, in real time, in
 a course of its own; several of them share one `nbpulse up`. At each of the minutes asked for, the board is opened anew
-in Chromium, and the attention list read from its top, as text, until three students are in it. A class begins 14
+in Chromium, and the attention list read from its top, as text, until three students are in it. A class begins 22
 minutes before it is joined, as the demo does: what happened in them is delivered at once, as by computers that were
 offline. No other time is compressed.
 """
@@ -34,8 +34,8 @@ from nbpulse.simulator import BEGINS_MIN, ClassOptions, Schoolroom, Wire, measur
 from nbpulse.simulator.course import prepare_course
 
 FLAGS = ["--disable-gpu", "--no-sandbox", "--disable-dev-shm-usage"]
-MINUTES = (5, 10)
-"""After the class was joined; 19 and 24 of the class."""
+MINUTES = (2, 6, 12)
+"""After the class was joined; 24, 28 and 34 of the class."""
 WANTED, GLANCE_S = 3, 20
 NEAR_MIN = 0.5
 """Who needs help by so much less than the third is as good as the third: nobody could tell."""
@@ -78,7 +78,7 @@ class Lesson:
 
 
 async def open_lesson(system: Nbpulse, seed: int, students: int) -> Lesson:
-    """A new course, prepared as the demo's is, whose class has begun 14 minutes ago."""
+    """A new course, prepared as the demo's is, whose class has begun 22 minutes ago."""
     url = system.described["url"]
     staff = Wire(url, system.described["teacher_token"])
     try:

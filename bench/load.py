@@ -184,10 +184,12 @@ class Tally:
 
 
 class Load:
-    """Sends posts to one server over a fixed set of connections. Use it as a context manager."""
+    """
+    Sends posts over a fixed set of connections to one server, or to several in turn. Use it as a context manager.
+    """
 
-    def __init__(self, port: int, connections: int, posts: Iterator[Post]) -> None:
-        self._port = port
+    def __init__(self, port: int, connections: int, posts: Iterator[Post], *, other_ports: Sequence[int] = ()) -> None:
+        self._ports = (port, *other_ports)
         self._count = connections
         self._posts = posts
         self._connections: list[Connection] = []
@@ -207,8 +209,9 @@ class Load:
 
     async def __aenter__(self) -> Load:
         loop = asyncio.get_running_loop()
-        for _ in range(self._count):
-            _, connection = await loop.create_connection(lambda: Connection(self._finish), "127.0.0.1", self._port)
+        for number in range(self._count):
+            port = self._ports[number % len(self._ports)]
+            _, connection = await loop.create_connection(lambda: Connection(self._finish), "127.0.0.1", port)
             self._connections.append(connection)
         self._idle.extend(self._connections)
         return self
@@ -280,7 +283,7 @@ class Load:
     async def _send_anew(self, post: Post, due_at: float) -> None:
         """As every client does where the server has closed a connection that it kept for nothing."""
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(lambda: Connection(self._finish), "127.0.0.1", self._port)
+        _, connection = await loop.create_connection(lambda: Connection(self._finish), "127.0.0.1", self._ports[0])
         self._connections.append(connection)
         connection.send(post, self._head, due_at)
 

@@ -44,7 +44,8 @@ async def measure_throughput(system: System, batch: int, seconds: float) -> Figu
 
     Stored = rows of the ledger whose recorded_at, set by the database's clock, lies in the window.
     """
-    async with Load(system.port, _CONNECTIONS[batch], make_posts(system.students, batch)) as load:
+    posts = make_posts(system.students, batch)
+    async with Load(system.port, _CONNECTIONS[batch], posts, other_ports=system.other_ports) as load:
         stored_before = counted = await system.count_quickly()
         counted_at, rate = time.perf_counter(), 0.0
 

@@ -22,6 +22,7 @@ from tables import (
     compose_processes,
     compose_replica_promotion,
     compose_timeseries,
+    compose_versions,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,6 +58,7 @@ SECTIONS = {
     "known_students": compose_known_students,
     "replica_promotion": compose_replica_promotion,
     "timeseries": compose_timeseries,
+    "versions": compose_versions,
 }
 
 

@@ -46,7 +46,8 @@ _NOTEBOOK_CELLS = f"""
 INSERT INTO notebook_cells (notebook_id, cell_id, cell_index, cell_type, student_count)
 SELECT n.id, 'cell-' || k, k, 'code', {STUDENTS} FROM notebooks n, generate_series(0, 29) k WHERE n.path LIKE 'week%'
 """
-# Classes of course c are c * 11 hours before ours, which is 75 minutes old now; homework lies between two classes.
+# Classes of course c are c * 11 hours before ours, within one week; ours is 75 minutes old now, homework lies between
+# two classes.
 # A run takes 10 to 550 ms; the first of a cell's (two or three) fails for every second student or third cell.
 _WEEK = f"""
 INSERT INTO events (user_id, shard, event_id, occurred_at, received_at, recorded_at, ordinal, course_id, event_type,
@@ -67,7 +68,7 @@ FROM (
         ({{week}} * 1000 + sitting * 300 + n)::bigint AS ordinal,
         run % 2 = 0 AND (student + cell) % 2 = 0 OR run % 5 = 1 AND (student + cell) % 3 = 0 AS has_failed,
         date_trunc('milliseconds', $1::timestamptz - interval '75 minutes' - ($2::int - {{week}}) * interval '7 days'
-            - course * interval '11 hours'
+            - course * 11 % 168 * interval '1 hour'
             - CASE WHEN sitting = 0 THEN interval '0' ELSE (sitting * 2 - 0.5) * interval '1 day'
                 - student * interval '4 minutes' END
             + (run * 80 + jitter * 70) * interval '1 second'
@@ -113,6 +114,14 @@ WHERE event_type = 'cell_execution' ORDER BY occurred_at
 _MARKS = """
 INSERT INTO timeseries.stale_minutes (course_id, user_id, minute_ns)
 SELECT DISTINCT course_id, user_id, time_ns / 60000000000 * 60000000000 FROM timeseries.cell_executions
+"""
+# With their indexes: what grows by a row for each event, the time series, and all else.
+BYTES_BY_PART = """
+SELECT CASE WHEN n.nspname = 'timeseries' THEN 'series'
+    WHEN c.relname ~ '^(events|event_ids|event_contents)' THEN 'ledger' ELSE 'other' END AS part,
+    sum(pg_total_relation_size(c.oid))::bigint AS bytes
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'm') AND n.nspname IN ('public', 'timeseries') GROUP BY 1
 """
 
 

@@ -54,6 +54,8 @@ class System(ABC):
 
     name: str
     port: int
+    other_ports: Sequence[int] = ()
+    """Of further APIs of the same system."""
     pool: asyncpg.Pool
     students: list[Student]
 
@@ -135,9 +137,15 @@ class Nbpulse(System):
             self._process.wait(60)
 
     def list_pids(self) -> dict[str, int]:
+        """As in log/: the first API is `api`, the second `api-2`. A store of somebody else's is left out."""
         pids = self.described["pids"]
-        named = {"supervisor": pids["supervisor"], "api": pids["api"][0], "worker": pids["worker"][0]}
-        return named | {"postgresql": pids["postgresql"], "valkey": pids["redis"]}
+        stores = {"postgresql": pids["postgresql"], "valkey": pids["redis"]}
+        programs = {
+            f"{part}-{number}" if number > 1 else part: pid
+            for part in ("api", "worker")
+            for number, pid in enumerate(pids[part], start=1)
+        }
+        return {"supervisor": pids["supervisor"]} | programs | {name: pid for name, pid in stores.items() if pid}
 
     async def connect(self) -> None:
         self.pool = await asyncpg.create_pool(self.described["database_url"], min_size=1, max_size=2)

@@ -284,6 +284,32 @@ def compose_known_students(result: Result) -> str:
     return "\n".join([*lines, "", f"PSS in MB afterwards: alone {sizes[0]}; beside others {sizes[1]}."])
 
 
+_VERSION_PARTS = {"all": "all processes, µs per event", "stored_per_s": "stored, events/s"}
+_VERSION_KINDS = {"single": "single posts", "batch": "posts of 50"}
+
+
+def compose_versions(result: Result) -> str:
+    """What an event costs in two versions, round by round side by side."""
+    rounds = result["rounds"]
+    busy = [one["cores_busy_elsewhere"] for found in rounds.values() for one in found]
+    lines = [
+        _describe(result)
+        + f" Before: {result['other']}. Medians of {len(rounds['single'])} rounds; of the ratio (now : before) the"
+        f" rounds' median, least and largest. Elsewhere {min(busy):.1f} to {max(busy):.1f} cores were busy.",
+        "",
+        "| figure | before | now | ratio |",
+        "|---|---:|---:|---:|",
+    ]
+    for kind, found in result["weighed"].items():
+        for name, one in found.items():
+            what = _VERSION_PARTS.get(name, f"{name}, µs per event")
+            lines.append(
+                f"| {_VERSION_KINDS[kind]}: {what} | {one['other']:,.0f} | {one['this']:,.0f}"
+                f" | {one['ratio']:.2f} ({one['ratio_min']:.2f} to {one['ratio_max']:.2f}) |"
+            )
+    return "\n".join(lines)
+
+
 def compose_timeseries(result: Result) -> str:
     """Both series stores side by side."""
     lines = [_describe(result) + f" {result['distribution']}", ""]

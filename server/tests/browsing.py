@@ -19,14 +19,28 @@ from stage import Stage
 SCREENSHOTS = Path(__file__).resolve().parents[2] / ".cache" / "screenshots"
 """Pictures for people; those in the documents are copies of them."""
 _IS_FULL = os.environ.get("NBPULSE_TEST_SCALE") == "full"
-_FEW = {(1280, "light", "en-US"), (820, "dark", "ja-JP"), (390, "light", "ja-JP"), (390, "dark", "en-US")}
-LOOKS = [
-    {"viewport": {"width": width, "height": 900}, "color_scheme": scheme, "locale": locale}
-    for width, scheme, locale in product((1280, 820, 390), ("light", "dark"), ("ja-JP", "en-US"))
-    if _IS_FULL or (width, scheme, locale) in _FEW
-]
-"""How a page with its own furniture is looked at: each width, scheme and language; in `make prove` all together.
-`journey/test_board_pages.py` looks at every page of a demo in every way."""
+_WIDTHS = (1280, 820, 390)
+_WAYS = (("light", "en-US"), ("dark", "ja-JP"), ("light", "ja-JP"), ("dark", "en-US"))
+
+
+def choose_looks(turn: int) -> list[dict[str, Any]]:
+    """
+    Ways to look at a page: each width, scheme and language. Which go together turns with `turn`, so that four pages in
+    a row have all twelve; in `make prove` every page has.
+    """
+    chosen = (
+        product(_WIDTHS, _WAYS)
+        if _IS_FULL
+        else [(width, _WAYS[(turn + place) % len(_WAYS)]) for place, width in enumerate(_WIDTHS)]
+    )
+    return [
+        {"viewport": {"width": width, "height": 900}, "color_scheme": scheme, "locale": locale}
+        for width, (scheme, locale) in chosen
+    ]
+
+
+LOOKS = choose_looks(0)
+"""How a page with its own furniture is looked at; `journey/test_board_pages.py` looks at every page of a demo too."""
 
 VIEWS = Path(str(files("nbpulse") / "web" / "js" / "views"))
 PRESSED = ".sheet button, dialog button, .acts button, .note button"

@@ -22,7 +22,7 @@ from nbpulse.errors import Unavailable
 from nbpulse.events import ReceivedEvent
 from nbpulse.resources import Resources
 from nbpulse.shards import SHARD_COUNT, get_shard_number
-from nbpulse.stream.leases import WORKERS_KEY, name_lease
+from nbpulse.stream.leases import name_lease
 from stores import connect, make_event
 from working import is_drained, is_paid
 from working import until as until_within
@@ -97,7 +97,7 @@ def make_students() -> list[UUID]:
 async def read_owners(redis: Redis) -> Counter[str]:
     """How many shards each worker at work reads; "" for those of nobody. (Who is silent is taken from the hash.)"""
     pipe = redis.pipeline(transaction=False)
-    pipe.hkeys(WORKERS_KEY)
+    pipe.hkeys("nbpulse:workers")
     pipe.mget([name_lease(shard) for shard in range(SHARD_COUNT)])
     alive, owners = await pipe.execute()
     return Counter(owner.decode() if owner in alive else "" for owner in owners)

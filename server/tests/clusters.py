@@ -146,14 +146,47 @@ class ValkeyCluster:
         await until(self.is_whole)
 
 
-def kill(server: ClusterServer) -> None:
+class PairedServer(EmbeddedValkey):
+    """A server, and without a cluster its replica, which is told of it: `follows` is the primary's port."""
+
+    def __init__(self, data_dir: Path, follows: int | None = None) -> None:
+        super().__init__(data_dir)
+        self.follows = follows
+
+    def _read_password(self) -> str:
+        return PASSWORD
+
+    def _list_settings(self, data: Path) -> dict[str, Any]:
+        found = super()._list_settings(data)
+        found |= {"masterauth": PASSWORD, "min-replicas-to-write": 1, "repl-diskless-sync-delay": 0}
+        return found | ({"replicaof": f"127.0.0.1 {self.follows}"} if self.follows else {})
+
+    def connect(self) -> Redis:
+        """A client."""
+        return Redis(port=self.port, password=PASSWORD, protocol=2, socket_timeout=20, socket_connect_timeout=20)
+
+
+@contextmanager
+def run_pair() -> Iterator[tuple[PairedServer, PairedServer]]:
+    """A primary and its replica, no cluster, promise `failover`."""
+    with make_data_dir() as directory, ExitStack() as stack:
+        servers: list[PairedServer] = []
+        for number in range(2):
+            (directory / str(number)).mkdir(mode=0o711)
+            servers.append(PairedServer(directory / str(number), servers[0].port if servers else None))
+            servers[-1].start()
+            stack.callback(kill, servers[-1])
+        yield servers[0], servers[1]
+
+
+def kill(server: ClusterServer | PairedServer) -> None:
     """kill -9."""
     if server.poll() is None:
         os.kill(server.pid, signal.SIGKILL)
     server.stop()
 
 
-async def ask(server: ClusterServer, *command: Any) -> Any:
+async def ask(server: ClusterServer | PairedServer, *command: Any) -> Any:
     """One command to this server alone; the answer as it came."""
     async with server.connect() as client:
         connection = await client.connection_pool.get_connection()

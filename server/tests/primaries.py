@@ -15,12 +15,14 @@ from urllib.parse import urlsplit
 from typer.testing import CliRunner
 
 from nbpulse import cli
+from nbpulse.api.app import ApiOptions, create_app
 from nbpulse.embedded import EmbeddedPostgres
 from nbpulse.preparation import make_passwords
 from nbpulse.records.owner import open_owner, set_passwords
 from nbpulse.resources import Resources, open_resources
 from nbpulse.settings import Settings
 from servers import ROOT, make_data_dir
+from stage import serve_app
 from stores import KEY, connect, create_database
 
 SHARD_TABLES = (
@@ -74,6 +76,26 @@ class Primaries(NamedTuple):
         ) as resources:
             yield resources
 
+    @asynccontextmanager
+    async def serve_api(self, redis_url: str) -> AsyncIterator[tuple[str, Resources]]:
+        """An API process on them: its URL, and its stores, each under the API's own login."""
+        opened: list[Resources] = []
+
+        @asynccontextmanager
+        async def open_noted() -> AsyncIterator[Resources]:
+            async with self.open_api(redis_url) as resources:
+                opened.append(resources)
+                yield resources
+
+        async with serve_app(create_app(open_noted, ApiOptions())) as url:
+            yield url, opened[0]
+
+    @asynccontextmanager
+    async def open_api(self, redis_url: str) -> AsyncIterator[Resources]:
+        """As an API process opens its stores."""
+        async with open_resources(self.make_settings(redis_url), login="nbpulse_api", pool_size=6) as resources:
+            yield resources
+
     def make_environment(self, redis_url: str = "") -> dict[str, str]:
         return {
             "NBPULSE_DATA_DIR": str(self.directory),
@@ -87,12 +109,19 @@ class Primaries(NamedTuple):
         """`nbpulse shard ...` in this process; what it printed. Raises what it raised."""
         return self.invoke("shard", *arguments)
 
-    def invoke(self, *arguments: str, redis_url: str = "") -> str:
-        done = CliRunner().invoke(cli.app, list(arguments), env=self.make_environment(redis_url))
+    def invoke(self, *arguments: str, redis_url: str = "", **more: str) -> str:
+        """`nbpulse ...` as above; `more`: settings beside its own."""
+        done = CliRunner().invoke(cli.app, list(arguments), env=self.make_environment(redis_url) | more)
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise done.exception
         assert done.exit_code == 0, done.output
         return done.output
+
+    async def add_alone(self) -> Primaries:
+        """A site of one database, another one of the directory's server."""
+        alone = self._replace(urls={"main": await create_database(self.servers["main"].url)})
+        await set_logins(self)  # the server's, as they are here
+        return alone
 
     async def assign(self, shards: Mapping[int, str]) -> None:
         """Empty shards to other databases, without a move."""
@@ -125,7 +154,7 @@ def run_primaries(names: Sequence[str]) -> Iterator[Primaries]:
         urls = {name: server.url for name, server in servers.items()}
         urls["main"] = asyncio.run(create_database(servers["main"].url))
         primaries = Primaries(directory, urls, servers)
-        asyncio.run(_set_passwords(primaries))
+        asyncio.run(set_logins(primaries))
         (directory / "pgpass").touch(mode=0o600)
         (directory / "pgpass").write_text(
             "".join(
@@ -136,7 +165,8 @@ def run_primaries(names: Sequence[str]) -> Iterator[Primaries]:
         yield primaries
 
 
-async def _set_passwords(primaries: Primaries) -> None:
+async def set_logins(primaries: Primaries) -> None:
+    """Give the directory's server the passwords that the data directory stands for."""
     async with open_owner(primaries.urls["main"]) as pool:
         await set_passwords(pool, make_passwords(primaries.make_settings("")))
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from boards import Board
 from torture.checker import Verdict, await_debts_paid, await_drained, check, read_journals
@@ -18,6 +18,15 @@ from torture.clients import Journal, LoadClient, join_students
 from torture.connections import get
 from torture.systems import System
 from torture.viewers import Viewer
+
+
+class Served(Protocol):
+    """APIs of one class: `facts` has its course_id and teacher_token."""
+
+    @property
+    def api_urls(self) -> list[str]: ...
+    @property
+    def facts(self) -> dict[str, Any]: ...
 
 
 class Watching(Viewer):
@@ -49,10 +58,10 @@ class Restarts:
     connects: int
 
 
-async def read_board(url: str, system: System) -> dict[str, Any]:
+async def read_board(url: str, served: Served) -> dict[str, Any]:
     """The board as that API tells it now."""
     answer = await get(
-        f"{url}/api/v1/courses/{system.facts['course_id']}/live", token=system.facts["teacher_token"], deadline_s=20
+        f"{url}/api/v1/courses/{served.facts['course_id']}/live", token=served.facts["teacher_token"], deadline_s=20
     )
     assert answer.status == 200, answer.body
     return Board(answer.read()).show()
@@ -108,9 +117,9 @@ async def restart_all(
 _OWN_TO_A_PROCESS = {"hot", "trend"}
 
 
-async def find_differences(system: System, viewers: Sequence[Watching]) -> list[str]:
+async def find_differences(served: Served, viewers: Sequence[Watching]) -> list[str]:
     """What a board shows otherwise than some API would show it to a new one now."""
-    snapshots = [await read_board(url, system) for url in system.api_urls]
+    snapshots = [await read_board(url, served) for url in served.api_urls]
     return [
         f"board {number}, API {place}, {name}: {_tell_apart(shown[name], snapshot[name])}"
         for number, shown in enumerate(viewer.board.show() for viewer in viewers)

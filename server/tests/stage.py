@@ -21,7 +21,7 @@ import httpx2
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as connect_socket
 
-from nbpulse.api.app import ApiOptions, create_app
+from nbpulse.api.app import ApiOptions, Application, create_app
 from nbpulse.api.serving import Server, configure
 from nbpulse.api.waiting import Waiting
 from nbpulse.cache import Cache
@@ -259,7 +259,13 @@ async def serve_api(
             opened.append(replace(parts, providers=providers or {}))
             yield opened[0]
 
-    application = create_app(open_noted, ApiOptions(**options))
+    async with serve_app(create_app(open_noted, ApiOptions(**options)), waiting) as url:
+        yield url, opened[0]
+
+
+@asynccontextmanager
+async def serve_app(application: Application, waiting: Waiting | None = None) -> AsyncIterator[str]:
+    """An application on a free port, as uvicorn serves it."""
     waiting = Waiting() if waiting is None else waiting
     config = configure(application, waiting, host="127.0.0.1", port=0, timeout_graceful_shutdown=1)
     server = Server(config, application, waiting)
@@ -270,7 +276,7 @@ async def serve_api(
             assert not task.done(), "the API did not start"
             await asyncio.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}", opened[0]
+        yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
         await asyncio.wait_for(task, 10)

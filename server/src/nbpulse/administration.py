@@ -26,7 +26,7 @@ from nbpulse.records import derived, merging, points
 from nbpulse.records.courses import Courses
 from nbpulse.records.dead_letters import DeadLetter, DeadLetters
 from nbpulse.records.own_tokens import list_tokens
-from nbpulse.records.owner import find_user_id, open_owner
+from nbpulse.records.owner import find_user_id, open_owner, open_owners
 from nbpulse.records.people import People
 from nbpulse.settings import Settings
 from nbpulse.simulator import TRUTH_FILE, measure_trouble, rank_by_need, read_truth
@@ -35,10 +35,14 @@ from nbpulse.terminal import answer, disarm, get_text, say
 
 @asynccontextmanager
 async def _open_people(settings: Settings, *, alone: str = "") -> AsyncIterator[tuple[Any, EncryptedField]]:
+    async with open_owner(_require_url(settings), alone=alone) as pool:
+        yield pool, EncryptedField(settings.read_encryption_keys())
+
+
+def _require_url(settings: Settings) -> str:
     if not settings.database_url:
         raise StartupError("NB-3052", setting="NBPULSE_DATABASE_URL")
-    async with open_owner(settings.database_url, alone=alone) as pool:
-        yield pool, EncryptedField(settings.read_encryption_keys())
+    return settings.database_url
 
 
 async def create_link(settings: Settings) -> tuple[str, dict[str, str]]:
@@ -198,27 +202,31 @@ def rebuild_timeseries(settings: Settings, start: datetime, end: datetime) -> tu
     async def rebuild() -> tuple[int, int]:
         from nbpulse.resources import open_resources
 
-        written, rejected = 0, list[Any]()
+        written = rejected = 0
         async with (
             open_resources(settings, login="nbpulse_worker", pool_size=1) as resources,
-            _open_people(settings, alone="rebuild-timeseries") as (pool, seal),
+            open_owners(_require_url(settings)) as pools,
         ):
-            work = await derived.find_work(pool, start, end)
-            total = await points.count_runs(pool, start, end) + len(work)
+            seal = EncryptedField(settings.read_encryption_keys())
+            work = {name: await derived.find_work(pool, start, end) for name, pool in pools.items()}
+            total = sum([await points.count_runs(pool, start, end) + len(work[name]) for name, pool in pools.items()])
             with Progress(console=Console(stderr=True), transient=True) as progress:
                 bar = progress.add_task(get_text("rebuilding"), total=total)
-                async for batch in points.read_points(pool, seal, start, end, full_text=settings.has_full_texts):
-                    rejected += await resources.series.write_points(batch)
-                    written += len(batch)
-                    progress.advance(bar, len(batch))
-                async for count, made in derived.read_derived_points(pool, work, start, end):
-                    rejected += await resources.series.write_points(made)
-                    written += len(made)
-                    progress.advance(bar, count)
+                for name, pool in pools.items():
+                    refused: list[Any] = []
+                    async for batch in points.read_points(pool, seal, start, end, full_text=settings.has_full_texts):
+                        refused += await resources.series.write_points(batch)
+                        written += len(batch)
+                        progress.advance(bar, len(batch))
+                    async for count, made in derived.read_derived_points(pool, work[name], start, end):
+                        refused += await resources.series.write_points(made)
+                        written += len(made)
+                        progress.advance(bar, count)
+                    await points.replace_rejects(pool, start, end, refused)
+                    rejected += len(refused)
             while await resources.series.refresh_rollups():
                 pass
-            await points.replace_rejects(pool, start, end, rejected)
-        return written, len(rejected)
+        return written, rejected
 
     return asyncio.run(rebuild())
 

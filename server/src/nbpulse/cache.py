@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from nbpulse.classroom import Action
-from nbpulse.cluster import Cluster
+from nbpulse.cluster import Cluster, Member, name_beats
 from nbpulse.errors import Unavailable
 from nbpulse.providers import Flow
 
@@ -30,7 +30,6 @@ FLOW_LIFE_S: Final = 600
 PRESENCE_LIFE_S: Final = 60
 CONNECTIONS_KEY: Final = "websocket_connections"
 CONNECTION_STALE_S: Final = 40
-WORKERS_KEY: Final = "nbpulse:workers"
 WORKER_STALE_S: Final = 5
 _DEADLINE_S: Final = 1.0
 _MAKING_S: Final = 2.0
@@ -85,10 +84,17 @@ class Cache:
     def __init__(self, redis: Redis | Cluster) -> None:
         self._redis = redis
 
-    async def check(self) -> None:
-        """One round trip."""
+    async def check(self, *, has_replicas: bool = False) -> list[Member]:
+        """One round trip; the servers of a cluster, some of which answer, or the one that is to have replicas."""
         async with _deadline():
+            if isinstance(self._redis, Cluster):
+                return await self._redis.examine()
+            if has_replicas:
+                facts, place = await self._redis.info("replication"), self._redis.connection_pool.connection_kwargs
+                name = f"{place.get('host')}:{place.get('port')}"
+                return [Member(name, facts["role"] == "master", int(facts.get("connected_slaves", 0)))]
             await self._redis.exists("nbpulse:generation")
+            return []
 
     async def hear(self, heard: Sequence[Heard]) -> None:
         """Note who was heard of, and tell the boards."""
@@ -219,8 +225,17 @@ class Cache:
     async def read_workers(self) -> dict[str, int]:
         """Workers that beat in the last 5 s (stream/leases.py): name -> lag in ms, from receipt to storing."""
         async with _deadline():
-            entries = await self._redis.hgetall(WORKERS_KEY)
-        found = {bytes(name).decode(): _decode_at_work(entry) for name, entry in entries.items()}  # type: ignore[arg-type]
+            pipe = self._redis.pipeline(transaction=False)
+            for key in name_beats(self._redis):
+                pipe.hgetall(key)
+            answers = await pipe.execute(raise_on_error=isinstance(self._redis, Redis))
+        noted = [answer for answer in answers if not isinstance(answer, Exception)]
+        if not noted:
+            raise Unavailable("NB-2001") from answers[0]
+        found: dict[str, _AtWork] = {}
+        for name, entry in (one for entries in noted for one in entries.items()):
+            at_work = _decode_at_work(entry)
+            found[name.decode()] = max(at_work, found.get(name.decode(), at_work), key=lambda one: one.at)
         oldest = time.time() - WORKER_STALE_S
         return {name: one.lag_ms for name, one in found.items() if one.at >= oldest}
 

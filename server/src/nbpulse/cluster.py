@@ -1,34 +1,52 @@
 """A Redis or Valkey Cluster as one client: which server holds which key, its connections timed and counted.
 
-Promises: what the client itself follows (MOVED, ASK, a new primary) nobody above it sees; the stream's own connections
-(stream/link.py) go by the same map, and say here when it was wrong.
+Promises: what the client itself follows (MOVED, ASK, a new primary) nobody above it sees; a server that is away costs
+the answers of its own keys alone, and is told as one server's loss is (the client's own errors of a cluster are none of
+RedisError); the stream's own connections (stream/link.py) go by the same map, and say here when it was wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, TypeVar
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 from weakref import WeakSet
 
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.client import PubSub
-from redis.asyncio.cluster import ClusterNode, ClusterPipeline, RedisCluster
+from redis.asyncio.cluster import ClusterNode, ClusterPipeline, PipelineCommand, RedisCluster
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff, NoBackoff
+from redis.cluster import PRIMARY
 from redis.crc import key_slot
-from redis.exceptions import AskError, MovedError
+from redis.exceptions import AskError, ClusterDownError, MovedError, RedisClusterException, RedisError, TryAgainError
+from redis.exceptions import ConnectionError as LostConnection
+from redis.exceptions import TimeoutError as LateAnswer
 
 from nbpulse.errors import StartupError
 from nbpulse.metrics import PoolFigures, redis_query_durations
 
 SCHEMES: Final = {"redis+cluster": False, "rediss+cluster": True}
 """Of a cluster's URL, each with whether it is spoken to under TLS."""
+_BEATS: Final = (b"nbpulse:workers", b"nbpulse:workers:one", b"nbpulse:workers:two")
 _ANSWER_LIMIT_S: Final = 1.0
+_EXAMINE_LIMIT_S: Final = 0.4
 _PORT: Final = 6379
 
 _Item = TypeVar("_Item")
+
+
+class Member(NamedTuple):
+    """A server of a cluster as it was just now; `replicas`: how many follow a primary, None: it does not answer."""
+
+    name: str
+    is_primary: bool
+    replicas: int | None
 
 
 class Cluster(RedisCluster):
@@ -57,23 +75,23 @@ class Cluster(RedisCluster):
         self._made: WeakSet[AbstractConnection] = WeakSet()
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        with redis_query_durations.get(str(args[0]).lower(), redis_query_durations["other"]).time():
+        with redis_query_durations.get(str(args[0]).lower(), redis_query_durations["other"]).time(), _as_lost():
             return await super().execute_command(*args, **options)
 
-    def pipeline(self, transaction: Any = None, _: Any = None) -> ClusterPipeline:
-        """Many commands at once, each server's together; a transaction only at one server."""
-        return _TimedPipeline(self, transaction)  # type: ignore[abstract]
+    def pipeline(self, transaction: Any = None, _: Any = None) -> ClusterPipeline:  # noqa: ARG002
+        """Many commands at once, each server's together; never a transaction."""
+        return _Pipeline(self)  # type: ignore[abstract]
 
     def find_server(self, key: bytes) -> ClusterNode | None:
-        """The primary that holds the key, as far as is known; None before the cluster was first asked."""
+        """The primary that holds the key, as far as is known; None where none is."""
         try:
             return self.nodes_manager.get_node_from_slot(key_slot(key))
-        except KeyError:
+        except (KeyError, RedisClusterException):
             return None
 
     async def follow(self, redirection: MovedError | AskError) -> ClusterNode:
-        """The server that an answer names; one that is new to us is known from then on."""
-        if isinstance(redirection, MovedError):
+        """The server that an answer names; one that is new to us is known from then on. Raises RedisError."""
+        if isinstance(redirection, MovedError) and redirection.slot_id in self.nodes_manager.slots_cache:
             await self.nodes_manager.move_slot(redirection)
         found = self.get_node(redirection.host, redirection.port)
         if found is None:
@@ -82,11 +100,24 @@ class Cluster(RedisCluster):
         return found or ClusterNode(redirection.host, redirection.port, **self.connection_kwargs)
 
     async def refresh(self, failed: str | None = None) -> None:
-        """Read the map anew, last from the server of that name. Raises what the client raises."""
-        if self._initialize:
-            await self.initialize(last_failed_node_name=failed)
-        else:
-            await self.nodes_manager.initialize(last_failed_node_name=failed)
+        """Read the map anew, last from the server of that name. Raises RedisError, OSError."""
+        with _as_lost():
+            if self._initialize:
+                await self.initialize(last_failed_node_name=failed)
+            else:
+                await self.nodes_manager.initialize(last_failed_node_name=failed)
+
+    async def examine(self) -> list[Member]:
+        """Every known server, primaries first, each asked now, within 1 s. Raises RedisError, OSError: none answers."""
+        if not self.get_nodes():
+            await self.refresh()
+        servers = sorted(self.get_nodes(), key=lambda one: (one.server_type != PRIMARY, one.host, one.port))
+        members = await asyncio.gather(*map(_examine, servers))
+        if lost := next((one.name for one in members if one.replicas is None), None):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_EXAMINE_LIMIT_S):
+                    await self.refresh(lost)  # it may have been replaced long ago
+        return members
 
     def make_connection(self, server: ClusterNode) -> AbstractConnection:
         """A connection of the caller's own, not opened yet."""
@@ -96,7 +127,7 @@ class Cluster(RedisCluster):
 
     def open_pubsub(self, server: ClusterNode) -> PubSub:
         """Subscriptions at one server, over a connection of their own that is not opened again by itself."""
-        kwargs = {**server.connection_kwargs, "retry": Retry(NoBackoff(), 0), "socket_timeout": None}
+        kwargs = {**server.connection_kwargs, "retry": Retry(NoBackoff(), 0)}
         return Redis.from_pool(ConnectionPool(connection_class=server.connection_class, **kwargs)).pubsub()
 
     def measure(self) -> PoolFigures:
@@ -110,10 +141,92 @@ class Cluster(RedisCluster):
         return PoolFigures(len(connected) + len(reserved), len(idle), limit + len(reserved))
 
 
-class _TimedPipeline(ClusterPipeline):
+class _Pipeline(ClusterPipeline):
+    """
+    Each server's commands in one write, and each answered for itself.
+
+    The client's own closes every connection to all servers when one is away, those in use too, and asks anew for up to
+    half a minute; here the others' commands have run, and those of the one that is away are tried once more by the map
+    as it is then.
+    """
+
+    def __init__(self, client: Cluster) -> None:
+        super().__init__(client)
+        self._client = client
+        self._commands: list[PipelineCommand] = []
+
+    def execute_command(self, *args: Any, **options: Any) -> ClusterPipeline:
+        self._commands.append(PipelineCommand(len(self._commands), *args, **options))
+        return self
+
     async def execute(self, raise_on_error: bool = True, allow_redirections: bool = True) -> list[Any]:
-        with redis_query_durations["pipeline"].time():
-            return await super().execute(raise_on_error, allow_redirections)
+        """The answers; a failure is raised, or (not `raise_on_error`) stands in its command's place."""
+        commands, self._commands = self._commands, []
+        with redis_query_durations["pipeline"].time(), _as_lost():
+            away = await self._ask(commands, frozenset())
+            lost = [one for one in commands if isinstance(one.result, LostConnection | LateAnswer | ClusterDownError)]
+            if lost:
+                await self._client.refresh(next(iter(away), None))
+                await self._ask(lost, away)
+            for one in commands:
+                if allow_redirections and isinstance(one.result, AskError | TryAgainError):
+                    try:
+                        one.result = await self._client.execute_command(*one.args, **one.kwargs)
+                    except (RedisError, OSError) as error:
+                        one.result = error
+        failures = [one.result for one in commands if isinstance(one.result, Exception)]
+        if failures and raise_on_error:
+            raise failures[0]
+        return [one.result for one in commands]
+
+    async def _ask(self, commands: Sequence[PipelineCommand], away: frozenset[str]) -> frozenset[str]:
+        """Put each server's answers into its commands; the names of servers that did not answer."""
+        if not self._client.get_primaries():
+            await self._client.refresh()
+        any_server = random.choice(  # noqa: S311 - what names no key is asked of any
+            [one for one in self._client.get_primaries() if one.name not in away] or self._client.get_primaries()
+        )
+        groups: dict[ClusterNode, list[PipelineCommand]] = {}
+        for one in commands:
+            key = _find_key(one.args)
+            groups.setdefault((self._client.find_server(key) if key else None) or any_server, []).append(one)
+        asked = [server.execute_pipeline(group) for server, group in groups.items()]
+        failed = set()
+        for (server, group), end in zip(
+            groups.items(), await asyncio.gather(*asked, return_exceptions=True), strict=True
+        ):
+            if isinstance(end, RedisError | OSError):
+                failed.add(server.name)
+                for one in group:
+                    one.result = end
+            elif isinstance(end, BaseException):
+                raise end
+        return frozenset(failed)
+
+
+async def _examine(server: ClusterNode) -> Member:
+    replicas = None
+    with contextlib.suppress(RedisError, OSError, TimeoutError):
+        async with asyncio.timeout(_EXAMINE_LIMIT_S):
+            replicas = int((await server.execute_command("INFO", "replication")).get("connected_slaves", 0))
+    return Member(server.name, server.server_type == PRIMARY, replicas)
+
+
+@contextmanager
+def _as_lost() -> Iterator[None]:
+    """The client's errors of a cluster as a whole as what they are: no answer."""
+    try:
+        yield
+    except (RedisClusterException, KeyError) as error:  # (a slot that its map does not know is a KeyError)
+        raise LostConnection(f"{type(error).__name__}: {error}") from error
+
+
+def _find_key(command: Sequence[Any]) -> bytes | None:
+    """The first key of a command of a pipeline; None: it names none."""
+    if command[0] == "EVAL" and not int(command[2]):
+        return None
+    key = command[3 if command[0] == "EVAL" else 1]
+    return key if isinstance(key, bytes) else str(key).encode()
 
 
 def part_by_slot(items: Iterable[_Item], name_key: Callable[[_Item], bytes]) -> list[Sequence[_Item]]:
@@ -122,6 +235,14 @@ def part_by_slot(items: Iterable[_Item], name_key: Callable[[_Item], bytes]) -> 
     for item in items:
         parts.setdefault(key_slot(name_key(item)), []).append(item)
     return list(parts.values())
+
+
+def name_beats(redis: Redis | Cluster) -> Sequence[bytes]:
+    """
+    Where workers note that they live (stream/leases.py): on a cluster in three places, each in another third of
+    the slots, so that three servers have them as long as slots are dealt out in turn.
+    """
+    return _BEATS if isinstance(redis, Cluster) else _BEATS[:1]
 
 
 def is_cluster(url: str) -> bool:

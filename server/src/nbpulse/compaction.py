@@ -11,9 +11,10 @@ from typing import Final
 
 from nbpulse.offline import open_stores
 from nbpulse.records import compacting
-from nbpulse.records.owner import open_owner
+from nbpulse.records.owner import open_owners
 from nbpulse.resources import open_outer_stores
 from nbpulse.settings import Settings
+from nbpulse.shards import MAIN
 from nbpulse.terminal import get_text, say, show_progress
 
 _REWRITE_S_MAX: Final = 600.0
@@ -29,12 +30,12 @@ async def compact(settings: Settings) -> None:
         open_stores(settings.data_dir, settings.database_url, settings.redis_url) as urls,
         show_progress(get_text("compacting")) as report,
     ):
-        async with open_owner(urls[0], alone="compact") as pool, open_outer_stores(settings, pool, urls[1]) as stores:
-            tables = await compacting.list_tables(pool)
-            for number, table in enumerate(tables):
+        async with open_owners(urls[0]) as pools, open_outer_stores(settings, pools[MAIN], urls[1]) as stores:
+            tables = [(pool, table) for pool in pools.values() for table in await compacting.list_tables(pool)]
+            for number, (pool, table) in enumerate(tables):
                 await compacting.rewrite_table(pool, table)
                 report(number + 1, len(tables))
-            has_checkpoint = await compacting.leave_log_behind(pool)
+            has_checkpoint = all([await compacting.leave_log_behind(pool) for pool in pools.values()])
             await stores.stream.rewrite_files()
             async with asyncio.timeout(_REWRITE_S_MAX):
                 while await stores.stream.is_rewriting():  # noqa: ASYNC110 - another process's work

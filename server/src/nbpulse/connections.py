@@ -6,7 +6,7 @@ waits for others rather than for the server, that is Pub/Sub here and blocking r
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
 from weakref import WeakSet
@@ -36,10 +36,16 @@ REDIS_POOL_SIZE: Final = 20
 
 @asynccontextmanager
 async def open_pool(
-    url: str, size: int, *, database: Database = "postgresql", is_lazy: bool = False
+    url: str,
+    size: int,
+    *,
+    database: Database = "postgresql",
+    is_lazy: bool = False,
+    greet: Callable[[asyncpg.Connection], Awaitable[None]] | None = None,
 ) -> AsyncIterator[asyncpg.Pool]:
     """
-    At most `size` connections to PostgreSQL, counted as `database`'s; `is_lazy`: none before one is asked for.
+    At most `size` connections to PostgreSQL, counted as `database`'s; `is_lazy`: none before one is asked for. `greet`
+    is given each new one; what it raises leaves `acquire`.
 
     Raises StartupError (NB-3053): it does not answer.
     """
@@ -53,6 +59,7 @@ async def open_pool(
             max_queries=50_000,
             max_inactive_connection_lifetime=300.0,
             loop=None,
+            init=greet,
             timeout=10,
             command_timeout=60,
             # jit: our statements are short, and compiling one costs more than running it.

@@ -20,6 +20,8 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from nbpulse.accounting import Auditor
+from nbpulse.cache import Cache
+from nbpulse.connections import open_redis
 from nbpulse.directory import read_running
 from nbpulse.embedded import find_obstacle
 from nbpulse.errors import NbpulseError, StartupError, Unavailable
@@ -27,7 +29,7 @@ from nbpulse.network import ask_health
 from nbpulse.preparation import LOGINS, find_newest_revision
 from nbpulse.records import owner
 from nbpulse.records.accounting import Accounts
-from nbpulse.records.databases import is_spread
+from nbpulse.records.databases import is_spread, list_urls, measure_lag
 from nbpulse.resources import open_stream
 from nbpulse.settings import Settings
 from nbpulse.stream import Entries
@@ -36,6 +38,7 @@ from nbpulse.terminal import answer, get_text, pick_language
 
 Result = Literal["ok", "warning", "failure"]
 _MARKS: dict[Result, str] = {"ok": "✓", "warning": "!", "failure": "×"}
+_LAG_MAX_BYTES = 16_000_000
 _WEB_FILES = ("index.html", "app.css", "js/main.js", "vendor", "messages")
 
 
@@ -79,6 +82,7 @@ async def _examine_all(data_dir: Path, settings: Settings, tell: Callable[[Check
         _look_at_keys(data_dir, settings),
         _look_at_board(),
         _look_at_postgresql(settings),
+        _look_at_cluster(settings),
         _look_at_stream(settings),
         _look_at_conservation(settings),
         _look_at_jupyterhub(settings),
@@ -168,6 +172,8 @@ async def _look_at_postgresql(settings: Settings) -> Findings:
             if is_current:
                 async for check in _look_at_tables(pool):
                     yield check
+                async for check in _look_at_others(pool, newest):
+                    yield check
     except NbpulseError as error:
         yield _fail("postgresql", error)
 
@@ -188,6 +194,54 @@ async def _look_at_tables(pool: Any) -> Findings:
     fix = get_text("todo_debt") if is_old else ""
     found = get_text("found_marks", count=work["marks"], age_s=round(work["oldest_mark_s"]))
     yield Check("series_marks", "warning" if is_old else "ok", found, fix)
+
+
+async def _look_at_others(directory: owner.OwnerPool, newest: str) -> Findings:
+    """Each further database of students' rows: answers, has the schema, follows the directory."""
+    for name, url in (await list_urls(directory)).items():
+        try:
+            async with owner.open_owner(url) as pool:
+                revision, lag_bytes = await owner.read_revision(pool), await measure_lag(directory, pool)
+        except NbpulseError as error:
+            yield _fail("shard_database", StartupError("NB-3135", name=name, detail=str(error)))
+            continue
+        if revision != newest:
+            yield _fail("shard_database", StartupError("NB-3136", name=name, found=revision, expected=newest))
+        elif lag_bytes is None:
+            yield Check(
+                "shard_database", "failure", get_text("found_unfollowed", name=name), get_text("todo_unfollowed")
+            )
+        else:
+            is_late = lag_bytes > _LAG_MAX_BYTES
+            fix = get_text("todo_unfollowed") if is_late else ""
+            found = get_text("found_following", name=name, revision=revision, lag_kb=lag_bytes // 1000)
+            yield Check("shard_database", "warning" if is_late else "ok", found, fix)
+
+
+async def _look_at_cluster(settings: Settings) -> Findings:
+    """Each server of a cluster, or the one that is to have replicas; of one alone its promise tells."""
+    if not settings.redis_url:
+        return
+    language = pick_language()
+    try:
+        async with open_redis(settings.redis_url) as redis:
+            members = await Cache(redis).check(has_replicas=settings.promise == "failover")
+    except Unavailable:
+        return  # said of the stream
+    except NbpulseError as error:
+        yield _fail("cluster", error)
+        return
+    for one in members:
+        if one.replicas is None:
+            fix = NbpulseError("NB-2031").todo(language)
+            yield Check("cluster", "failure", get_text("found_silent", server=one.name), fix)
+        elif one.is_primary:
+            is_bare = settings.promise == "failover" and not one.replicas
+            found = get_text("found_primary", server=one.name, replicas=one.replicas)
+            fix = NbpulseError("NB-2030").todo(language) if is_bare else ""
+            yield Check("cluster", "failure" if is_bare else "ok", found, fix)
+        else:
+            yield Check("cluster", "ok", get_text("found_replica", server=one.name))
 
 
 async def _look_at_stream(settings: Settings) -> Findings:

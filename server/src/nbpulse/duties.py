@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -181,14 +182,17 @@ async def _compact(settings: Settings) -> None:
 
 def _keep_retention(settings: Settings, *, is_real: bool, as_json: bool) -> None:
     from nbpulse.offline import open_database
-    from nbpulse.records.owner import open_owner
+    from nbpulse.records.owner import open_owners
     from nbpulse.records.retention import Retention, drop_expired
 
     retention = Retention(settings.retention_days, settings.session_retention_days)
 
     async def drop(url: str) -> dict[str, int]:
-        async with open_owner(url, alone="retention") as pool:
-            return await drop_expired(pool, retention, is_real=is_real)
+        total = Counter[str]()
+        async with open_owners(url) as pools:
+            for pool in pools.values():
+                total.update(await drop_expired(pool, retention, is_real=is_real))
+        return total
 
     with open_database(settings.data_dir, settings.database_url) as url:
         rows = asyncio.run(drop(url))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,14 @@ from typing import Any, Final
 from uuid import UUID
 
 from nbpulse.crypto import EncryptedField
+from nbpulse.errors import StartupError
 from nbpulse.live import name_session, name_summary
 from nbpulse.records import accounting, erasing, tombstones
-from nbpulse.records.owner import OwnerPool, open_owner
+from nbpulse.records.owner import OwnerPool, open_owners
 from nbpulse.records.tombstones import Leftover
 from nbpulse.resources import OuterStores, open_outer_stores
 from nbpulse.settings import Settings
+from nbpulse.shards import MAIN
 from nbpulse.timeseries import Erasure
 from nbpulse.tombstones import Marker
 
@@ -48,15 +50,25 @@ class Eraser:
     marks_file: Path
     settle_s: float = SETTLE_S
     can_erase_series: bool = True
+    others: Sequence[OwnerPool] = ()
+    """Further databases with students' rows."""
 
     async def describe_user(self, name: str) -> erasing.Held | None:
         """Who bears that username or id, and what is held of them."""
         found = await erasing.find_people(self.pool, self.seal, name)
-        return found[0] if found else None
+        return await self._add_elsewhere(found[0]) if found else None
 
     async def list_left(self, short_name: str) -> list[erasing.Held] | None:
         """Who has left the course and is in no other one; None: there is no such course."""
-        return await erasing.list_left(self.pool, self.seal, short_name)
+        people = await erasing.list_left(self.pool, self.seal, short_name)
+        return people and [await self._add_elsewhere(one) for one in people]
+
+    async def _add_elsewhere(self, person: erasing.Held) -> erasing.Held:
+        rows, user_ids = dict(person.rows), await erasing.find_ids(self.pool, person.user_id)
+        for pool in self.others:
+            held = await erasing.count_rows(pool, user_ids)
+            _add(rows, {table: count for table, count in held.items() if table not in erasing.SHOWN_BY_DIRECTORY})
+        return person._replace(rows=rows)
 
     async def describe_course(self, short_name: str) -> erasing.HeldCourse | None:
         """What a course holds."""
@@ -70,13 +82,33 @@ class Eraser:
         """Rows removed, by table. The rest is done by `finish_all`. Raises Unavailable."""
         needles = [str(one).encode() for one in await erasing.find_ids(self.pool, user_id)]
         erased = await erasing.erase_user(
-            self.pool, self.seal, self.marker, user_id, lambda: self._find_in_hand(needles)
+            self.pool, self.seal, self.marker, user_id, lambda: self._find_in_hand(needles), others=self.others
         )
         await self._keep_marks()
-        return erased.rows
+        return _add(erased.rows, await self._erase_elsewhere(erased.leftover))
+
+    async def _erase_elsewhere(self, leftover: Leftover) -> dict[str, int]:
+        """What further databases have of people who are gone from the directory; rows by table."""
+        needles, rows = [str(one).encode() for one in leftover.user_ids], dict[str, int]()
+        for pool in self.others if leftover.user_ids else ():
+            _add(
+                rows,
+                await erasing.erase_elsewhere(
+                    *(pool, self.seal, leftover.user_ids, lambda: self._find_in_hand(needles)),
+                    directory=self.pool,
+                    others=self.others,
+                ),
+            )
+        return rows
 
     async def erase_course(self, course_id: UUID, report: Report = _ignore) -> dict[str, int]:
-        """The students who are in no other course, one after the other, then the course. As `erase_user`."""
+        """
+        The students who are in no other course, one after the other, then the course. As `erase_user`.
+
+        Raises StartupError (NB-3121): there are further databases.
+        """
+        if self.others:
+            raise StartupError("NB-3121", command="erase-course")
         student_ids = await erasing.list_only_here(self.pool, course_id)
         total: dict[str, int] = {}
         for number, student_id in enumerate(student_ids):
@@ -93,6 +125,8 @@ class Eraser:
     async def finish_all(self, report: Report = _ignore) -> int:
         """Remove what is left outside of the tables of every erasure that was begun; how many. Raises Unavailable."""
         unfinished = await tombstones.list_unfinished(self.pool)
+        for _, leftover in unfinished:
+            await self._erase_elsewhere(leftover)  # nothing, but for one that was killed
         if unfinished:
             await asyncio.sleep(self.settle_s)
         for number, (mark, leftover) in enumerate(unfinished):
@@ -168,9 +202,10 @@ async def open_eraser(
 ) -> AsyncIterator[Eraser]:
     """On the stores of these URLs, and InfluxDB where the settings name it. Raises StartupError."""
     async with (
-        open_owner(database_url, alone="erase-user") as pool,
-        open_outer_stores(settings, pool, redis_url) as stores,
+        open_owners(database_url) as pools,
+        open_outer_stores(settings, pools[MAIN], redis_url) as stores,
     ):
+        pool, *others = pools.values()
         yield Eraser(
             pool,
             EncryptedField(settings.read_encryption_keys()),
@@ -178,6 +213,7 @@ async def open_eraser(
             stores,
             settings.data_dir / "tombstones",
             SETTLE_S if settle_s is None else settle_s,
+            others=others,
         )
 
 

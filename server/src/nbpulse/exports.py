@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -13,9 +14,10 @@ from nbpulse.offline import open_stores
 from nbpulse.portable import ExportWriter
 from nbpulse.records import erasing, exporting
 from nbpulse.records.audit import note_audit
-from nbpulse.records.owner import OwnerPool, open_owner
+from nbpulse.records.owner import OwnerPool, open_owners
 from nbpulse.resources import open_outer_stores
 from nbpulse.settings import Settings
+from nbpulse.shards import MAIN
 from nbpulse.terminal import get_text, say
 
 if TYPE_CHECKING:
@@ -48,26 +50,32 @@ def export_user(settings: Settings, name: str, file: Path, *, overwrite: bool) -
 async def _export(settings: Settings, name: str, out: IO[bytes]) -> dict[str, int]:
     with open_stores(settings.data_dir, settings.database_url, settings.redis_url) as urls:
         async with (
-            open_owner(urls[0], alone="export-user") as pool,
-            open_outer_stores(settings, pool, urls[1]) as stores,
+            open_owners(urls[0]) as pools,
+            open_outer_stores(settings, pools[MAIN], urls[1]) as stores,
         ):
+            pool = pools[MAIN]
             seal = EncryptedField(settings.read_encryption_keys())
             found = await erasing.find_people(pool, seal, name)
             if not found:
                 raise NotFound("NB-3023", thing="user", id=name, command="nbpulse token list")
-            return await _write(ExportWriter(out), pool, seal, stores, found[0])
+            return await _write(ExportWriter(out), pools, seal, stores, found[0])
 
 
 async def _write(
-    writer: ExportWriter, pool: OwnerPool, seal: EncryptedField, stores: OuterStores, person: erasing.Held
+    writer: ExportWriter,
+    pools: Mapping[str, OwnerPool],
+    seal: EncryptedField,
+    stores: OuterStores,
+    person: erasing.Held,
 ) -> dict[str, int]:
+    pool = pools[MAIN]
     user_ids = await erasing.find_ids(pool, person.user_id)
     # What is on its way is read first: processed meanwhile, it is in both, and nothing is in neither.
     needles = [str(one).encode() for one in user_ids]
     waiting = [[one.decode("utf-8", "backslashreplace")] async for one in stores.stream.read_payloads(needles)]
-    async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read"):
-        await exporting.write_tables(connection, seal, user_ids, writer)
-        await note_audit(connection, "data_exported", subject_id=person.user_id, facts={"by": "operator"})
+    async with exporting.read_all(pools.values()) as connections:
+        await exporting.write_tables(connections[0], seal, user_ids, writer, connections)
+        await note_audit(connections[0], "data_exported", subject_id=person.user_id, facts={"by": "operator"})
     writer.write_table("stream", ["payload"], waiting)
     for series in stores.series:
         if series.has_server:

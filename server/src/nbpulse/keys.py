@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from nbpulse.crypto import FOLLOW_S, EncryptedField, make_key
 from nbpulse.errors import StartupError
 from nbpulse.offline import open_database
 from nbpulse.records import sealing
-from nbpulse.records.owner import open_owner
+from nbpulse.records.owner import OwnerPool, open_owners
+from nbpulse.records.primaries import PUBLISHED
 from nbpulse.settings import Settings
+from nbpulse.shards import MAIN
 from nbpulse.terminal import answer, get_text, say, show_progress
 
 
@@ -30,15 +32,20 @@ def rotate_keys(settings: Settings, *, drop_old: bool) -> None:
     work = _drop_old if drop_old else _reseal
 
     async def run(url: str) -> None:
-        async with open_owner(url, alone="rotate-keys") as pool, sealing.hold_rotation(pool):
-            await sealing.check_keys(pool, EncryptedField(settings.read_encryption_keys()))
-            await work(pool, settings)
+        async with open_owners(url) as pools, sealing.hold_rotation(pools[MAIN]):
+            await _check_keys(pools, EncryptedField(settings.read_encryption_keys()))
+            await work(pools, settings)
 
     with open_database(settings.data_dir, settings.database_url) as url:
         asyncio.run(run(url))
 
 
-async def _reseal(pool: Any, settings: Settings) -> None:
+async def _check_keys(pools: Mapping[str, OwnerPool], seal: EncryptedField) -> None:
+    for pool in pools.values():
+        await sealing.check_keys(pool, seal)
+
+
+async def _reseal(pools: Mapping[str, OwnerPool], settings: Settings) -> None:
     keys = settings.read_encryption_keys()
     if len(keys) == 1:
         key = make_key()
@@ -50,24 +57,31 @@ async def _reseal(pool: Any, settings: Settings) -> None:
         write_keys(settings.key_file, keys)
         say(get_text("keys_made", path=settings.key_file))
     seal = EncryptedField(keys)
-    await sealing.check_keys(pool, seal)
+    await _check_keys(pools, seal)
     if settings.key_file is not None:
         await asyncio.sleep(2 * FOLLOW_S)  # whoever runs seals with the newest key from now on
-    with show_progress(get_text("keys_resealing")) as report:
-        count = await sealing.reseal_all(pool, seal, report)
+    # The directory last: until its learners' rows are taken from there, a worker may bring older ones to it; and what
+    # is published there (people, enrolments) comes back to the others by itself.
+    count = 0
+    for name in reversed(list(pools)):
+        with show_progress(get_text("keys_resealing")) as report:
+            count += await sealing.reseal_all(pools[name], seal, report, but=() if name == MAIN else PUBLISHED)
     say(get_text("keys_resealed", count=count))
 
 
-async def _drop_old(pool: Any, settings: Settings) -> None:
+async def _drop_old(pools: Mapping[str, OwnerPool], settings: Settings) -> None:
     keys = settings.read_encryption_keys()
     seal = EncryptedField(keys)
-    with show_progress(get_text("keys_counting")) as report:
-        older = await sealing.count_older(pool, seal, report)
+    older = 0
+    for pool in pools.values():
+        with show_progress(get_text("keys_counting")) as report:
+            older += await sealing.count_older(pool, seal, report)
     if older:
         raise StartupError("NB-3064", count=older)
     if settings.key_file is not None:
         write_keys(settings.key_file, keys[:1])
-    await sealing.forget_older_keys(pool, seal)
+    for pool in pools.values():
+        await sealing.forget_older_keys(pool, seal)
     say(get_text("keys_dropped" if settings.key_file else "keys_drop_setting", count=len(keys) - 1))
 
 

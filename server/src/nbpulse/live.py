@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
+import structlog
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 from redis.asyncio.cluster import ClusterPipeline
@@ -41,6 +42,7 @@ _NOTE_SESSIONS: Final = (
 )
 SUMMARY_STALE_S: Final = 5.0
 
+_log = structlog.get_logger(__name__)
 _encode = msgspec.json.Encoder().encode
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -75,7 +77,12 @@ class LivePublisher:
         self._summaries: dict[str, float] = {}
 
     async def publish(self, events: Sequence[ReceivedEvent], states: Sequence[LearnerState]) -> None:
-        """Tell the boards the new states and the specification's channels each event. Raises Unavailable (NB-2001)."""
+        """
+        Tell the boards the new states and the specification's channels each event.
+
+        Raises Unavailable (NB-2001): nobody was told. What a server of a cluster that is away was to be told is not
+        waited for: boards look at PostgreSQL every 2 s, and what it has cached ends by itself.
+        """
         pipe = self._redis.pipeline(transaction=False)
         for course_id, message in _encode_states(events, states).items():
             pipe.spublish(name_live_channel(course_id), message)
@@ -91,9 +98,14 @@ class LivePublisher:
             # This change may be the last for an hour: what was made anew since must not tell of before for longer.
             pipe.expire(name, round(SUMMARY_STALE_S), lt=True)
         try:
-            await pipe.execute()
+            answers = await pipe.execute(raise_on_error=isinstance(self._redis, Redis))
         except (RedisError, OSError, TimeoutError) as error:
             raise Unavailable("NB-2001") from error
+        failures = [answer for answer in answers if isinstance(answer, Exception)]
+        if failures and len(failures) == len(answers):
+            raise Unavailable("NB-2001") from failures[0]
+        if failures:
+            _log.warning("live.not_all_told", count=len(failures), error=type(failures[0]).__name__)
 
     def _note_sessions(self, pipe: Pipeline | ClusterPipeline, states: Sequence[LearnerState]) -> None:
         sessions = [

@@ -158,7 +158,6 @@ RedisQuery = Literal[
     "count_deliveries",
     "ack",
     "note_suspect",
-    "forget_suspects",
     "measure_backlog",
     "trim",
     "beat",

@@ -65,7 +65,7 @@ async def ensure_schema(settings: Settings) -> bool:
     async with open_owner(settings.database_url) as pool:
         others = await list_urls(pool)
     passwords = make_passwords(settings)
-    changed = [await ensure_newest(url, passwords) for url in (*others, settings.database_url)]
+    changed = [await ensure_newest(url, passwords) for url in (*others.values(), settings.database_url)]
     if others and changed[-1]:
         async with open_owner(settings.database_url) as pool:
             await publish_directory(pool)

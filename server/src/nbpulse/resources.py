@@ -25,7 +25,7 @@ from nbpulse.hub import LiveHub
 from nbpulse.live import LivePublisher
 from nbpulse.passwords import Hasher
 from nbpulse.providers import Provider
-from nbpulse.records.databases import POOL_SIZE, Databases, find_shard_url, open_databases
+from nbpulse.records.databases import POOL_SIZE, Databases, Greet, find_shard_url, open_databases
 from nbpulse.records.people import People
 from nbpulse.records.routing import RoutedLedger
 from nbpulse.records.sealing import check_keys
@@ -111,15 +111,16 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
     Everything for one process under one database login (`nbpulse_api`, `nbpulse_worker`, `nbpulse_operator`).
 
     Raises StartupError: a store does not answer (NB-3053, NB-3054), the stream keeps less than promised (NB-3055), the
-    keys do not open what is sealed in the database (NB-3060), it was made for another number of shards (NB-3120), or a
-    replica's address is none (NB-3110). A replica that does not answer is no obstacle.
+    keys do not open what is sealed in the database (NB-3060), it was made for another number of shards (NB-3120), a
+    further database has another schema (NB-3136), or a replica's address is none (NB-3110). A replica or a further
+    database that does not answer is no obstacle.
     """
     if not settings.redis_url:
         raise StartupError("NB-3052", setting="NBPULSE_REDIS_URL")
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(open_pool(find_login_url(settings, login), pool_size))
         databases = await stack.enter_async_context(
-            open_databases(pool, lambda url: _open_shard_database(settings, login, url))
+            open_databases(pool, lambda url, greet: _open_shard_database(settings, login, url, greet))
         )
         client = await stack.enter_async_context(open_redis(settings.redis_url))
         seal = EncryptedField(settings.read_encryption_keys(), key_file=settings.key_file)
@@ -155,7 +156,7 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
             ),
             publisher=LivePublisher(client),
             hub=LiveHub(client, classes, cache.read_presence, stream.measure_backlog),
-            people=People(pool, seal, Marker(settings.make_tombstone_key)),
+            people=People(pool, seal, Marker(settings.make_tombstone_key), databases),
             hasher=hasher,
             classes=classes,
             series=await stack.enter_async_context(_open_series(settings, history)),
@@ -166,9 +167,12 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
         )
 
 
-def _open_shard_database(settings: Settings, login: str, url: str) -> AbstractAsyncContextManager[asyncpg.Pool]:
+def _open_shard_database(
+    settings: Settings, login: str, url: str, greet: Greet
+) -> AbstractAsyncContextManager[asyncpg.Pool]:
     """A further database, with the login's password that `shard add` has set there."""
-    return open_pool(find_shard_url(url, login, settings.make_password(login)), POOL_SIZE, is_lazy=True)
+    place = find_shard_url(url, login, settings.make_password(login))
+    return open_pool(place, POOL_SIZE, is_lazy=True, greet=greet)
 
 
 @asynccontextmanager

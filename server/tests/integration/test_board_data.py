@@ -26,10 +26,12 @@ async def test_the_page_looks_right_everywhere(stage: Stage, browser: Browser, o
 async def test_a_file_is_of_the_days_that_were_chosen_and_names_nobody_unless_asked(
     stage: Stage, browser: Browser
 ) -> None:
+    async with connect(stage.database_url) as owner:  # never the same day in both zones
+        await owner.execute("UPDATE courses SET time_zone = 'Pacific/Kiritimati'")
     token = (await stage.join("Alice"))["token"]
     await stage.post(token, make_run())
     await stage.work()
-    async with open_as_teacher(stage, browser, "/data") as page:
+    async with open_as_teacher(stage, browser, "/data", timezone_id="Pacific/Pago_Pago") as page:
         sessions = page.locator("[data-question=sessions] a", has_text="CSV")
         for is_identified in (False, True):
             await page.set_checked("input[name=identified]", is_identified)

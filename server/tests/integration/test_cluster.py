@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
+import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import httpx2
 import pytest
+from redis.exceptions import RedisError
 from websockets.asyncio.client import ClientConnection
 
 from clusters import ValkeyCluster, ask, run_cluster, until
+from machines import drain, fingerprint, make_machine, make_successor, read_streams, run_nbpulse, teach
+from nbpulse.cluster import Cluster
 from nbpulse.connections import open_redis
-from nbpulse.errors import StartupError
+from nbpulse.errors import StartupError, Unavailable
+from nbpulse.hub.sharded import ShardedSubscriber
+from nbpulse.shards import SHARD_COUNT
 from nbpulse.stream import STREAM_KEYS, EventStream
 from nbpulse.stream.copying import StreamCopy
 from nbpulse.stream.erasing import StreamErasure
+from nbpulse.stream.leases import BEAT_S, LEASE_S, Leases, name_lease
 from stage import Stage, make_run, open_stage
-from stores import make_event
+from stores import connect, count_rows, make_event
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +60,13 @@ async def raise_hand(stage: Stage, student: dict[str, Any], board: ClientConnect
     async with asyncio.timeout(60):
         while not await stage.work():  # a server that did not answer in time is read at the next look
             pass
-        while words not in str(await board.recv()):
-            pass
+        while words not in (message := str(await board.recv())):
+            if json.loads(message)["t"] == "resync":  # the class has gone on to its first notebook: as a browser does
+                snapshot = await stage.snapshot()
+                if words in json.dumps(snapshot, ensure_ascii=False):
+                    return
+                resume = {"t": "resume", "epoch": snapshot["epoch"], "after_seq": snapshot["seq"]}
+                await board.send(json.dumps(resume))
 
 
 async def test_runs_reach_the_board_and_the_specifications_caches(
@@ -171,6 +187,78 @@ async def test_streams_are_copied_and_erased_from_all_servers(cluster: ValkeyClu
             await one.close()
 
 
+@pytest.mark.timeout(600)
+async def test_backup_restore_erasing_and_doctor_work_on_a_cluster(
+    cluster: ValkeyCluster, server_18: str, tmp_path: Path
+) -> None:
+    async with open_redis(cluster.url) as redis:
+        await redis.flushall()
+        old = await make_machine(server_18, cluster.url, tmp_path / "old")
+        lesson = await teach(old)
+        before, streams = await fingerprint(old.database_url), await read_streams(cluster.url)
+        code, said = old.run("backup", tmp_path / "b.zip")
+        assert code == 0, said
+        await redis.xadd(STREAM_KEYS["help"][17], {b"e": b"came later"})
+        new = await make_successor(server_18, cluster.url, old, tmp_path / "new")
+        code, said = new.run("restore", tmp_path / "b.zip")
+        assert (code, "NB-3074" in said) == (1, True), "the cluster is not empty"
+        await redis.flushall()
+    code, said = new.run("restore", tmp_path / "b.zip")
+    assert code == 0, said
+    assert await fingerprint(new.database_url) == before
+    assert await read_streams(cluster.url) == streams
+    async with connect(new.database_url) as owner:
+        user_id, name = await owner.fetchrow(
+            "SELECT id::text, username FROM users JOIN events ON user_id = id WHERE event_id = $1", lesson.stored[1]
+        )
+    assert user_id in str(streams), "what waits is theirs"
+    code, said = new.run("erase-user", name, "--yes", name)
+    assert code == 0, said
+    assert user_id not in str(await read_streams(cluster.url))
+    await drain(new)
+    assert await count_rows(new.database_url, "events") == [len(lesson.stored) - 2]
+    code, said = new.run("compact")
+    assert code == 0, said
+    code, answered, _ = run_nbpulse(
+        "doctor",
+        "--json",
+        data_dir=new.data_dir,
+        NBPULSE_DATABASE_URL=new.database_url,
+        NBPULSE_REDIS_URL=cluster.url,
+        NBPULSE_PROMISE="failover",
+        NBPULSE_LANGUAGE="en",
+    )
+    found = [check["found"] for check in json.loads(answered)["checks"] if check["name"] == "cluster"]
+    assert sorted(one.partition(": ")[2] for one in found) == ["primary, 1 replicas follow"] * 3 + ["replica"] * 3
+
+
+async def test_health_tells_of_a_server_that_is_away_and_the_others_are_ready(
+    class_on_cluster: Stage, cluster: ValkeyCluster
+) -> None:
+    async def ask_health() -> dict[str, Any]:
+        found: dict[str, Any] = (await class_on_cluster.http.get("/health")).json()["redis"]
+        return found
+
+    told = await ask_health()
+    assert [one["role"] for one in told["servers"]] == ["primary"] * 3 + ["replica"] * 3
+    assert "127.0.0.1" not in str(told), "addresses are nobody's to know"
+    primary = (await cluster.find_primaries())[0]
+    replica = await cluster.find_replica(primary)
+    for server in (primary, replica):
+        os.kill(server.pid, signal.SIGSTOP)
+    try:
+
+        async def is_told() -> bool:
+            ready = await class_on_cluster.http.get("/health/ready")
+            return (await ask_health()).get("error") == "NB-2031" and ready.status_code == 200
+
+        await until(is_told)
+    finally:
+        for server in (replica, primary):
+            os.kill(server.pid, signal.SIGCONT)
+    await until(cluster.is_whole)
+
+
 async def test_a_wrong_address_says_what_is_wrong(cluster: ValkeyCluster) -> None:
     for url in ("redis+cluster://", "redis+cluster://:secret@", "redis+cluster://a:x,b:1"):
         with pytest.raises(StartupError, match="NB-3100"):
@@ -198,3 +286,93 @@ async def test_the_promise_is_that_of_the_weakest_server(cluster: ValkeyCluster)
             await ask(weak, "CONFIG", "SET", "appendfsync", "always")
             await ask(weak, "CONFIG", "SET", "min-replicas-to-write", 1)
             await stream.close()
+
+
+async def test_a_server_that_is_away_stops_no_worker_at_the_others(cluster: ValkeyCluster) -> None:
+    """It is the one that notes who lives, with its replica, so that nobody takes over meanwhile."""
+    async with open_redis(cluster.url) as redis, AsyncExitStack() as stack:
+        await redis.flushall()
+        team: dict[str, Leases] = {}
+
+        def add(name: str) -> Leases:
+            team[name] = Leases(redis, name)
+            stack.push_async_callback(team[name].close)
+            return team[name]
+
+        async def renew() -> dict[str, set[int]]:
+            for end in await asyncio.gather(*(one.renew() for one in team.values()), return_exceptions=True):
+                assert end is None or isinstance(end, Unavailable), end
+            reading = {name: set(one.reading) for name, one in team.items()}
+            assert len(set().union(*reading.values())) == sum(map(len, reading.values())), "two read one shard"
+            return reading
+
+        async def reads(wanted: set[int], most: int) -> bool:
+            reading = await renew()
+            counts = [len(some) for some in reading.values()]
+            return set().union(*reading.values()) >= wanted and max(counts) - min(counts) <= most
+
+        first, second = add("first"), add("second")
+        await until(lambda: reads(set(range(SHARD_COUNT)), 0))
+        primary = await cluster.find_owner(b"nbpulse:workers")
+        replica = await cluster.find_replica(primary)
+        served = {shard for shard in range(SHARD_COUNT) if await cluster.find_owner(name_lease(shard)) is not primary}
+        assert 0 < len(served) < SHARD_COUNT
+        for server in (primary, replica):
+            os.kill(server.pid, signal.SIGSTOP)
+        try:
+            silent_at = time.monotonic()
+            while time.monotonic() - silent_at < 2 * LEASE_S:  # what was held by the last beats before has lapsed
+                await renew()
+                await asyncio.sleep(BEAT_S)
+            await until(lambda: reads(served, SHARD_COUNT))
+            third = add("third")
+            async with asyncio.timeout(60):
+                while not third.reading:
+                    await renew()
+            assert set(third.reading) <= served
+            del team["second"]
+            await until(lambda: reads(served, SHARD_COUNT))
+            assert not second.reading.keys() & first.reading.keys()
+        finally:
+            for server in (replica, primary):
+                os.kill(server.pid, signal.SIGCONT)
+        await until(lambda: reads(set(range(SHARD_COUNT)), 1))
+        await until(cluster.is_whole)
+
+
+async def test_a_silent_server_costs_the_news_of_its_own_channels_alone(cluster: ValkeyCluster) -> None:
+    async with open_redis(cluster.url) as redis:
+        await redis.exists("x")
+        assert isinstance(redis, Cluster)
+        primaries = await cluster.find_primaries()
+        names = [f"nbpulse:live:{number}" for number in range(40)]
+        owners = {name: await cluster.find_owner(name.encode()) for name in names}
+        own = next(name for name in names if owners[name] is primaries[0])
+        other = next(name for name in names if owners[name] is not primaries[0])
+        heard: list[tuple[str, str]] = []
+        async with ShardedSubscriber(redis) as subscriber:
+
+            async def hears(kind: str, channel: str, word: str | None = None) -> None:
+                async with asyncio.timeout(60):
+                    while (kind, channel) not in heard:
+                        if word is not None:
+                            with suppress(RedisError):
+                                await redis.spublish(channel, word)
+                        message = await subscriber.get_message(timeout=0.2)
+                        if message is not None:
+                            heard.append((message["type"], message["channel"].decode()))
+                heard.clear()
+
+            await subscriber.ssubscribe(own, other)
+            await hears("ssubscribe", own)
+            await hears("smessage", own, "before")
+            os.kill(primaries[0].pid, signal.SIGSTOP)  # its connections stay open
+            try:
+                await hears("smessage", other, "meanwhile")
+                await hears("sunsubscribe", own)
+                await hears("smessage", own, "from its replica")
+            finally:
+                os.kill(primaries[0].pid, signal.SIGCONT)
+            await until(cluster.is_whole)
+            await hears("smessage", own, "after")
+            await hears("smessage", other, "after")

@@ -174,12 +174,13 @@ class RandomClass:
             kind = self.random.choice(STATUSES[:4])
             self.truth["alerts"].append(
                 {"id": self.new_id(), "i": student["i"], "kind": kind, "since": self.clock, "cell": None}
-                | {"idx": None, "label": None, "n": None, "text": None, "score": self.random.random()}
+                | {"idx": None, "label": None, "n": None, "text": None}
+                | {"weight": self.random.randrange(1, 5), "ranked_since": self.clock}
             )
 
     def change_alert(self) -> None:
         if alert := self.pick("alerts"):
-            alert |= {"label": "NameError df", "n": self.random.randrange(3, 9), "score": self.random.random()}
+            alert |= {"label": "NameError df", "n": self.random.randrange(3, 9)}
 
     def claim_alert(self) -> None:
         if alert := self.pick("alerts"):
@@ -392,13 +393,16 @@ def test_what_did_not_change_keeps_its_identity_and_a_stranger_is_refused(page: 
     assert outcome == {"changed": 1, "others": True, "before": True, "after": 9, "error": "RangeError"}
 
 
-def test_the_lowest_score_comes_first_and_then_who_waits_longest(page: Page) -> None:
-    alerts = [("a", 1.0, 5), ("b", 3.0, 9), ("c", 3.0, 2), ("d", 2.0, 1)]
+def test_who_has_waited_longest_comes_first_by_the_weight_of_each_and_the_order_changes_with_time(page: Page) -> None:
+    alerts = [("a", 4, 70), ("b", 1, 0), ("c", 2, 40), ("d", 1, 0)]
     ranked = page.evaluate(
-        """async (alerts) => (await import("/js/state.js")).rankAlerts(alerts).map((alert) => alert.id)""",
-        {name: {"id": name, "score": score, "since": since} for name, score, since in alerts},
+        """async (alerts) => {
+          const { rankAlerts } = await import("/js/state.js");
+          return [80, 100, 200].map((at) => rankAlerts(alerts, at).map((alert) => alert.id).join(""));
+        }""",
+        {name: {"id": name, "weight": weight, "ranked_since": at, "since": at} for name, weight, at in alerts},
     )
-    assert ranked == ["a", "d", "c", "b"]
+    assert ranked == ["bdca", "cabd", "acbd"]
 
 
 def test_search_folds_width_and_case_and_keeps_the_order(page: Page) -> None:

@@ -129,29 +129,35 @@ async def check(database_url: str, redis_url: str, history: History, *, dead_let
     """Compare; the streams must be drained and the debts paid. `dead_letters` = how many were provoked."""
     connection = await asyncpg.connect(database_url, timeout=10)
     try:
-        users = sorted({UUID(sent.user_id) for sent in history.sent.values()})
-        rows = await connection.fetch("SELECT user_id, event_id, ordinal FROM events WHERE user_id = ANY($1)", users)
-        copies = Counter(str(row["event_id"]) for row in rows)
-        stored = set(copies)
-        doubled = [event_id for event_id, count in copies.items() if count > 1]
-        lost = sorted(history.acknowledged - stored)
-        problems = [f"lost: {event_id} {history.sent.get(event_id)}" for event_id in lost[:20]]
-        problems += [f"doubled: {event_id}" for event_id in doubled[:20]]
-        problems += [f"unasked: {event_id}" for event_id in sorted(stored - set(history.sent))[:20]]
-        problems += [f"rejected and stored: {event_id}" for event_id in sorted(stored & set(history.rejected))[:20]]
-        ordinals = Counter((row["user_id"], row["ordinal"]) for row in rows)
-        problems += [f"two events bear one number: {key}" for key, count in ordinals.items() if count > 1][:20]
-        dedup_rows = await connection.fetchval("SELECT count(*) FROM event_ids WHERE user_id = ANY($1)", users)
-        if dedup_rows != len(rows):
-            problems.append(f"{dedup_rows} dedup rows for {len(rows)} ledger rows")
-        problems += await _check_counters(connection, users, [history.sent[i] for i in stored & set(history.sent)])
+        verdict = await check_ledger(connection, history)
         letters = await connection.fetchval("SELECT count(*) FROM dead_letters WHERE replayed_at IS NULL")
         if letters != dead_letters:
-            problems.append(f"{letters} dead letters, {dead_letters} were provoked")
-        problems += await _check_accounts(connection, redis_url)
-        return Verdict(len(history.acknowledged), len(stored), lost, doubled, problems)
+            verdict.problems.append(f"{letters} dead letters, {dead_letters} were provoked")
+        verdict.problems += await _check_accounts(connection, redis_url)
+        return verdict
     finally:
         await connection.close()
+
+
+async def check_ledger(connection: Any, history: History) -> Verdict:
+    """`check` of the rows and counters alone."""
+    users = sorted({UUID(sent.user_id) for sent in history.sent.values()})
+    rows = await connection.fetch("SELECT user_id, event_id, ordinal FROM events WHERE user_id = ANY($1)", users)
+    copies = Counter(str(row["event_id"]) for row in rows)
+    stored = set(copies)
+    doubled = [event_id for event_id, count in copies.items() if count > 1]
+    lost = sorted(history.acknowledged - stored)
+    problems = [f"lost: {event_id} {history.sent.get(event_id)}" for event_id in lost[:20]]
+    problems += [f"doubled: {event_id}" for event_id in doubled[:20]]
+    problems += [f"unasked: {event_id}" for event_id in sorted(stored - set(history.sent))[:20]]
+    problems += [f"rejected and stored: {event_id}" for event_id in sorted(stored & set(history.rejected))[:20]]
+    ordinals = Counter((row["user_id"], row["ordinal"]) for row in rows)
+    problems += [f"two events bear one number: {key}" for key, count in ordinals.items() if count > 1][:20]
+    dedup_rows = await connection.fetchval("SELECT count(*) FROM event_ids WHERE user_id = ANY($1)", users)
+    if dedup_rows != len(rows):
+        problems.append(f"{dedup_rows} dedup rows for {len(rows)} ledger rows")
+    problems += await _check_counters(connection, users, [history.sent[i] for i in stored & set(history.sent)])
+    return Verdict(len(history.acknowledged), len(stored), lost, doubled, problems)
 
 
 async def _check_accounts(connection: Any, redis_url: str) -> list[str]:

@@ -14,7 +14,7 @@ from servers import ROOT
 
 TWINS = (
     *("README.md", "docs/README.md", "docs/install.md", "docs/privacy.md"),
-    *("docs/DATABASE_COMPARISON.md", "docs/PERFORMANCE.md", "docs/SECURITY.md"),
+    *("docs/DATABASE_COMPARISON.md", "docs/PERFORMANCE.md", "docs/SECURITY.md", "docs/capacity.md"),
 )
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^(```.*?^```)", re.DOTALL | re.MULTILINE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 
 from classes import START_MS, Class, fail, make
 from nbpulse.classroom import DEFAULT_RULES, LIMITS, AlertRules, check_rules
-from nbpulse.classroom.entries import score_alert
-from nbpulse.classroom.rules import KINDS_OFF, RANKS, STATUS_OF, Finding
+from nbpulse.classroom.entries import Alert, rank_alerts, weigh_finding
+from nbpulse.classroom.rules import HEAD_START_MS, KINDS_OFF, STATUS_OF, URGENCY, Finding
 from nbpulse.errors import InvalidInput
 
 
@@ -300,19 +301,79 @@ def test_who_fails_on_and_on_is_in_the_list_whatever_the_others_do(seed: int, ev
             assert 0 in {alert.i for alert in alerts}, at_s
 
 
+def keep_failing(group: Class, *, runs: int, is_looked_at: bool, well: tuple[int, ...] = ()) -> Any:
+    """The alert, after so many wrong answers on cell 5 in half a minute each; between them `well` run well."""
+    user = group.users[0]
+    for step in range(runs):
+        for place, cell in enumerate(well):
+            group.happen(make(user, 30 * step + place, cell=cell))
+        group.happen(check(user, 30 * step + 20, 5))
+        if is_looked_at:
+            group.look(30 * step + 25)
+    [alert] = group.look(30 * runs)["alerts"]
+    return alert
+
+
+@pytest.mark.parametrize("well", [(), (1,), (1, 2)])
+def test_a_process_that_comes_later_knows_as_well_when_it_began(well: tuple[int, ...]) -> None:
+    watched = keep_failing(Class(1), runs=40, is_looked_at=True, well=well)
+    later = keep_failing(Class(1), runs=40, is_looked_at=False, well=well)
+    assert (later.kind, later.since) == (watched.kind, watched.since) == ("wrong_answer", START_MS + 20_000)
+
+
+def test_what_was_left_began_when_it_was_taken_up_again() -> None:
+    group = Class(1)
+    user = group.users[0]
+    group.happen(check(user, 0, 5))
+    for step in range(30):
+        group.happen(make(user, 10 + step, cell=step % 4))
+    for step in range(6):
+        group.happen(check(user, 600 + 60 * step, 5))
+    [alert] = group.look(1_000)["alerts"]
+    assert (alert.kind, alert.since) == ("wrong_answer", START_MS + 600_000)
+
+
+def test_what_began_in_an_earlier_meeting_counts_from_what_is_known_of_this_one() -> None:
+    group = Class(1)
+    group.room.set_meeting(START_MS + 300_000, is_over=False)
+    alert = keep_failing(group, runs=40, is_looked_at=False)
+    assert alert.since == START_MS + 620_000  # the first of the last 20 runs
+
+
 @given(
-    st.sampled_from(sorted(RANKS)),
-    st.sampled_from(sorted(RANKS)),
-    st.integers(0, 10**7),
-    st.integers(0, 10**7),
+    st.sampled_from(sorted(URGENCY)),
+    st.integers(600, 7_200),
+    st.lists(st.tuples(st.sampled_from(sorted(URGENCY)), st.floats(0, 0.999)), max_size=8),
 )
-def test_nobody_starves_ten_minutes_of_waiting_are_a_rank(kind: str, other: str, waits_ms: int, other_ms: int) -> None:
-    now_ms = START_MS + 10**7
-    first = score_alert(Finding(kind, now_ms - waits_ms))
-    second = score_alert(Finding(other, now_ms - other_ms))
-    urgency = waits_ms - RANKS[kind] * 600_000
-    other_urgency = other_ms - RANKS[other] * 600_000
-    assert (first < second) is (urgency > other_urgency)
+def test_nobody_starves_who_waits_four_times_as_long_comes_first(
+    kind: str, waits_s: int, others: list[tuple[str, float]]
+) -> None:
+    shorter_ms = 250 * waits_s - HEAD_START_MS
+    newer = [find_alert(f"{at}", other, START_MS - int(share * shorter_ms)) for at, (other, share) in enumerate(others)]
+    patient = find_alert("patient", kind, START_MS - 1_000 * waits_s)
+    assert rank_alerts([*newer, patient], START_MS)[0] is patient
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(URGENCY)), st.integers(0, 7_200)), min_size=2, max_size=2))
+def test_two_change_places_once_at_most(told: list[tuple[str, int]]) -> None:
+    one, other = (find_alert(kind, kind, START_MS + 1_000 * since_s) for kind, since_s in told)
+    first = [rank_alerts([one, other], START_MS + at_ms)[0] is one for at_ms in range(7_200_000, 40_000_000, 100_000)]
+    assert sum(before != after for before, after in pairwise(first)) <= 1
+
+
+def test_a_hand_counts_four_times_stuck_twice_and_a_new_hand_as_waiting_for_two_minutes() -> None:
+    def order(*waits: tuple[str, float]) -> list[str]:
+        alerts = [find_alert(kind, kind, START_MS - round(60_000 * minutes)) for kind, minutes in waits]
+        return [alert.kind for alert in rank_alerts(alerts, START_MS)]
+
+    assert order(("idle", 7.9), ("stuck", 3.9), ("help", 0)) == ["help", "idle", "stuck"]
+    assert order(("idle", 8.1), ("stuck", 4.1), ("help", 0)) == ["stuck", "idle", "help"]
+    assert order(("not_started", 15), ("stuck", 7), ("help", 2)) == ["help", "not_started", "stuck"]
+
+
+def find_alert(name: str, kind: str, since_ms: int) -> Alert:
+    weight, ranked_since = weigh_finding(Finding(kind, since_ms))
+    return Alert(name, 0, kind, since_ms, weight=weight, ranked_since=ranked_since)
 
 
 def test_the_defaults_are_within_their_limits_and_every_number_has_some() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nbpulse.classroom import RANKS
+from nbpulse.classroom import URGENCY
 from nbpulse.errors import NotFound
 from nbpulse.simulator import BEGINS_MIN, ClassOptions, Schoolroom, read_truth
 from nbpulse.simulator.course import list_pupils
@@ -78,7 +78,7 @@ def test_cell_12_is_a_storm_of_name_errors() -> None:
 
 def test_every_reason_the_board_knows_is_planted_and_most_trouble_has_begun_when_the_class_is_joined() -> None:
     kinds = load_scenarios(DEMO)["kinds"].values()
-    assert {reason for kind in kinds if kind["is_trouble"] for reason in kind["means"]} == set(RANKS)
+    assert {reason for kind in kinds if kind["is_trouble"] for reason in kind["means"]} == set(URGENCY)
     lesson, _ = plant()
     begun = {one.kind for one in lesson.students if lesson.is_planted(one) and one.is_in_trouble(60 * BEGINS_MIN)}
     assert begun == {name for name, kind in load_scenarios(DEMO)["kinds"].items() if kind["is_trouble"]}

@@ -162,7 +162,7 @@ def make_context(parts: Parts, options: ApiOptions) -> Context:
     gate = Gate(parts.people, limits, options.public_url, hub_gate)
     trail = AuditTrail(AuditLog(parts.people))
     seal = parts.people.seal
-    past = People(parts.history, seal)
+    past = People(parts.history, seal, databases=parts.people.databases)
     context = Context(
         options=options,
         stream=parts.stream,

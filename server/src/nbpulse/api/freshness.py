@@ -17,6 +17,7 @@ import structlog
 from starlette.responses import Response
 from starlette.types import Message, Scope, Send
 
+from nbpulse.api.coverage import add_first, cover
 from nbpulse.cache import Cache
 from nbpulse.errors import Unavailable
 from nbpulse.records.people import Person
@@ -80,17 +81,13 @@ class Freshness:
             return ONLY_PRIMARY
 
     async def answer(self, make: Callable[[], Awaitable[Response]], need: int) -> Response:
-        """What `make` makes of a replica or the primary, with its time where that is not now."""
-        response, as_of = await self._history.read(make, need)
+        """What `make` makes of a replica or the primary, with its time where that is not now, and as `cover` does."""
+        response, as_of = await self._history.read(lambda: cover(make), need)
         return response if as_of is None else _say_as_of(response, as_of)
 
 
 def _say_as_of(response: Response, as_of: datetime) -> Response:
     moment = as_of.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     response.headers[HEADER] = moment
-    body = bytes(response.body)
-    is_json = response.headers.get("content-type", "").startswith("application/json")
-    if is_json and body.startswith(b"{") and body != b"{}":
-        response.body = b'{"as_of":"%b",%b' % (moment.encode(), body[1:])
-        response.headers["content-length"] = str(len(response.body))
+    add_first(response, "as_of", moment)
     return response

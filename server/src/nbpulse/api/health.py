@@ -20,8 +20,11 @@ from starlette.responses import Response
 from nbpulse import metrics
 from nbpulse.api.context import Context, get_context
 from nbpulse.api.joining import answer
+from nbpulse.cluster import Member
 from nbpulse.errors import Unavailable
+from nbpulse.records.databases import Databases
 from nbpulse.records.owed import Owed, read_owed
+from nbpulse.shards import MAIN
 
 router = APIRouter()
 _CHECK_LIMIT_S: Final = 1.0
@@ -42,12 +45,13 @@ async def show_ready(request: Request) -> Response:
     """
     Events can be accepted: the stream's server answers and this process is not stopping.
 
-    The database may be away meanwhile ("degraded"): events are kept in the stream.
+    The database may be away meanwhile ("degraded"): events are kept in the stream. So may a server of a cluster, whose
+    students alone are refused.
     """
     health = await check_database_health(get_context(request))
     if get_context(request).is_stopping:
         raise Unavailable("NB-2004")
-    if health["redis"]["status"] != "healthy":
+    if health["redis"].get("error") == "NB-2001":
         raise Unavailable("NB-2001")
     return answer(health)
 
@@ -112,6 +116,8 @@ async def check_database_health(context: Context) -> dict[str, Any]:
     parts = {"postgresql": postgresql, "influxdb": influxdb, "redis": redis, "worker": worker}
     if context.history_pool.has_replicas:
         parts["replicas"] = check_replicas(context)
+    if (databases := context.people.databases) is not None and len(databases.pools) > 1:
+        parts["shard_databases"] = await check_shard_databases(databases)
     is_healthy = all(part["status"] in HEALTHY for part in parts.values())
     return {"status": "healthy" if is_healthy else "degraded", "promise": context.promise, **parts}
 
@@ -119,6 +125,30 @@ async def check_database_health(context: Context) -> dict[str, Any]:
 async def check_postgres_connection(context: Context) -> dict[str, Any]:
     """The ledger's server."""
     return await _measure(context.people.check(), "NB-2003")
+
+
+async def check_shard_databases(databases: Databases) -> dict[str, Any]:
+    """
+    Each further database with students' rows: `lag_bytes` of the directory's log it has not confirmed, null where it
+    does not follow (NB-2035).
+    """
+
+    async def check(name: str) -> dict[str, Any]:
+        lag_bytes: int | None = None
+
+        async def measure() -> None:
+            nonlocal lag_bytes
+            lag_bytes = await databases.measure_lag(name)
+
+        status = {"name": name, **await _measure(measure(), "NB-2003"), "lag_bytes": lag_bytes}
+        if status["status"] == "healthy" and lag_bytes is None:
+            status |= {"status": "unhealthy", "error": "NB-2035"}
+        return status
+
+    found = await asyncio.gather(*(check(name) for name in databases.pools if name != MAIN))
+    error = next((one["error"] for one in found if "error" in one), None)
+    told = {"databases": list(found)}
+    return {"status": "healthy", **told} if error is None else {"status": "unhealthy", "error": error, **told}
 
 
 async def check_influx_connection(context: Context) -> dict[str, Any]:
@@ -137,8 +167,28 @@ def check_replicas(context: Context) -> dict[str, Any]:
 
 
 async def check_redis_connection(context: Context) -> dict[str, Any]:
-    """The server of stream, cache and live wire."""
-    return await _measure(context.cache.check(), "NB-2001")
+    """The server of stream, cache and live wire; where there are several each one, by role, without its address."""
+    members: list[Member] = []
+
+    async def check() -> None:
+        members.extend(await context.cache.check(has_replicas=context.promise == "failover"))
+
+    told = await _measure(check(), "NB-2001")
+    if not members:
+        return told
+    told["servers"] = [
+        {
+            "role": "primary" if one.is_primary else "replica",
+            "status": "unhealthy" if one.replicas is None else "healthy",
+            **({"replicas": one.replicas} if one.is_primary and one.replicas is not None else {}),
+        }
+        for one in members
+    ]
+    if any(one.replicas is None for one in members):
+        told |= {"status": "unhealthy", "error": "NB-2031"}
+    elif context.promise == "failover" and any(one.is_primary and not one.replicas for one in members):
+        told |= {"status": "unhealthy", "error": "NB-2030"}
+    return told
 
 
 async def check_worker(context: Context) -> dict[str, Any]:

@@ -183,8 +183,12 @@ class Ingest:
         presence = [event for event, _ in accepted if event.event_type == "presence"]
         if presence:
             newest = max(presence, key=lambda event: event.occurred_at)
-            await self._cache.hear([_hear(learner, str(newest.data.get("state", "active")))])
-            self._heard_at[learner.user_id] = time.monotonic()
+            try:
+                await self._cache.hear([_hear(learner, str(newest.data.get("state", "active")))])
+                self._heard_at[learner.user_id] = time.monotonic()
+            except Unavailable:
+                if not durable:  # what is durable is accepted, wherever presence is kept
+                    raise
         elif durable and time.monotonic() - self._heard_at.get(learner.user_id, 0.0) > _HEARD_EVERY_S:
             self._heard_at[learner.user_id] = time.monotonic()
             self._to_note[learner.user_id] = _hear(learner, "")  # there, and no word of what they do

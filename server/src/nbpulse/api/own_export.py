@@ -16,6 +16,7 @@ from nbpulse.errors import TooMuch
 from nbpulse.portable import ExportWriter
 from nbpulse.records import exporting
 from nbpulse.records.audit import note_audit
+from nbpulse.records.gathering import connect_parts
 
 EVERY_S: Final = 300
 _SPOOL_BYTES: Final = 1 << 22
@@ -42,9 +43,9 @@ async def export_own(request: Request) -> Response:
     file: IO[bytes] = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115 - closed when it is sent
     try:
         writer = ExportWriter(file)
-        async with context.people.connect("export_person") as connection:
-            await exporting.write_tables(connection, context.people.seal, [person.user_id], writer)
-            await note_audit(connection, "data_exported", subject_id=person.user_id, facts={"by": "self"})
+        async with connect_parts(context.people, "export_person", whose=person.user_id) as parts:
+            await exporting.write_tables(parts.directory, context.people.seal, [person.user_id], writer, [parts.home])
+            await note_audit(parts.directory, "data_exported", subject_id=person.user_id, facts={"by": "self"})
         writer.close(user_id=person.user_id, left_out=_LEFT_OUT)
         file.seek(0)
     except BaseException:

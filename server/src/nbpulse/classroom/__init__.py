@@ -33,7 +33,7 @@ from nbpulse.classroom.learners import (
 )
 from nbpulse.classroom.originals import Original, make_original, read_prints, recognise
 from nbpulse.classroom.projection import project
-from nbpulse.classroom.rules import DEFAULT_RULES, LIMITS, RANKS, AlertRules, check_rules
+from nbpulse.classroom.rules import DEFAULT_RULES, LIMITS, URGENCY, AlertRules, check_rules
 from nbpulse.classroom.shared import SharedError, group_errors, is_current, list_errors
 from nbpulse.classroom.trial import Fired, Trial, try_rules
 
@@ -41,8 +41,8 @@ __all__ = [
     "DEFAULT_RULES",
     "LIMITS",
     "NO_GROUPS",
-    "RANKS",
     "RUN_EVENT_TYPES",
+    "URGENCY",
     "Action",
     "Alert",
     "AlertRules",

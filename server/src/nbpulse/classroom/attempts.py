@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from nbpulse.classroom.learners import Run
+from nbpulse.classroom.learners import RECENT_RUNS, Run
 
 _WRONG_ANSWER: Final = "AssertionError"
 _LEFT_AFTER_CELLS: Final = 3
@@ -83,6 +83,15 @@ def find_repeats(recent: Sequence[Run]) -> tuple[Repeat, ...]:
         Repeat(runs[-1].cell_id, len(runs), runs[0].at_ms, runs[-1].label, _is_wrong_answer(runs[0]))
         for runs in ordered
     )
+
+
+def may_reach_back(recent: Sequence[Run], since_ms: int) -> bool:
+    """
+    Whether what `recent` shows from `since_ms` on may have begun earlier: older runs are no longer known, and those
+    before it say nothing of its having been left.
+    """
+    before = {_place(run) for run in recent if run.at_ms < since_ms and run.status == "ok"}
+    return len(recent) >= RECENT_RUNS and len(before) < _LEFT_AFTER_CELLS
 
 
 def _is_wrong_answer(run: Run) -> bool:

@@ -7,7 +7,7 @@ from typing import Final
 
 from nbpulse.classroom.care import Action, fold_actions
 from nbpulse.classroom.charts import Charts
-from nbpulse.classroom.entries import Alert, Changes, Column, Learner, name_alert, score_alert
+from nbpulse.classroom.entries import Alert, Changes, Column, Learner, name_alert, rank_alerts, weigh_finding
 from nbpulse.classroom.errorgroups import ErrorGroups, fingerprint_cell
 from nbpulse.classroom.figures import PassingTimes
 from nbpulse.classroom.learners import CellState, LearnerState
@@ -18,9 +18,9 @@ from nbpulse.classroom.rules import (
     CONNECTED_MS,
     COOLDOWN_MS,
     DEFAULT_RULES,
-    RANKS,
     STATUS_OF,
     STATUSES,
+    URGENCY,
     AlertRules,
     ClassPace,
     Finding,
@@ -65,6 +65,7 @@ class Classroom:
         self._times = Times()
         self._measured_ms = 0
         self._watched_ms = 0
+        self._now_ms = 0
         self._meeting_since_ms = 0
         self._is_over = False
         self._knows_runs = False
@@ -198,6 +199,7 @@ class Classroom:
 
     def evaluate(self, now_ms: int) -> None:
         """Apply the rules as of `now_ms`; what differs from before is in `take_changes`."""
+        self._now_ms = now_ms
         self._watched_ms = self._watched_ms or now_ms
         connected = [row for row in self._by_index if self._is_connected(row, now_ms)]
         started = sorted(row.position for row in connected if row.position > 0)
@@ -224,7 +226,9 @@ class Classroom:
         now_ms = pace.now_ms
         is_connected = self._is_connected(row, now_ms)
         row.behind_since = find_behind(row.behind_since, row.position, pace, self.rules)
-        standing = row.describe_standing(is_connected=is_connected, column_count=len(self._columns))
+        standing = row.describe_standing(
+            is_connected=is_connected, column_count=len(self._columns), meeting_since_ms=self._meeting_since_ms
+        )
         findings = (one for one in find_alerts(standing, pace, self.rules) if self._is_of_meeting(one))
         alerts = {one.kind: self._make_alert(row, one) for one in findings}
         has_cleared = row.alerts.keys() - {"help"} and not alerts.keys() - {"help"}
@@ -233,7 +237,7 @@ class Classroom:
             row.calm_until_ms = now_ms + COOLDOWN_MS
         self._note_alerts(row, alerts)
         quiet = "ok" if is_connected else "paused" if self._is_heard(row, now_ms) else "offline"
-        kind = next((kind for kind in RANKS if kind in alerts), None)
+        kind = next((kind for kind in URGENCY if kind in alerts), None)
         status = STATUS_OF[kind] if kind else quiet
         # Nothing here may depend on when this process looked: every process shows the same class.
         since = alerts[kind].since if kind else row.active_ms if status == "offline" else 0
@@ -284,8 +288,7 @@ class Classroom:
 
     def list_alerts(self) -> list[Alert]:
         """As of the last `evaluate`, the most urgent first."""
-        alerts = (alert for row in self._by_index for alert in row.alerts.values())
-        return sorted(alerts, key=lambda alert: (alert.score, alert.id))
+        return rank_alerts((alert for row in self._by_index for alert in row.alerts.values()), self._now_ms)
 
     @property
     def hot(self) -> list[HotCell]:
@@ -383,6 +386,7 @@ class Classroom:
     def _make_alert(self, row: Row, finding: Finding) -> Alert:
         place = self._places.get(finding.cell_id) if finding.cell_id else None
         alert_id = name_alert(self.course_id, row.learner.user_id, finding)
+        weight, ranked_since = weigh_finding(finding)
         return Alert(
             id=alert_id,
             i=row.i,
@@ -394,7 +398,8 @@ class Classroom:
             n=finding.count,
             text=finding.text,
             typical=finding.typical_ms,
-            score=score_alert(finding),
+            weight=weight,
+            ranked_since=ranked_since,
             claim=row.care.claims.get(alert_id),
         )
 

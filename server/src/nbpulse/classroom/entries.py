@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 from uuid import UUID, uuid5
 
 import msgspec
 
 from nbpulse.classroom.care import Claim
-from nbpulse.classroom.rules import RANKS, Finding
+from nbpulse.classroom.rules import HEAD_START_MS, URGENCY, Finding
 
 _ALERT_NAMESPACE: Final = UUID("0d2f7a58-52c5-4a7a-9f43-2c6d1c9b0e11")
-_AGING_MS: Final = 600_000
 
 
 class Learner(msgspec.Struct, frozen=True):
@@ -38,7 +38,10 @@ class Column(msgspec.Struct, frozen=True):
 
 
 class Alert(msgspec.Struct, frozen=True):
-    """Somebody needs attention. The same id in every API process; `score`: the lower, the sooner."""
+    """
+    Somebody needs attention. The same id in every API process. How urgent it is at a time: `weight` x (time -
+    `ranked_since`), in ms; the more, the sooner (docs/decisions/0036).
+    """
 
     id: str
     i: int
@@ -51,7 +54,8 @@ class Alert(msgspec.Struct, frozen=True):
     text: str | None = None
     typical: int | None = None
     """What the class takes for the same, in ms, where that is known."""
-    score: float = 0.0
+    weight: int = 1
+    ranked_since: int = 0
     claim: Claim | None = None
 
 
@@ -60,9 +64,17 @@ def name_alert(course_id: str, user_id: str, finding: Finding) -> str:
     return str(uuid5(_ALERT_NAMESPACE, f"{course_id}:{user_id}:{finding.kind}:{finding.cell_id}:{finding.since_ms}"))
 
 
-def score_alert(finding: Finding) -> float:
-    """The lower, the sooner: by kind, and by waiting, so that nobody starves."""
-    return finding.since_ms + RANKS[finding.kind] * _AGING_MS
+def rank_alerts(alerts: Iterable[Alert], now_ms: int) -> list[Alert]:
+    """
+    The most urgent first: who has waited longest, each kind's waiting by its weight (an accumulating priority queue,
+    Kleinrock 1964). So a new entry of any kind passes only who has waited less than four times as long: nobody starves.
+    """
+    return sorted(alerts, key=lambda one: (one.weight * (one.ranked_since - now_ms), one.since, one.id))
+
+
+def weigh_finding(finding: Finding) -> tuple[int, int]:
+    """`weight` and `ranked_since` of its alert."""
+    return URGENCY[finding.kind], finding.since_ms - HEAD_START_MS * (finding.kind == "help")
 
 
 class Changes:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeVar
 
-from nbpulse.classroom.attempts import Repeat, Streak, find_repeats, find_streak
+import msgspec
+
+from nbpulse.classroom.attempts import Repeat, Streak, find_repeats, find_streak, may_reach_back
 from nbpulse.classroom.care import NO_CARE, Action
 from nbpulse.classroom.entries import Alert, Learner
 from nbpulse.classroom.errorgroups import ErrorGroups
@@ -14,6 +16,8 @@ from nbpulse.classroom.pace import find_running, is_kernel_dead
 from nbpulse.classroom.quantiles import find_quantile
 from nbpulse.classroom.rules import CONNECTED_MS, Standing
 from nbpulse.classroom.shared import list_errors
+
+Found = TypeVar("Found", Repeat, Streak)
 
 _OWN_STEPS_MIN: Final = 3
 _RUNNING_SHOWN_MS: Final = 10_000
@@ -88,16 +92,16 @@ class Row:
         if presence == "active":
             self.active_ms = max(self.active_ms, at_ms)
 
-    def describe_standing(self, *, is_connected: bool, column_count: int) -> Standing:
+    def describe_standing(self, *, is_connected: bool, column_count: int, meeting_since_ms: int) -> Standing:
         """What the rules look at; `column_count`: how many cells there are to do."""
         return Standing(
             state=self.state,
-            streak=self.streak,
+            streak=self.streak and self._reach_back(self.streak, meeting_since_ms),
             is_connected=is_connected,
             active_ms=self.active_ms,
             behind_since=self.behind_since,
             care=self.care,
-            repeats=self.repeats,
+            repeats=tuple(self._reach_back(one, meeting_since_ms) for one in self.repeats),
             running=self.running,
             position=self.position,
             is_done=0 < column_count == self.frontier[0],
@@ -107,6 +111,19 @@ class Row:
             held=frozenset((alert.kind, alert.since, alert.cell) for alert in self.alerts.values()),
             calm_until_ms=self.calm_until_ms,
         )
+
+    def _reach_back(self, found: Found, meeting_since_ms: int) -> Found:
+        """
+        `found`, from when its cell was first run in this meeting where that is known to belong to it: the last runs do
+        not reach so far back, and the cell has never done anything but fail.
+        """
+        cell = self.cells.get(found.cell_id)
+        if self.state is None or cell is None or cell.error_count < cell.attempt_count:
+            return found
+        first_ms = cell.first_finished_ms or 0
+        if not meeting_since_ms <= first_ms < found.since_ms or not may_reach_back(self.state.recent, found.since_ms):
+            return found
+        return msgspec.structs.replace(found, since_ms=first_ms)
 
     def find_doing(self, now_ms: int) -> str:
         """

@@ -14,18 +14,20 @@ from nbpulse.classroom.care import NO_CARE, Care
 from nbpulse.classroom.learners import LearnerState
 from nbpulse.errors import InvalidInput
 
-RANKS: Final = {
-    "help": 0,
-    "stuck": 1,
-    "wrong_answer": 1,
-    "same_error": 1,
-    "long_run": 1,
-    "no_progress": 2,
-    "idle": 2,
-    "not_started": 3,
-    "behind": 3,
+URGENCY: Final = {
+    "help": 4,
+    "stuck": 2,
+    "wrong_answer": 2,
+    "same_error": 2,
+    "long_run": 2,
+    "no_progress": 1,
+    "idle": 1,
+    "not_started": 1,
+    "behind": 1,
 }
-"""The kinds of alert, most urgent first."""
+"""The kinds of alert, most urgent first; a minute of waiting counts so many times (docs/decisions/0036)."""
+HEAD_START_MS: Final = 120_000
+"""A raised hand counts as waiting longer by so much: other kinds are found only after minutes."""
 STATUS_OF: Final = {
     "help": "help",
     "stuck": "stuck",
@@ -86,7 +88,7 @@ DEFAULT_RULES: Final = AlertRules()
 CONNECTED_MS: Final = 60_000
 COOLDOWN_MS: Final = 60_000
 """Whose alert has just cleared is left alone for so long, whatever else holds; a raised hand is not."""
-KINDS_OFF: Final = frozenset({*RANKS, "cell_hot"} - {"help"})
+KINDS_OFF: Final = frozenset({*URGENCY, "cell_hot"} - {"help"})
 """What a course can switch off."""
 LIMITS: Final[Mapping[str, tuple[float, float]]] = {
     "stuck_error_count": (2, 15),

@@ -13,7 +13,7 @@ from nbpulse.classroom.entries import Alert, Column, Learner
 from nbpulse.classroom.errorgroups import NO_GROUPS, ErrorGroups
 from nbpulse.classroom.learners import CellFold, CellState, LearnerState, fold_cells, fold_events, to_ms
 from nbpulse.classroom.pace import HotCell
-from nbpulse.classroom.rules import RANKS, AlertRules
+from nbpulse.classroom.rules import URGENCY, AlertRules
 from nbpulse.events import ReceivedEvent
 
 LOOK_EVERY_MS: Final = 15_000
@@ -111,7 +111,7 @@ def try_rules(
     for event in ordered:
         at_ms = to_ms(event)
         spans[event.user_id] = (spans.get(event.user_id, (at_ms, 0))[0], at_ms)
-    fired: dict[str, set[str]] = {kind: set() for kind in (*RANKS, "cell_hot")}
+    fired: dict[str, set[str]] = {kind: set() for kind in (*URGENCY, "cell_hot")}
     students: dict[str, set[int]] = {kind: set() for kind in fired}
     place, now_ms = 0, to_ms(ordered[0])
     while now_ms < until_ms + look_every_ms:

@@ -207,9 +207,15 @@ class LiveHub:
         if wire is None:
             return
         if message["type"] == "ssubscribe":
+            # What was published before is not heard any more: whoever lives by the wire looks once.
             wire.is_confirmed.set()
             for view in wire.views.values():
                 view.wants_reconcile = True
+            for listeners in wire.listeners.values():
+                for listener in listeners:
+                    listener.wake()
+        elif message["type"] == "sunsubscribe":
+            wire.is_confirmed.clear()
         elif message["type"] == "smessage":
             try:
                 decoded = decode_message(message["data"])

@@ -7,15 +7,20 @@ none of it, and to an analyst `users` is empty: whom a row is about has no name 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime, timedelta, tzinfo
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+import asyncpg
 import msgspec
+from asyncpg.prepared_stmt import PreparedStatement
 
 from nbpulse.errors import NotFound
 from nbpulse.metrics import PostgresQuery
+from nbpulse.records.adding import add_up_durations, add_up_errors, add_up_recoveries
+from nbpulse.records.gathering import connect_home, connect_parts
 from nbpulse.records.people import People
 from nbpulse.records.progress import DONE
 
@@ -67,12 +72,13 @@ GROUP BY e.error_fingerprint, e.notebook_id, n.path
 ORDER BY students DESC, errors DESC, fingerprint, notebook_id LIMIT $5 OFFSET $6
 """
 # The few figures are joined to their notebooks, not the many runs; MATERIALIZED: what is sorted carries no jsonb.
-_SLOW_CELLS = """
+_SLOW_RUNS = """
 WITH run AS MATERIALIZED (
     SELECT user_id, notebook_id, cell_id, cell_index, (data->>'execution_duration_ms')::float8 AS duration_ms
     FROM events WHERE course_id = $1 AND occurred_at >= $2 AND occurred_at < $3 AND event_type = 'cell_execution'
         AND cell_id IS NOT NULL AND ($4::uuid IS NULL OR notebook_id = $4) AND data->>'status' <> 'aborted'
-), cell AS (
+)"""
+_SLOW_CELLS = f"""{_SLOW_RUNS}, cell AS (
     SELECT notebook_id, cell_id, max(cell_index) AS cell_index, count(*) AS executions,
         count(DISTINCT user_id) AS students, avg(duration_ms) AS avg_ms,
         percentile_cont(0.5) WITHIN GROUP (ORDER BY duration_ms) AS median_ms,
@@ -82,9 +88,9 @@ WITH run AS MATERIALIZED (
 SELECT c.notebook_id, n.path AS notebook_path, c.cell_id, c.cell_index, c.executions, c.students, c.avg_ms, c.median_ms,
     c.p95_ms, c.max_ms
 FROM cell c LEFT JOIN notebooks n ON n.id = c.notebook_id ORDER BY p95_ms DESC, n.path, c.cell_id LIMIT $5 OFFSET $6
-"""
+"""  # noqa: S608
 # Walked backwards in time, the next ok is the smallest time of an ok so far: one pass, however often a cell was run.
-_RECOVERY_TIMES = """
+_RECOVERIES = """
 WITH run AS MATERIALIZED (
     SELECT user_id, notebook_id, cell_id, cell_index, occurred_at, sequence, ordinal, data->>'status' AS status
     FROM events WHERE course_id = $1 AND occurred_at >= $2 AND occurred_at < $3 AND event_type = 'cell_execution'
@@ -97,7 +103,8 @@ WITH run AS MATERIALIZED (
 ), error AS (
     SELECT *, (extract(epoch FROM next_ok_at - occurred_at) * 1000)::float8 AS recovery_ms FROM walked
     WHERE status = 'error'
-), cell AS (
+)"""
+_RECOVERY_TIMES = f"""{_RECOVERIES}, cell AS (
     SELECT notebook_id, cell_id, max(cell_index) AS cell_index, count(*) AS errors,
         count(next_ok_at) AS recovered_errors, count(DISTINCT user_id) AS students,
         percentile_cont(0.5) WITHIN GROUP (ORDER BY recovery_ms) AS median_ms,
@@ -108,7 +115,20 @@ SELECT c.notebook_id, n.path AS notebook_path, c.cell_id, c.cell_index, c.errors
     c.median_ms, c.p90_ms
 FROM cell c LEFT JOIN notebooks n ON n.id = c.notebook_id
 ORDER BY median_ms DESC NULLS LAST, n.path, c.cell_id LIMIT $5 OFFSET $6
-"""
+"""  # noqa: S608
+# Percentiles of several databases are made of the values themselves: there is no figure that adds up to them.
+_DURATIONS = f"""{_SLOW_RUNS}
+SELECT r.notebook_id, n.path AS notebook_path, r.cell_id, max(r.cell_index) AS cell_index, count(*) AS executions,
+    count(DISTINCT r.user_id) AS students, array_agg(r.duration_ms) AS values
+FROM run r LEFT JOIN notebooks n ON n.id = r.notebook_id WHERE r.duration_ms IS NOT NULL
+GROUP BY r.notebook_id, n.path, r.cell_id
+"""  # noqa: S608
+_RECOVERY_VALUES = f"""{_RECOVERIES}
+SELECT e.notebook_id, n.path AS notebook_path, e.cell_id, max(e.cell_index) AS cell_index, count(*) AS errors,
+    count(e.next_ok_at) AS recovered_errors, count(DISTINCT e.user_id) AS students,
+    coalesce(array_agg(e.recovery_ms) FILTER (WHERE e.recovery_ms IS NOT NULL), '{{}}') AS values
+FROM error e LEFT JOIN notebooks n ON n.id = e.notebook_id GROUP BY e.notebook_id, n.path, e.cell_id
+"""  # noqa: S608
 _TYPES: Final = {
     "uuid": "uuid",
     "int4": "integer",
@@ -190,7 +210,16 @@ class CourseHistory:
     ) -> Table:
         """Learning sessions begun in the window, newest first: the specification's queries 1 and (one student) 2."""
         place = after or (None, None)
-        return await self._read("sessions", _SESSIONS, course_id, *span, user_id, notebook_id, *place, limit)
+        values = (course_id, *span, user_id, notebook_id, *place, limit)
+        if user_id is not None:
+            async with connect_home(self._people, user_id, "sessions", is_staff=True) as connection:
+                return await _read_table(connection, _SESSIONS, values)
+        async with connect_parts(self._people, "sessions", is_staff=True) as parts:
+            if parts.is_one:
+                return await _read_table(parts.directory, _SESSIONS, values)
+            rows = await parts.fetch(_SESSIONS, *values)
+            newest = sorted(rows, key=lambda row: (row["started_at"], row["id"]), reverse=True)[:limit]
+            return await _make_table(parts.directory, _SESSIONS, [dict(row) for row in newest])
 
     async def list_progress(self, course_id: UUID, notebook_id: UUID | None, limit: int, skip: int) -> Table:
         """Per student and notebook: cells (exercises where it has some) whose last run was ok; percentage 0..100."""
@@ -204,27 +233,57 @@ class CourseHistory:
         self, course_id: UUID, span: Span, notebook_id: UUID | None, limit: int, skip: int
     ) -> Table:
         """Error groups by how many students met them; the messages themselves stay sealed."""
-        return await self._read("common_errors", _COMMON_ERRORS, course_id, *span, notebook_id, limit, skip)
+        values = (course_id, *span, notebook_id)
+        async with connect_parts(self._people, "common_errors", is_staff=True) as parts:
+            if parts.is_one:
+                return await _read_table(parts.directory, _COMMON_ERRORS, (*values, limit, skip))
+            rows = add_up_errors(await parts.fetch(_COMMON_ERRORS, *values, None, 0))
+            return await _make_table(parts.directory, _COMMON_ERRORS, rows[skip : skip + limit])
 
     async def list_slow_cells(
         self, course_id: UUID, span: Span, notebook_id: UUID | None, limit: int, skip: int
     ) -> Table:
         """Cells by how long their runs took; aborted runs and those without a duration are no runs here."""
-        return await self._read("slow_cells", _SLOW_CELLS, course_id, *span, notebook_id, limit, skip)
+        values = (course_id, *span, notebook_id)
+        async with connect_parts(self._people, "slow_cells", is_staff=True) as parts:
+            if parts.is_one:
+                return await _read_table(parts.directory, _SLOW_CELLS, (*values, limit, skip))
+            rows = add_up_durations(await parts.fetch(_DURATIONS, *values))
+            return await _make_table(parts.directory, _SLOW_CELLS, rows[skip : skip + limit])
 
     async def list_recovery_times(
         self, course_id: UUID, span: Span, notebook_id: UUID | None, limit: int, skip: int
     ) -> Table:
         """Cells by the time from each error in the window to the same student's next ok on it, still in the window."""
-        return await self._read("recovery_times", _RECOVERY_TIMES, course_id, *span, notebook_id, limit, skip)
+        values = (course_id, *span, notebook_id)
+        async with connect_parts(self._people, "recovery_times", is_staff=True) as parts:
+            if parts.is_one:
+                return await _read_table(parts.directory, _RECOVERY_TIMES, (*values, limit, skip))
+            rows = add_up_recoveries(await parts.fetch(_RECOVERY_VALUES, *values))
+            return await _make_table(parts.directory, _RECOVERY_TIMES, rows[skip : skip + limit])
 
     async def _read(self, name: PostgresQuery, query: str, *values: object) -> Table:
         async with self._people.connect(name, is_staff=True) as connection:
-            statement = await connection.prepare(query)
-            rows = await statement.fetch(*values)
-            columns = statement.get_attributes()
-        return Table(
-            tuple(column.name for column in columns),
-            tuple(_TYPES.get(column.type.name, "text") for column in columns),
-            [tuple(row) for row in rows],
-        )
+            return await _read_table(connection, query, values)
+
+
+async def _read_table(connection: asyncpg.Connection, query: str, values: Sequence[object]) -> Table:
+    statement = await connection.prepare(query)
+    rows = await statement.fetch(*values)
+    return _compose(statement, [tuple(row) for row in rows])
+
+
+async def _make_table(connection: asyncpg.Connection, query: str, rows: Iterable[Mapping[str, Any]]) -> Table:
+    """Rows that were put together from several databases, as the table that `query` makes of one."""
+    statement = await connection.prepare(query)
+    names = [column.name for column in statement.get_attributes()]
+    return _compose(statement, [tuple(row[name] for name in names) for row in rows])
+
+
+def _compose(statement: PreparedStatement, rows: list[tuple[Any, ...]]) -> Table:
+    columns = statement.get_attributes()
+    return Table(
+        tuple(column.name for column in columns),
+        tuple(_TYPES.get(column.type.name, "text") for column in columns),
+        rows,
+    )

@@ -15,6 +15,7 @@ import msgspec
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import AccessDenied
 from nbpulse.records.audit import note_audit
+from nbpulse.records.databases import check_whole
 from nbpulse.records.members import CODE_LIFE
 from nbpulse.records.people import People
 from nbpulse.records.tokens import make_code
@@ -88,7 +89,7 @@ class Courses:
 
     async def delete_course(self, course_id: UUID) -> int:
         """Remove the course and all work in it; how many students went with it."""
-        async with self._people.connect("delete_course") as connection:
+        async with self._people.connect("delete_course", look=check_whole) as connection:
             await connection.execute("SET LOCAL statement_timeout = '10min'")
             count: int = await connection.fetchval("SELECT remove_course($1)", course_id)
             await note_audit(connection, "course_removed", course_id=course_id, facts={"students": count})
@@ -116,7 +117,7 @@ async def remove_demo_course(people: People, course_id: UUID) -> int:
 
     Raises AccessDenied (NB-1103) for any other course, and for who is not of its staff.
     """
-    async with people.connect("remove_demo_course") as connection:
+    async with people.connect("remove_demo_course", look=check_whole) as connection:
         await connection.execute("SET LOCAL statement_timeout = '60s'")
         count: int | None = await connection.fetchval("SELECT remove_demo_course($1)", course_id)
         if count is None:

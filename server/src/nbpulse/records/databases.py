@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
+import structlog
 
 from nbpulse.errors import StartupError, Unavailable
 from nbpulse.metrics import name_query
@@ -25,13 +26,29 @@ POOL_SIZE: Final = 4
 HOLD_LOCK: Final = 6_622_035
 """The first key of the advisory locks of `hold_shards`; the second is the shard."""
 _READ_MAP: Final = "SELECT shard, database, epoch FROM shard_map ORDER BY shard"
-_READ_URLS: Final = "SELECT name, url FROM shard_databases WHERE url IS NOT NULL"
+_READ_URLS: Final = "SELECT name, url FROM shard_databases WHERE url IS NOT NULL ORDER BY added_at, name"
 _HOLD: Final = "SELECT hold_shards($1::smallint[], $2::bigint[])"
 _IS_SPREAD: Final = "SELECT EXISTS (SELECT FROM shard_map WHERE database <> 'main' OR state = 'moving')"
+_FIND_SCHEMA: Final = "SELECT find_schema()"
+_FOLLOWS: Final = """
+SELECT latest_end_lsn - '0/0'::pg_lsn AS confirmed FROM pg_stat_subscription
+WHERE subname = 'nbpulse_directory' AND pid IS NOT NULL AND relid IS NULL
+"""
 _LIFE_S: Final = 2.0
+_LOOK_LIMIT_S: Final = 3.0
+_log = structlog.get_logger(__name__)
 
-OpenPool = Callable[[str], AbstractAsyncContextManager[asyncpg.Pool]]
-"""A pool for a database's URL without login; it connects when it is first asked."""
+Greet = Callable[[asyncpg.Connection], Awaitable[None]]
+OpenPool = Callable[[str, Greet], AbstractAsyncContextManager[asyncpg.Pool]]
+"""A pool for a database's URL without login; it connects when it is first asked, and each connection is greeted."""
+
+
+class OtherSchema(asyncpg.InterfaceError):  # type: ignore[misc]
+    """A further database is not of the directory's schema: as good as away until it is migrated."""
+
+    def __init__(self, error: StartupError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class NotHere(Exception):
@@ -42,7 +59,7 @@ class NotHere(Exception):
         self.shards = frozenset(shards)
 
 
-async def read_map(pool: asyncpg.Pool) -> ShardMap:
+async def read_map(pool: asyncpg.Pool | asyncpg.Connection) -> ShardMap:
     """Every shard's place. Raises StartupError (NB-3120): the database was made for another number of shards."""
     rows = await pool.fetch(_READ_MAP, timeout=5)
     if [row["shard"] for row in rows] != list(range(SHARD_COUNT)):
@@ -56,11 +73,11 @@ async def list_databases(pool: asyncpg.Pool) -> list[dict[str, Any]]:
     return [dict(row) for row in rows]
 
 
-async def list_urls(pool: asyncpg.Pool) -> list[str]:
-    """The owners' URLs, without passwords, of the databases beside the directory; also where no map is yet."""
+async def list_urls(pool: asyncpg.Pool) -> dict[str, str]:
+    """The owners' URLs, without passwords, of the databases beside the directory by name; also where no map is yet."""
     if await pool.fetchval("SELECT to_regclass('public.shard_databases') IS NULL"):
-        return []
-    return [row["url"] for row in await pool.fetch(_READ_URLS)]
+        return {}
+    return dict(await pool.fetch(_READ_URLS))
 
 
 async def list_places(pool: asyncpg.Pool) -> list[dict[str, Any]]:
@@ -68,9 +85,14 @@ async def list_places(pool: asyncpg.Pool) -> list[dict[str, Any]]:
     return [dict(row) for row in await pool.fetch("SELECT shard, database, state, epoch FROM shard_map ORDER BY shard")]
 
 
+async def is_map_spread(connection: asyncpg.Connection) -> bool:
+    """Whether students' rows are, or are about to be, elsewhere than in the directory too."""
+    return bool(await connection.fetchval(_IS_SPREAD))
+
+
 async def check_whole(connection: asyncpg.Connection) -> None:
-    """Raises Unavailable (NB-2036): a class's history asked here would be a part of it, as if it were all."""
-    if await connection.fetchval(_IS_SPREAD):
+    """Raises Unavailable (NB-2036): what is removed here would be a part, as if it were all."""
+    if await is_map_spread(connection):
         raise Unavailable("NB-2036", retry_after_s=600)
 
 
@@ -139,18 +161,65 @@ class Databases:
                     if self._open_one is not None and self._stack is not None:
                         for name, url in await self.main.fetch(_READ_URLS, timeout=5):
                             if name not in self._pools:
-                                self._pools[name] = await self._stack.enter_async_context(self._open_one(url))
+                                opening = self._open_one(url, self._make_greeting(name))
+                                self._pools[name] = await self._stack.enter_async_context(opening)
             except UNAVAILABLE as error:
                 raise Unavailable("NB-2003") from error
             self.places = places
             self._read_at_s = time.monotonic()
+
+    async def measure_lag(self, name: str) -> int | None:
+        """`measure_lag` of a further database. Raises Unavailable (NB-2003): one of the two is away."""
+        try:
+            with name_query("read_shard_map"):
+                return await measure_lag(self.main, self._pools[name])
+        except UNAVAILABLE as error:
+            raise Unavailable("NB-2003") from error
+
+    def _make_greeting(self, name: str) -> Greet:
+        """
+        Raises OtherSchema, for each new connection until the schema was once the directory's: a later migration of all
+        may be under way while this process still runs.
+        """
+        is_known = False
+
+        async def greet(connection: asyncpg.Connection) -> None:
+            nonlocal is_known
+            if is_known:
+                return
+            expected, found = await find_schema(self.main), await find_schema(connection)
+            if found != expected:
+                error = StartupError("NB-3136", name=name, found=found, expected=expected)
+                _log.error("databases.other_schema", database=name, code=error.code, todo=error.todo("en"))
+                raise OtherSchema(error)
+            is_known = True
+
+        return greet
+
+    async def check_schemas(self) -> None:
+        """
+        Whether those that answer have the directory's schema; one that is away is greeted when it comes back.
+
+        Raises StartupError (NB-3136).
+        """
+
+        async def check(name: str) -> None:
+            try:
+                async with self._pools[name].acquire(timeout=_LOOK_LIMIT_S):
+                    pass
+            except OtherSchema as other:
+                raise other.error from other
+            except (*UNAVAILABLE, asyncpg.InvalidAuthorizationSpecificationError) as error:
+                _log.warning("databases.away", database=name, error=type(error).__name__)
+
+        await asyncio.gather(*(check(name) for name in self._pools if name != MAIN))
 
 
 @asynccontextmanager
 async def open_databases(main: asyncpg.Pool, open_one: OpenPool) -> AsyncIterator[Databases]:
     """
     The databases of the directory `main`. Raises StartupError: the directory was made for another number of shards
-    (NB-3120), or does not answer (NB-3053).
+    (NB-3120), or does not answer (NB-3053); a further database has another schema (NB-3136).
     """
     async with AsyncExitStack() as stack:
         databases = Databases(main, open_one, stack)
@@ -158,7 +227,26 @@ async def open_databases(main: asyncpg.Pool, open_one: OpenPool) -> AsyncIterato
             await databases.refresh()
         except (Unavailable, asyncpg.PostgresError) as error:
             raise StartupError("NB-3053", detail=f"{type(error).__name__}: {error.__cause__ or error}") from error
+        await databases.check_schemas()
         yield databases
+
+
+async def find_schema(database: asyncpg.Pool | asyncpg.Connection) -> str:
+    """The schema's revision, as any login may ask it since there is something to ask."""
+    try:
+        return str(await database.fetchval(_FIND_SCHEMA, timeout=_LOOK_LIMIT_S))
+    except asyncpg.UndefinedFunctionError:
+        return "< 0043"
+
+
+async def measure_lag(directory: asyncpg.Pool, other: asyncpg.Pool) -> int | None:
+    """
+    Bytes of the directory's log that a further database has not confirmed yet, some of which may be of nothing that it
+    is sent; None where it does not follow. Raises what the driver raises.
+    """
+    written = await directory.fetchval("SELECT pg_current_wal_lsn() - '0/0'::pg_lsn", timeout=_LOOK_LIMIT_S)
+    row = await other.fetchrow(_FOLLOWS, timeout=_LOOK_LIMIT_S)
+    return None if row is None or row["confirmed"] is None else max(0, int(written - row["confirmed"]))
 
 
 def find_shard_url(url: str, login: str, password: str) -> str:

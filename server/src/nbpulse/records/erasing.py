@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from graphlib import TopologicalSorter
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -17,7 +17,9 @@ import asyncpg
 from nbpulse.crypto import EncryptedField
 from nbpulse.records import dead_letters, debts, tombstones
 from nbpulse.records.audit import note_audit
+from nbpulse.records.moves import ROLLED_UP
 from nbpulse.records.people import open_name
+from nbpulse.records.primaries import PUBLISHED
 from nbpulse.records.tombstones import Leftover
 from nbpulse.tombstones import Marker
 
@@ -65,7 +67,7 @@ SELECT array_agg(DISTINCT notebook_id) FILTER (WHERE notebook_id IS NOT NULL) FR
 ) k
 """
 # A notebook or cell that nobody prepared and nobody else has was learned from them: its name may be their words.
-_FORGET_NOTEBOOKS: Final = (
+_FORGET_CELLS: Final = (
     """
     UPDATE notebook_cells c SET student_count = k.students FROM (
         SELECT n.notebook_id, n.cell_id, count(l.user_id)::int AS students FROM notebook_cells n
@@ -74,12 +76,21 @@ _FORGET_NOTEBOOKS: Final = (
     ) k WHERE (c.notebook_id, c.cell_id) = (k.notebook_id, k.cell_id) AND c.student_count <> k.students
     """,
     "DELETE FROM notebook_cells WHERE notebook_id = ANY($1::uuid[]) AND student_count = 0 AND NOT is_registered",
-    """
-    DELETE FROM notebooks n WHERE n.id = ANY($1::uuid[])
-        AND NOT EXISTS (SELECT FROM notebook_cells c WHERE c.notebook_id = n.id)
-        AND n.id <> ALL(ARRAY(SELECT DISTINCT notebook_id FROM learning_sessions WHERE notebook_id = ANY($1::uuid[])))
-    """,
 )
+_FORGET_NOTEBOOKS: Final = """
+DELETE FROM notebooks n WHERE n.id = ANY($1::uuid[])
+    AND NOT EXISTS (SELECT FROM notebook_cells c WHERE c.notebook_id = n.id)
+    AND n.id <> ALL(ARRAY(SELECT DISTINCT notebook_id FROM learning_sessions WHERE notebook_id = ANY($1::uuid[])))
+"""
+# What is still somebody else's, in a database beside the one that is told to forget it.
+_STILL_USED: Final = """
+SELECT DISTINCT notebook_id FROM learning_sessions WHERE notebook_id = ANY($1::uuid[]) AND user_id <> ALL($2::uuid[])
+"""
+_STILL_SAID: Final = """
+SELECT DISTINCT e.notebook_id, e.cell_id, e.exercise_id FROM learner_cells l
+JOIN events e ON (e.user_id, e.notebook_id, e.cell_id) = (l.user_id, l.notebook_id, l.cell_id)
+WHERE l.notebook_id = ANY($1::uuid[]) AND l.user_id <> ALL($2::uuid[]) AND e.exercise_id IS NOT NULL
+"""
 _EXERCISES: Final = """
 SELECT DISTINCT notebook_id, cell_id, exercise_id FROM events
 WHERE user_id = ANY($1::uuid[]) AND notebook_id IS NOT NULL AND exercise_id IS NOT NULL
@@ -111,6 +122,10 @@ _MEMBERS: Final = """
 SELECT user_id FROM learner_states WHERE course_id = $1 UNION SELECT user_id FROM enrolments WHERE course_id = $1
 """
 _TOKENS: Final = "SELECT id, secret_hash FROM tokens WHERE "
+
+
+# Of a further database's tables those that are the directory's, and what it has of all learners.
+SHOWN_BY_DIRECTORY: Final = frozenset((*PUBLISHED, *ROLLED_UP))
 
 
 class Erased(NamedTuple):
@@ -227,9 +242,18 @@ async def list_tables(connection: asyncpg.Connection) -> list[str]:
 
 
 async def erase_user(
-    pool: asyncpg.Pool, seal: EncryptedField, marker: Marker, user_id: UUID, find_entries: FindEntries
+    pool: asyncpg.Pool,
+    seal: EncryptedField,
+    marker: Marker,
+    user_id: UUID,
+    find_entries: FindEntries,
+    *,
+    others: Sequence[asyncpg.Pool] = (),
 ) -> Erased:
-    """Everything of a user, and of those merged into them. For a member of `app_maintenance`."""
+    """
+    Everything of a user, and of those merged into them. For a member of `app_maintenance`. `others`: the databases
+    beside this one, which `erase_elsewhere` clears.
+    """
     async with pool.acquire() as connection, connection.transaction():
         user_ids = [row["id"] for row in await connection.fetch(_WITH_MERGED, [user_id])]
         # In the ledger's order: first the states, then what its rows refer to.
@@ -241,10 +265,9 @@ async def erase_user(
             " UNION SELECT course_id FROM learner_states WHERE user_id = ANY($1::uuid[])",
             user_ids,
         )
-        notebook_ids = await connection.fetchval(_NOTEBOOKS, user_ids) or []
-        exercises = await connection.fetch(_EXERCISES, user_ids)
+        learned = await _read_learned(connection, user_ids)
         leftover = Leftover(
-            user_ids=user_ids, course_ids=[row["course_id"] for row in courses], notebook_ids=notebook_ids
+            user_ids=user_ids, course_ids=[row["course_id"] for row in courses], notebook_ids=learned.notebook_ids
         )
         mark = marker.mark_user(user_id)
         await _set_tombstones(connection, marker, user_ids)
@@ -253,14 +276,40 @@ async def erase_user(
         needles = [str(one).encode() for one in user_ids]
         rows["dead_letters"] = rows.get("dead_letters", 0) + await dead_letters.drop_nameless(connection, seal, needles)
         rows["series_debt"] = await debts.drop_points(connection, seal, lambda point: point.user_id in set(user_ids))
-        for statement in _FORGET_NOTEBOOKS:
-            await connection.execute(statement, notebook_ids)
-        columns = ("notebook_id", "cell_id", "exercise_id")
-        await connection.execute(_FORGET_EXERCISES, *([row[name] for row in exercises] for name in columns))
+        await _forget_learned(connection, learned, user_ids, others)
         await connection.execute("DELETE FROM users WHERE id = ANY($1::uuid[])", user_ids)
         counts = {"events": rows["events"], "rows": sum(rows.values())}
         await note_audit(connection, "user_erased", subject_id=user_id, facts=counts)
     return Erased(mark, leftover, {table: count for table, count in rows.items() if count})
+
+
+async def erase_elsewhere(
+    home: asyncpg.Pool,
+    seal: EncryptedField,
+    user_ids: Sequence[UUID],
+    find_entries: FindEntries,
+    *,
+    directory: asyncpg.Pool,
+    others: Sequence[asyncpg.Pool],
+) -> dict[str, int]:
+    """
+    What a further database, `home`, has of people whom `erase_user` has removed from the directory; rows by table.
+
+    Doing it again does what is left. `others`: all databases but the directory. What was learned from their work is
+    forgotten before the work is, so that a kill between the two leaves both. The person goes here too: what a worker
+    has in hand of theirs is refused from then on, whether the directory's word has come by then or not.
+    """
+    async with home.acquire() as connection, connection.transaction():
+        await connection.fetch(_LOCK, user_ids)
+        await connection.fetch("SELECT FROM users WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE", user_ids)
+        await _spend_known(connection, user_ids, await find_entries())
+        learned = await _read_learned(connection, user_ids)
+        rows = await _delete_rows(connection, user_ids)
+        rows["series_debt"] = await debts.drop_points(connection, seal, lambda point: point.user_id in set(user_ids))
+        await connection.execute("DELETE FROM users WHERE id = ANY($1::uuid[])", user_ids)
+        async with directory.acquire() as there, there.transaction():
+            await _forget_learned(there, learned, user_ids, others)
+    return {table: count for table, count in rows.items() if count and table not in SHOWN_BY_DIRECTORY}
 
 
 async def erase_course(
@@ -297,6 +346,34 @@ async def erase_course(
         await connection.fetchval("SELECT remove_course($1)", course_id)
         await note_audit(connection, "course_erased", course_id=course_id, facts={"events": rows["events"]})
     return Erased(mark, leftover, rows)
+
+
+class _Learned(NamedTuple):
+    """What was learned of some people's work: notebooks, and exercises by notebook and cell."""
+
+    notebook_ids: list[UUID]
+    exercises: list[tuple[UUID, str, str]]
+
+
+async def _read_learned(connection: asyncpg.Connection, user_ids: Sequence[UUID]) -> _Learned:
+    exercises = await connection.fetch(_EXERCISES, user_ids)
+    return _Learned(await connection.fetchval(_NOTEBOOKS, user_ids) or [], [tuple(row) for row in exercises])
+
+
+async def _forget_learned(
+    connection: asyncpg.Connection, learned: _Learned, user_ids: Sequence[UUID], others: Sequence[asyncpg.Pool]
+) -> None:
+    """In the directory, once the people's rows there are gone; what others do in any database stays."""
+    used, said = set[UUID](), set[tuple[Any, ...]]()
+    for pool in others:
+        used |= {row[0] for row in await pool.fetch(_STILL_USED, learned.notebook_ids, user_ids)}
+        if learned.exercises:
+            said |= {tuple(row) for row in await pool.fetch(_STILL_SAID, learned.notebook_ids, user_ids)}
+    for statement in _FORGET_CELLS:
+        await connection.execute(statement, learned.notebook_ids)
+    await connection.execute(_FORGET_NOTEBOOKS, [one for one in learned.notebook_ids if one not in used])
+    unsaid = [one for one in learned.exercises if one not in said]
+    await connection.execute(_FORGET_EXERCISES, *([one[place] for one in unsaid] for place in range(3)))
 
 
 async def _spend_known(

@@ -7,7 +7,8 @@ login may not see is left out, and no secret is given to anybody.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -16,6 +17,7 @@ import msgspec
 
 from nbpulse.crypto import EncryptedField
 from nbpulse.portable import ExportWriter
+from nbpulse.records.moves import MADE_ANEW, MOVED, ROLLED_UP
 from nbpulse.records.sealing import SEALED_COLUMNS
 
 BATCH_ROWS: Final = 2_000
@@ -42,6 +44,8 @@ _MORE: Final = {
     "audit_log": "SELECT id, at, actor_id, action, course_id, subject_id, facts FROM audit_log"
     " WHERE subject_id = ANY($1::uuid[]) OR actor_id = ANY($1::uuid[]) ORDER BY id",
 }
+# Where a student's rows are in another database; what the directory has of the other tables is as new.
+_AT_HOME: Final = frozenset((*MOVED, *MADE_ANEW, "notebooks")).difference(ROLLED_UP)
 _SEALED: Final = {(one.table, one.column) for one in SEALED_COLUMNS}
 
 
@@ -53,10 +57,26 @@ class Batch(NamedTuple):
     rows: list[list[Any]]
 
 
+@asynccontextmanager
+async def read_all(pools: Iterable[asyncpg.Pool]) -> AsyncIterator[list[asyncpg.Connection]]:
+    """A connection of each database, in a snapshot of its own, in their order."""
+    async with AsyncExitStack() as stack:
+        connections = [await stack.enter_async_context(pool.acquire()) for pool in pools]
+        for connection in connections:
+            await stack.enter_async_context(connection.transaction(isolation="repeatable_read"))
+        yield connections
+
+
 async def read_person(
-    connection: asyncpg.Connection, seal: EncryptedField, user_ids: Sequence[UUID]
+    connection: asyncpg.Connection,
+    seal: EncryptedField,
+    user_ids: Sequence[UUID],
+    homes: Sequence[asyncpg.Connection] = (),
 ) -> AsyncIterator[Batch]:
-    """Every row of these users that the connection's login sees. In the caller's transaction."""
+    """
+    Every row of these users that the connection's login sees. In the caller's transaction. `homes`: the databases of
+    their rows, where these are elsewhere than in the directory.
+    """
     tables = await connection.fetch(_LIST)
     queries = {
         row["name"]: f"SELECT {', '.join(row['columns'])} FROM {row['name']} WHERE user_id = ANY($1::uuid[])"  # noqa: S608
@@ -64,10 +84,11 @@ async def read_person(
         if row["columns"]
     }
     for table, query in ({**_MORE, **queries}).items():
-        cursor = await connection.cursor(query, user_ids)
-        while found := await cursor.fetch(BATCH_ROWS):
-            columns = list(found[0].keys())
-            yield Batch(table, columns, [_open(seal, table, row) for row in found])
+        for place in (homes or (connection,)) if table in _AT_HOME else (connection,):
+            cursor = await place.cursor(query, user_ids)
+            while found := await cursor.fetch(BATCH_ROWS):
+                columns = list(found[0].keys())
+                yield Batch(table, columns, [_open(seal, table, row) for row in found])
 
 
 def _open(seal: EncryptedField, table: str, row: asyncpg.Record) -> list[Any]:
@@ -88,11 +109,15 @@ def _open_value(seal: EncryptedField, table: str, column: str, value: Any, owner
 
 
 async def write_tables(
-    connection: asyncpg.Connection, seal: EncryptedField, user_ids: Sequence[UUID], writer: ExportWriter
+    connection: asyncpg.Connection,
+    seal: EncryptedField,
+    user_ids: Sequence[UUID],
+    writer: ExportWriter,
+    homes: Sequence[asyncpg.Connection] = (),
 ) -> None:
     """All of `read_person` into `writer`, a table at a time."""
     held: list[Batch] = []
-    async for batch in read_person(connection, seal, user_ids):
+    async for batch in read_person(connection, seal, user_ids, homes):
         if held and held[0].table != batch.table:
             _write(writer, held)
             held = []

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 
 from nbpulse.classroom import Trace, find_signs
 from nbpulse.records.analysis import Span, Table
+from nbpulse.records.gathering import Parts, connect_parts
 from nbpulse.records.people import People
 
-_ROWS_AT_ONCE: Final = 2_000
 # What a client wrote into `data` may be anything: read as text, taken for a number here.
 _TRACES = """
 SELECT u.username, e.user_id, e.event_type, e.occurred_at, e.received_at, e.sequence, e.learning_session_id,
@@ -36,26 +36,29 @@ async def list_signs(people: People, course_id: UUID, span: Span, student_id: UU
     rows: list[tuple[Any, ...]] = []
     async with people.connect("list_signs") as connection:
         changes = [row["created_at"] for row in await connection.fetch(_CHANGES, course_id, span.start)]
-    async with people.connect("list_signs", is_staff=True) as connection:
-        async for username, user_id, traces in _read_students(connection, course_id, span, student_id):
+    async with connect_parts(people, "list_signs", is_staff=True, whose=student_id) as parts:
+        async for username, user_id, traces in _read_students(parts, course_id, span, student_id):
             rows += [
                 (username, user_id, sign.kind, sign.count, sign.off_s, sign.since, sign.until)
                 for sign in find_signs(traces, now, changes)
             ]
+    if not parts.is_one:
+        rows.sort(key=lambda row: row[:2])
     columns = ("username", "user_id", "sign", "count", "off_s", "since", "until")
     return Table(columns, ("text", "uuid", "text", "integer", "integer", "time", "time"), rows)
 
 
 async def _read_students(
-    connection: asyncpg.Connection, course_id: UUID, span: Span, student_id: UUID | None
+    parts: Parts, course_id: UUID, span: Span, student_id: UUID | None
 ) -> AsyncIterator[tuple[str, UUID, list[Trace]]]:
     name, student, traces = "", None, list[Trace]()
-    async for row in connection.cursor(_TRACES, course_id, *span, student_id, prefetch=_ROWS_AT_ONCE):
-        if row["user_id"] != student:
-            if student is not None:
-                yield name, student, traces
-            name, student, traces = row["username"], row["user_id"], []
-        traces.append(_read_trace(row))
+    async for piece in parts.walk(_TRACES, course_id, *span, student_id, order=("username", "user_id")):
+        for row in piece:
+            if row["user_id"] != student:
+                if student is not None:
+                    yield name, student, traces
+                name, student, traces = row["username"], row["user_id"], []
+            traces.append(_read_trace(row))
     if student is not None:
         yield name, student, traces
 

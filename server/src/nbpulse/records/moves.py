@@ -29,7 +29,7 @@ from nbpulse.shards import MAIN, get_shard_number
 ROLLED_UP: Final = ("learner_states", "learner_cells", "help_requests")
 """In the directory these rows stay, wherever the shard is."""
 MOVED: Final = ("event_ids", "events", "event_contents", "learning_sessions", *ROLLED_UP, "series_rejects")
-_MADE_ANEW: Final = ("series_marks", "series_standings")
+MADE_ANEW: Final = ("series_marks", "series_standings")
 _MOVER_LOCK: Final = 6_622_036
 _LOOK_S: Final = 0.005
 _APPLY_S: Final = 60.0
@@ -264,7 +264,7 @@ async def _part(site: Site, move: Move) -> None:
 
 
 async def _delete_rows(pool: asyncpg.Pool, name: str, shard: int) -> None:
-    for table in (*MOVED, *_MADE_ANEW):
+    for table in (*MOVED, *MADE_ANEW):
         if name != MAIN or table not in ROLLED_UP:
             await pool.execute(f"DELETE FROM {table} WHERE shard = $1", shard)  # noqa: S608 - constants
     await pool.execute("DELETE FROM spent_entries WHERE stream LIKE '%{shard_' || $1::text || '}'", str(shard))

@@ -7,14 +7,15 @@ nothing for migrations.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, TypeAlias
 from uuid import UUID
 
 import asyncpg
 
 from nbpulse.errors import StartupError
-from nbpulse.records.databases import refuse_if_spread
+from nbpulse.records.databases import list_urls, refuse_if_spread
+from nbpulse.shards import MAIN
 
 _READ_HEAD = "SELECT to_regclass('public.alembic_version') IS NOT NULL"
 _HAS_MONTHS = """
@@ -25,7 +26,7 @@ FROM unnest(ARRAY['events', 'learning_sessions', 'timeseries.cell_executions', '
 _HAS_LOGINS = "SELECT count(*) = $2 FROM pg_roles WHERE rolname = ANY($1::text[])"
 
 
-OwnerPool = asyncpg.Pool
+OwnerPool: TypeAlias = asyncpg.Pool
 
 
 @asynccontextmanager
@@ -51,6 +52,22 @@ async def open_owner(database_url: str, *, alone: str = "") -> AsyncIterator[asy
             raise StartupError("NB-3018", detail=str(error)) from error
         raise
     await pool.close()
+
+
+@asynccontextmanager
+async def open_owners(database_url: str) -> AsyncIterator[dict[str, OwnerPool]]:
+    """
+    Every database with students' rows by its name in the map, the directory first, each as `open_owner`; the further
+    ones under the logins that `shard add` was given. Raises StartupError: as that; one of them is away (NB-3135).
+    """
+    async with AsyncExitStack() as stack:
+        pools = {MAIN: await stack.enter_async_context(open_owner(database_url))}
+        for name, url in (await list_urls(pools[MAIN])).items():
+            try:
+                pools[name] = await stack.enter_async_context(open_owner(url))
+            except StartupError as error:
+                raise StartupError("NB-3135", name=name, detail=str(error)) from error
+        yield pools
 
 
 async def read_revision(pool: asyncpg.Pool) -> str | None:

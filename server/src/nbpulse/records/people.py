@@ -7,7 +7,7 @@ sealed before they reach a column.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
@@ -23,7 +23,7 @@ from nbpulse.identity import asking_as, identify
 from nbpulse.metrics import PostgresQuery, name_query
 from nbpulse.records.audit import note_audit
 from nbpulse.records.consents import note_consent, read_policy
-from nbpulse.records.databases import check_whole
+from nbpulse.records.databases import Databases
 from nbpulse.records.failures import UNAVAILABLE
 from nbpulse.records.tokens import (
     LINK_LIFE,
@@ -50,15 +50,7 @@ COURSE_READ: Final = "course:read"
 COURSE_WRITE: Final = "course:write"
 STAFF_ROLES: Final = frozenset({"assistant", "instructor"})
 ANALYST: Final = "analyst"
-_QUERY_LIMIT_S: Final = 5.0
-# What asks for rows that may be in other databases, and does not ask those yet (docs/operations.md).
-_OF_ONE_DATABASE: Final[frozenset[PostgresQuery]] = frozenset(
-    (
-        *("sessions", "common_errors", "slow_cells", "recovery_times", "report", "replay", "read_lesson", "list_signs"),
-        *("read_student", "read_runs", "read_cell", "read_error"),
-        *("export_person", "delete_course", "remove_demo_course"),
-    )
-)
+QUERY_LIMIT_S: Final = 5.0
 _USE_NOTED: Final = timedelta(minutes=5)
 
 
@@ -133,6 +125,7 @@ class CourseRole(msgspec.Struct, frozen=True):
 
     id: UUID
     title: str
+    time_zone: str
     role: str
     is_demo: bool
     is_archived: bool
@@ -148,32 +141,42 @@ FROM find_token($1) t LEFT JOIN LATERAL find_collection(t.user_id, t.course_id) 
 class People:
     """People, tokens and enrolments on PostgreSQL. Every method raises Unavailable (NB-2003) when it is away."""
 
-    def __init__(self, pool: asyncpg.Pool, seal: EncryptedField, marker: Marker | None = None) -> None:
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        seal: EncryptedField,
+        marker: Marker | None = None,
+        databases: Databases | None = None,
+    ) -> None:
         self._pool = pool
         self.seal = self._seal = seal
         self.marker = marker
+        self.databases = databases
+        """Where students' rows are; None: nothing is asked of any but the directory."""
 
     @asynccontextmanager
     async def connect(
-        self, query_type: PostgresQuery, *, is_staff: bool = False, isolation: Isolation = "read_committed"
+        self,
+        query_type: PostgresQuery,
+        *,
+        is_staff: bool = False,
+        isolation: Isolation = "read_committed",
+        look: Callable[[asyncpg.Connection], Awaitable[None]] | None = None,
     ) -> AsyncIterator[asyncpg.Connection]:
         """
         A connection in a transaction of at most 5 s, as who asks; the driver's errors leave as Unavailable.
 
-        Raises Unavailable (NB-2036) too where it would read, or remove, a part of what is in several databases.
-
         `is_staff`: it reads the work of the courses of which they are staff, and nothing else but what is their own,
         and that much faster who sees them whole. `isolation`: "repeatable_read" shows all its reads one moment.
+        `look`: what is asked first, as the login itself.
         """
-        role = "; SELECT read_as_staff()" if is_staff else ""
         with name_query(query_type):
-            acquiring = self._pool.acquire(timeout=_QUERY_LIMIT_S)
+            acquiring = self._pool.acquire(timeout=QUERY_LIMIT_S)
         try:
             async with acquiring as connection, connection.transaction(isolation=isolation):
-                limit = f"SELECT set_config('statement_timeout', '{int(_QUERY_LIMIT_S * 1000)}', true)"
-                if query_type in _OF_ONE_DATABASE:
-                    await check_whole(connection)
-                await connection.execute(f"{limit}; {identify()}{role}")
+                if look is not None:
+                    await look(connection)
+                await connection.execute(introduce(is_staff=is_staff))
                 yield connection
         except (*UNAVAILABLE, asyncpg.QueryCanceledError) as error:
             raise Unavailable("NB-2003") from error
@@ -287,7 +290,7 @@ class People:
         async with self.connect("describe_person") as connection:
             user = await connection.fetchrow("SELECT username, display_name FROM users WHERE id = $1", person.user_id)
             rows = await connection.fetch(
-                "SELECT c.id, c.title, e.role, c.is_demo, c.archived_at IS NOT NULL AS is_archived"
+                "SELECT c.id, c.title, c.time_zone, e.role, c.is_demo, c.archived_at IS NOT NULL AS is_archived"
                 " FROM enrolments e JOIN courses c ON c.id = e.course_id"
                 " WHERE e.user_id = $1 AND c.id = ANY($2::uuid[]) ORDER BY c.created_at DESC",
                 person.user_id,
@@ -382,6 +385,13 @@ class People:
         state = (user_id, get_shard_number(user_id), course["id"])
         await connection.execute("INSERT INTO learner_states (user_id, shard, course_id) VALUES ($1, $2, $3)", *state)
         return user_id, username
+
+
+def introduce(*, is_staff: bool) -> str:
+    """The statements that open a transaction as who asks; see `People.connect`."""
+    limit = f"SELECT set_config('statement_timeout', '{int(QUERY_LIMIT_S * 1000)}', true)"
+    role = "; SELECT read_as_staff()" if is_staff else ""
+    return f"{limit}; {identify()}{role}"
 
 
 def _choose_role(course: asyncpg.Record) -> str:

@@ -23,7 +23,7 @@ from nbpulse.errors import StartupError
 _PART_S: Final = 30.0
 DIRECTORY: Final = "nbpulse_directory"
 REPLICATOR: Final = "nbpulse_replicator"
-_PUBLISHED: Final = (
+PUBLISHED: Final = (
     *("users", "courses", "enrolments", "notebooks", "notebook_cells", "class_meetings", "collection_versions"),
 )
 # The join code lets people in, and is the directory's alone; each database's own look at its notebooks (derived.py).
@@ -100,7 +100,7 @@ async def make_replicator(pool: asyncpg.Pool, password: str) -> None:
 
 async def publish_directory(pool: asyncpg.Pool) -> None:
     """What every database needs of the directory, with the columns that the tables have now."""
-    rows = await pool.fetch(_LIST_COLUMNS, list(_PUBLISHED))
+    rows = await pool.fetch(_LIST_COLUMNS, list(PUBLISHED))
     tables = ", ".join(
         f"{row['name']} ({', '.join(one for one in row['columns'] if one not in _KEPT_BACK.get(row['name'], ()))})"
         for row in rows

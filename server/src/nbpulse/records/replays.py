@@ -22,18 +22,19 @@ from nbpulse.classroom.replay import CellPlace, PastClass
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import InvalidInput, NotFound
 from nbpulse.events import ReceivedEvent
+from nbpulse.records.adding import find_busiest
+from nbpulse.records.gathering import connect_parts, leaves_out
 from nbpulse.records.inboxes import read_action, to_ms
 from nbpulse.records.interventions import COLUMNS, read_staff_names
 from nbpulse.records.meetings import Meeting
 from nbpulse.records.people import People
-from nbpulse.records.reports import EVENTS_MAX, find_span
+from nbpulse.records.reports import EVENT_ORDER, EVENTS_MAX, find_span
 from nbpulse.records.views import ClassReader
 
 STEPS_MAX: Final = 150
 """Frames of one answer."""
 _BEFORE: Final = timedelta(hours=1)
 """So long before the meeting events are folded one by one: an error of then may still be one that several have."""
-_PIECE: Final = 2_000
 _MEETING: Final = """
 SELECT id, title, notebook_ids, started_at, ended_at, started_by, ended_by FROM class_meetings
 WHERE course_id = $1 AND id = $2
@@ -43,8 +44,8 @@ SELECT user_id, min(occurred_at) AS first_at, max(occurred_at) AS last_at FROM e
 WHERE course_id = $1 AND occurred_at >= $2 AND occurred_at <= $3 GROUP BY user_id
 """
 _BUSIEST: Final = """
-SELECT notebook_id FROM events WHERE course_id = $1 AND occurred_at >= $2 AND occurred_at <= $3
-    AND notebook_id IS NOT NULL GROUP BY notebook_id ORDER BY count(*) DESC, notebook_id LIMIT 1
+SELECT notebook_id, count(*) AS events FROM events WHERE course_id = $1 AND occurred_at >= $2 AND occurred_at <= $3
+    AND notebook_id IS NOT NULL GROUP BY notebook_id
 """
 # How each cell stood by then: the later run holds, by the rule of learners.py. A notebook has no events before its
 # first learning session.
@@ -65,10 +66,10 @@ SELECT {COLUMNS} FROM interventions
 WHERE course_id = $1 AND action <> 'note' AND at > $2::timestamptz - interval '{LIFE_HOURS} hours' AND at <= $3
 """  # noqa: S608 - constants
 _EVENTS: Final = f"""
-SELECT user_id, event_id, event_type, occurred_at, received_at, notebook_id, cell_id, cell_index, sequence, data,
-    error_message, traceback
+SELECT user_id, event_id, event_type, occurred_at, received_at, notebook_id, cell_id, cell_index, sequence, ordinal,
+    data, error_message, traceback
 FROM events WHERE course_id = $1 AND occurred_at >= $2 AND occurred_at <= $3
-ORDER BY occurred_at, sequence, user_id, ordinal LIMIT {EVENTS_MAX + 1}
+ORDER BY {", ".join(EVENT_ORDER)} LIMIT {EVENTS_MAX + 1}
 """  # noqa: S608
 _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -118,19 +119,18 @@ class Replays:
             meeting = Meeting(**dict(row))
             span = start, end = find_span(meeting)
             actions = await _read_actions(connection, self._people.seal, course_id, span)
-        async with self._people.connect("replay", is_staff=True) as connection:
+        async with connect_parts(self._people, "replay", is_staff=True) as parts:
             stays = {
                 one["user_id"]: (to_ms(one["first_at"]), to_ms(one["last_at"]))
-                for one in await connection.fetch(_STAYS, course_id, *span)
+                for one in await parts.fetch(_STAYS, course_id, *span)
             }
-            notebook_id = notebook_id or await connection.fetchval(_BUSIEST, course_id, *span)
+            notebook_id = notebook_id or find_busiest(await parts.fetch(_BUSIEST, course_id, *span))
         if notebook_id is None:
             raise InvalidInput("NB-1233")
         loaded = await self._classes.load_class(course_id, notebook_id)
         pulse = loaded.pulse
-        room = Classroom(
-            str(course_id), str(notebook_id), rules=pulse.rules, columns=pulse.columns, learners=loaded.learners
-        )
+        learners = [one for one in loaded.learners if not leaves_out(UUID(one.user_id))]
+        room = Classroom(str(course_id), str(notebook_id), rules=pulse.rules, columns=pulse.columns, learners=learners)
         room.set_groups(pulse.groups)
         room.set_meeting(to_ms(start), is_over=False)
         past = PastClass(room, course_id, notebook_id, stays)
@@ -163,12 +163,11 @@ class Replays:
         """Everything that occurred up to the stretch's end, in pieces."""
         start, actions = since
         until = datetime.fromtimestamp(player.until / 1000, UTC)
-        async with self._people.connect("replay", is_staff=True) as connection:
-            before = await connection.fetch(_CELLS_BEFORE, course_id, notebook_id, start - _BEFORE)
+        async with connect_parts(self._people, "replay", is_staff=True) as parts:
+            before = await parts.fetch(_CELLS_BEFORE, course_id, notebook_id, start - _BEFORE)
             player.past.begin(_read_cells(course_id, before), actions)
-            cursor = await connection.cursor(_EVENTS, course_id, start - _BEFORE, until)
             count = 0
-            while rows := await cursor.fetch(_PIECE):
+            async for rows in parts.walk(_EVENTS, course_id, start - _BEFORE, until, order=EVENT_ORDER):
                 if (count := count + len(rows)) > EVENTS_MAX:
                     raise InvalidInput("NB-1231", limit=EVENTS_MAX)
                 await asyncio.to_thread(player.take, rows)

@@ -27,6 +27,7 @@ from nbpulse.classroom.report import (
 )
 from nbpulse.errors import InvalidInput, NotFound
 from nbpulse.records.errorgroups import read_groups
+from nbpulse.records.gathering import connect_parts, leaves_out
 from nbpulse.records.inboxes import to_ms
 from nbpulse.records.interventions import Intervention, Interventions
 from nbpulse.records.meetings import Meeting
@@ -37,8 +38,8 @@ from nbpulse.records.rules import read_rules
 
 EVENTS_MAX: Final = 400_000
 """Of one meeting; 200 students make about 40,000 in 90 minutes."""
+EVENT_ORDER: Final = ("occurred_at", "sequence", "user_id", "ordinal")
 _LOG_MAX: Final = 2_000
-_PIECE: Final = 2_000
 _COURSE: Final = "SELECT id, title, short_name, time_zone FROM courses WHERE id = $1"
 _RULES: Final = "SELECT alert_rules FROM courses WHERE id = $1"
 _MEETINGS: Final = """
@@ -55,10 +56,10 @@ WHERE e.course_id = $1 AND (e.role = 'student' OR e.role = 'former' AND e.left_a
 ORDER BY coalesce(e.student_number, u.username), e.user_id
 """
 _EVENTS: Final = f"""
-SELECT user_id, occurred_at, event_type, notebook_id, cell_id, error_fingerprint, data->>'status' AS status,
-    data->>'error_name' AS error_name
+SELECT user_id, occurred_at, sequence, ordinal, event_type, notebook_id, cell_id, error_fingerprint,
+    data->>'status' AS status, data->>'error_name' AS error_name
 FROM events WHERE course_id = $1 AND occurred_at >= $2 AND occurred_at <= $3
-ORDER BY occurred_at, sequence, user_id, ordinal LIMIT {EVENTS_MAX + 1}
+ORDER BY {", ".join(EVENT_ORDER)} LIMIT {EVENTS_MAX + 1}
 """  # noqa: S608 - constants
 _COLUMNS: Final = """
 SELECT c.notebook_id, n.path, n.title AS notebook_title, c.cell_id, c.cell_index, c.title
@@ -77,7 +78,8 @@ SELECT user_id, created_at FROM messages
 WHERE course_id = $1 AND is_from_staff AND kind = 'message' AND created_at >= $2 AND created_at <= $3
 """
 _SAYINGS: Final = """
-SELECT DISTINCT ON (error_fingerprint) error_fingerprint, user_id, error_message, data->>'error_name' AS error_name
+SELECT DISTINCT ON (error_fingerprint) error_fingerprint, user_id, occurred_at, error_message,
+    data->>'error_name' AS error_name
 FROM events WHERE course_id = $1 AND occurred_at >= $2 AND occurred_at <= $3 AND error_fingerprint = ANY($4::text[])
 ORDER BY error_fingerprint, occurred_at
 """
@@ -184,14 +186,19 @@ class Reports:
         mine = {row["user_id"] for row in students}
         fold, count = MeetingFold(rules), 0
         names: dict[str, str] = {}
-        async with self._people.connect("report", is_staff=True) as connection:
-            async for row in connection.cursor(_EVENTS, course_id, *span, prefetch=_PIECE):
-                if (count := count + 1) > EVENTS_MAX:
+        async with connect_parts(self._people, "report", is_staff=True) as parts:
+            async for piece in parts.walk(_EVENTS, course_id, *span, order=EVENT_ORDER):
+                if (count := count + len(piece)) > EVENTS_MAX:
                     raise InvalidInput("NB-1231", limit=EVENTS_MAX)
-                if row["user_id"] in mine:
-                    _take(fold, row, groups, names)
+                for row in piece:
+                    if row["user_id"] in mine:
+                        _take(fold, row, groups, names)
         # Who came into the course after it is missing from no figure.
-        students = [row for row in students if row["since"] <= end or row["user_id"] in fold.present]
+        students = [
+            row
+            for row in students
+            if (row["since"] <= end or row["user_id"] in fold.present) and not leaves_out(row["user_id"])
+        ]
         turned = [(one.user_id, to_ms(one.at)) for one in log if _turns_to_student(one)]
         turned += [(row["user_id"], to_ms(row["created_at"])) for row in letters]
         raised = [_read_hand(row, end) for row in hands if row["user_id"] in mine]
@@ -225,8 +232,10 @@ class Reports:
     ) -> dict[str, str]:
         """A few words for each error group, as the board has them: its own before those of one merged into it."""
         members = {member: one for one in fingerprints for member in reversed(groups.list_members(one))}
-        async with self._people.connect("report", is_staff=True) as connection:
-            rows = await connection.fetch(_SAYINGS, course_id, *find_span(meeting), list(members))
+        async with connect_parts(self._people, "report", is_staff=True) as parts:
+            rows = await parts.fetch(_SAYINGS, course_id, *find_span(meeting), list(members))
+        # The first that was met of each: of one database there is no other.
+        rows.sort(key=lambda row: row["occurred_at"], reverse=True)
         labels = {row["error_fingerprint"]: label_error(self._open_error(row)) for row in rows}
         return {members[one]: labels[one] for one in members if one in labels}
 

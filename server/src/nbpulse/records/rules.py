@@ -14,8 +14,10 @@ import msgspec
 from nbpulse.classroom import DEFAULT_RULES, AlertRules, Column, ErrorGroups
 from nbpulse.errors import NotFound
 from nbpulse.events import ReceivedEvent
+from nbpulse.records.adding import find_busiest
 from nbpulse.records.audit import note_audit
 from nbpulse.records.errorgroups import read_groups
+from nbpulse.records.gathering import connect_parts
 from nbpulse.records.people import People
 
 EVENTS_MAX: Final = 60_000
@@ -25,9 +27,9 @@ SELECT id, title, started_at, coalesce(ended_at, now()) AS ended_at FROM class_m
 WHERE course_id = $1 AND ($2::uuid IS NULL OR id = $2) ORDER BY started_at DESC LIMIT 1
 """
 _NOTEBOOK = """
-SELECT notebook_id FROM events WHERE course_id = $1 AND occurred_at >= $2 AND occurred_at < $3
+SELECT notebook_id, count(*) AS events FROM events WHERE course_id = $1 AND occurred_at >= $2 AND occurred_at < $3
     AND event_type = 'cell_execution' AND notebook_id IS NOT NULL
-GROUP BY notebook_id ORDER BY count(*) DESC, notebook_id LIMIT 1
+GROUP BY notebook_id
 """
 _COLUMNS = """
 SELECT cell_id, cell_index, title FROM notebook_cells WHERE notebook_id = $1 AND cell_type IS DISTINCT FROM 'markdown'
@@ -106,9 +108,12 @@ class CourseRules:
             students = await connection.fetch(_STUDENTS, course_id)
             groups = await read_groups(connection, course_id)
         since, until = meeting["started_at"], min(meeting["ended_at"], meeting["started_at"] + LESSON_MAX)
-        async with self._people.connect("read_lesson", is_staff=True) as connection:
-            notebook_id = await connection.fetchval(_NOTEBOOK, course_id, since, until)
-            rows = await connection.fetch(_EVENTS, course_id, since, until, notebook_id, EVENTS_MAX + 1, _LATE)
+        async with connect_parts(self._people, "read_lesson", is_staff=True) as parts:
+            notebook_id = find_busiest(await parts.fetch(_NOTEBOOK, course_id, since, until))
+            rows = await parts.fetch(_EVENTS, course_id, since, until, notebook_id, EVENTS_MAX + 1, _LATE)
+        if not parts.is_one:
+            rows.sort(key=lambda row: (row["occurred_at"], row["sequence"], row["event_id"]))
+            rows = rows[: EVENTS_MAX + 1]
         async with self._people.connect("read_lesson") as connection:
             columns = await connection.fetch(_COLUMNS, notebook_id)
         user_ids = [row["user_id"] for row in students]

@@ -7,7 +7,7 @@ goes on where a killed run stopped, and never overwrites what changed meanwhile;
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -127,15 +127,18 @@ async def hold_rotation(pool: asyncpg.Pool) -> AsyncIterator[None]:
             await connection.execute("SELECT pg_advisory_unlock($1)", _LOCK)
 
 
-async def reseal_all(pool: asyncpg.Pool, seal: EncryptedField, report: Report) -> int:
+async def reseal_all(pool: asyncpg.Pool, seal: EncryptedField, report: Report, *, but: Collection[str] = ()) -> int:
     """
-    Seal every text anew that is not under the newest key; how many that were, a killed run before included.
+    Seal every text anew that is not under the newest key; how many that were, a killed run before included. `but`:
+    tables that are left alone, as another database's come to replace them.
 
     `report(done, total)` is told of texts looked at. Raises StartupError (NB-3060): a text opens under no key.
     """
     key_id, total, done = seal.key_ids[0], await _count_texts(pool), 0
     resealed = 0
     for column in SEALED_COLUMNS:
+        if column.table in but:
+            continue
         async with pool.acquire() as connection:
             place = await connection.fetchrow(
                 "SELECT last_key, resealed FROM sealing_progress"

@@ -19,6 +19,7 @@ from nbpulse.collection import DEFAULT, Policy
 from nbpulse.records.analysis import Place, Span
 from nbpulse.records.consents import read_policy
 from nbpulse.records.errorgroups import read_groups
+from nbpulse.records.gathering import connect_home, connect_parts
 from nbpulse.records.learners import STATE_COLUMNS, read_state
 from nbpulse.records.people import People
 from nbpulse.shards import get_shard_number
@@ -211,7 +212,7 @@ class WorkReader:
     async def read_student(self, course_id: UUID, user_id: UUID, span: Span) -> StudentTrace:
         """What one student did in the window."""
         whose = (user_id, get_shard_number(user_id), course_id)
-        async with self._people.connect("read_student") as connection:
+        async with connect_home(self._people, user_id, "read_student") as connection:
             runs = await connection.fetch(_TRACE, *whose, *span, TRACE_RUNS_MAX)
             sittings = await connection.fetch(_SITTINGS, *whose, *span)
             hands = await connection.fetch(_HANDS, *whose)
@@ -240,7 +241,7 @@ class WorkReader:
     ) -> list[RunText]:
         """A student's runs with their texts, newest first; `after`: where the page before ended (its last run)."""
         whose = (user_id, get_shard_number(user_id), course_id)
-        async with self._people.connect("read_runs") as connection:
+        async with connect_home(self._people, user_id, "read_runs") as connection:
             rows = await connection.fetch(_RUNS, *whose, notebook_id, cell_id, *(after or (None, None)), limit)
         return [self._read_run(user_id, row) for row in rows]
 
@@ -253,13 +254,13 @@ class WorkReader:
     async def read_cell(self, course_id: UUID, notebook_id: UUID, cell_id: str, span: Span) -> CellWork | None:
         """A cell with everybody's newest collected answer; None where the course has no such cell."""
         place = (course_id, notebook_id, cell_id)
-        async with self._people.connect("read_cell", is_staff=True) as connection:
-            cell = await connection.fetchrow(_CELL, *place)
+        async with connect_parts(self._people, "read_cell", is_staff=True) as parts:
+            cell = await parts.directory.fetchrow(_CELL, *place)
             if cell is None:
                 return None
-            standings = await connection.fetch(_STANDINGS, *place)
-            latest = {row["user_id"]: row for row in await connection.fetch(_LATEST, *place)}
-            answered = {row["user_id"]: row for row in await connection.fetch(_ANSWERS, *place, *span)}
+            standings = await parts.directory.fetch(_STANDINGS, *place)
+            latest = {row["user_id"]: row for row in await parts.fetch(_LATEST, *place)}
+            answered = {row["user_id"]: row for row in await parts.fetch(_ANSWERS, *place, *span)}
         told = dict(cell)
         source = told.pop("source") if told["is_registered"] else None
         answers = {}
@@ -283,11 +284,13 @@ class WorkReader:
         An error group: who has it now, where and since when it was met, and how it was worded. For one that is merged
         into another, that other.
         """
-        async with self._people.connect("read_error") as connection:
-            groups = await read_groups(connection, course_id)
+        async with connect_parts(self._people, "read_error") as parts:
+            groups = await read_groups(parts.directory, course_id)
             members = groups.list_members(groups.find(fingerprint))
-            states = await connection.fetch(_STATES, course_id)
-            rows = await connection.fetch(_ERROR, course_id, *span, members, ERROR_RUNS_MAX)
+            states = await parts.directory.fetch(_STATES, course_id)
+            rows = await parts.fetch(_ERROR, course_id, *span, members, ERROR_RUNS_MAX)
+        if not parts.is_one:
+            rows = sorted(rows, key=lambda row: row["at"], reverse=True)[:ERROR_RUNS_MAX]
         now: dict[str, Run] = {}
         for row in states:
             errors = list_errors(read_state(row, self._seal).recent)

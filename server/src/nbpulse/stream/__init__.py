@@ -97,6 +97,7 @@ class EventStream:
         # Per lane the streams whose own pending entries are still to be read again, each with the last id seen.
         self._replays: dict[Lane, dict[bytes, bytes]] = {lane: dict.fromkeys(STREAM_KEYS[lane], b"0") for lane in LANES}
         self._touched: set[bytes] = set()
+        self._unacknowledged: list[Delivery] = []
         self._backlog = 0
         self._appended = 0
         self._backlog_at = float("-inf")
@@ -244,7 +245,7 @@ class EventStream:
             self.replay_pending(lane)
             raise
         except ResponseError as refusal:
-            if "NOGROUP" not in str(refusal):
+            if not _lacks_group(refusal):
                 raise Unavailable("NB-2001") from refusal
             _log.error("stream.group_missing", lane=lane)
             await self.ensure_groups()
@@ -254,27 +255,30 @@ class EventStream:
         """Read this consumer's own pending entries of the lane again before anything new."""
         self._replays[lane] = dict.fromkeys(STREAM_KEYS[lane], b"0")
 
-    async def adopt(self, lane: Lane, shards: Collection[int]) -> None:
+    async def adopt(self, lane: Lane, shards: Collection[int]) -> set[int]:
         """
         Take over everything that is pending in these shards, whosever it was, and read it before anything new.
 
-        For whoever alone reads them from now on. Raises Unavailable: then do it again.
+        For whoever alone reads them from now on. Gives those whose server (of a cluster) did not do so: not to be read
+        yet. Raises Unavailable: none did.
         """
-        places = dict.fromkeys((STREAM_KEYS[lane][shard] for shard in shards), b"0-0")
-        adopted = list(places)
+        wanted = {STREAM_KEYS[lane][shard]: shard for shard in shards}
+        places = dict.fromkeys(wanted, b"0-0")
+        away: set[bytes] = set()
         while places:
             claims = [
                 (b"XAUTOCLAIM", key, GROUP, self._consumer, 0, place, b"COUNT", BATCH_EVENTS, b"JUSTID")
                 for key, place in places.items()
             ]
-            answers = await self._readers[lane].call(claims, query_type="claim")
-            for answer in answers:
-                if isinstance(answer, Unavailable):
-                    raise answer
+            answers = dict(zip(places, await self._readers[lane].call(claims, query_type="claim"), strict=True))
             # No group: `read` sees the same and mends it.
-            ends = {key: one[0] for key, one in zip(places, answers, strict=True) if not isinstance(one, Exception)}
+            away.update(key for key, one in answers.items() if isinstance(one, Exception) and not _lacks_group(one))
+            ends = {key: one[0] for key, one in answers.items() if not isinstance(one, Exception)}
             places = {key: place for key, place in ends.items() if place != b"0-0"}
-        self._replays[lane].update(dict.fromkeys(adopted, b"0"))
+        if len(away) == len(wanted):
+            raise Unavailable("NB-2001")
+        self._replays[lane].update(dict.fromkeys(wanted.keys() - away, b"0"))
+        return {wanted[key] for key in away}
 
     async def reclaim(self, lane: Lane, idle_ms: int, shards: Collection[int] = _ALL_SHARDS) -> list[Delivery]:
         """
@@ -295,20 +299,34 @@ class EventStream:
         return await self._count_deliveries(lane, found)
 
     async def ack(self, deliveries: Iterable[Delivery]) -> None:
-        """These are done: the group forgets them, and `trim` may remove them. Raises Unavailable."""
+        """
+        These are done: the group forgets them, and `trim` may remove them.
+
+        Raises Unavailable: no server answered. Where one of a cluster's does not, the others' shards do not wait: it is
+        told again with the next `trim`; until then its entries may come again.
+        """
         done = list(deliveries)
         if not done:
             return
-        if tried := [one for one in done if one.deliveries > 1]:
-            await self._ask([_forget_suspect(one) for one in tried], "forget_suspects")
         ids: dict[bytes, list[bytes]] = {}
         for one in done:
             ids.setdefault(one.stream, []).append(one.entry_id)
+        suspects: dict[bytes, list[bytes]] = {}
+        for one in done:
+            if one.deliveries > 1:
+                suspects.setdefault(one.stream, []).append(one.entry_id)
+        forgotten: list[Command] = [(b"HDEL", _name_suspects(key), *some) for key, some in suspects.items()]
+        parts = self._control.part(list(ids), bytes)
         acks: list[Command] = [
-            (b"EVAL", ACK, len(keys), *keys, *(b" ".join(ids[key]) for key in keys), GROUP)
-            for keys in self._control.part(list(ids), bytes)
+            (b"EVAL", ACK, len(keys), *keys, *(b" ".join(ids[key]) for key in keys), GROUP) for keys in parts
         ]
-        await self._ask(acks, "ack")
+        answers = (await self._control.call([*forgotten, *acks], query_type="ack"))[len(forgotten) :]
+        failures = [answer for answer in answers if isinstance(answer, Exception)]
+        if len(failures) == len(answers):
+            raise Unavailable("NB-2001") from failures[0]
+        for keys, answer in zip(parts, answers, strict=True):
+            if isinstance(answer, Exception):
+                self._unacknowledged += [one for one in done if one.stream in keys]
         self._touched.update(ids)
 
     async def suspect(self, delivery: Delivery) -> int | None:
@@ -324,6 +342,12 @@ class EventStream:
 
     async def trim(self) -> None:
         """Remove what every group has acknowledged from the streams touched since the last time. Raises Unavailable."""
+        owed, self._unacknowledged = self._unacknowledged, []
+        try:
+            await self.ack(owed)
+        except Unavailable:
+            self._unacknowledged += owed
+            raise
         if not self._touched:
             return
         keys, self._touched = sorted(self._touched), set()
@@ -386,8 +410,8 @@ class EventStream:
         deadline_s: float,
     ) -> tuple[list[tuple[bytes, Any]], list[bytes]]:
         """
-        Streams with their entries behind `after`, and those of a cluster's servers that did not answer: their entries
-        may be in our hand by now. Raises ResponseError, Unavailable.
+        Streams with their entries behind `after`, and those of servers that did not answer, or refused: their entries
+        may be in our hand by now. Raises ResponseError (there is no group), Unavailable.
         """
         head = (b"XREADGROUP", b"GROUP", GROUP, self._consumer, *options, b"STREAMS")
         parts = self._readers[lane].part(list(after), bytes)
@@ -397,10 +421,10 @@ class EventStream:
         found: list[tuple[bytes, Any]] = []
         lost: list[bytes] = []
         for keys, reply in zip(parts, replies, strict=True):
-            if isinstance(reply, Unavailable):
-                lost += keys
-            elif isinstance(reply, Exception):
+            if isinstance(reply, Exception) and _lacks_group(reply):
                 raise reply
+            if isinstance(reply, Exception):
+                lost += keys
             else:
                 found += pair_answer(reply)
         return found, lost
@@ -448,5 +472,5 @@ def _name_suspects(stream: bytes) -> bytes:
     return b"nbpulse:suspects:" + stream.removeprefix(b"nbpulse:")
 
 
-def _forget_suspect(delivery: Delivery) -> Command:
-    return b"HDEL", _name_suspects(delivery.stream), delivery.entry_id
+def _lacks_group(refusal: Exception) -> bool:
+    return "NOGROUP" in str(refusal)

@@ -3,8 +3,10 @@
 A worker lives by its beat (one write every 0.5 s, timed by the server's clock); a shard's lease names its reader and
 has no end of its own, so that nothing else is written while nobody comes or goes. Promises: who has not beaten for
 2.5 s has no shard any more, by its own clock no later than by anybody else's; a shard is taken only where nobody alive
-has it; every command names one key. What two readers store is stored once (the ledger): leases keep the order of a
-student's events and share the work, nothing else hangs on them (docs/decisions/0032).
+has it; every command names one key. On a cluster the beat goes to three places and counts where two have it, so that
+one server that is away, or comes back with less, neither silences anybody nor has two read one shard; of shards whose
+server does not answer nothing is concluded. What two readers store is stored once (the ledger): leases keep the order
+of a student's events and share the work, nothing else hangs on them (docs/decisions/0032).
 """
 
 from __future__ import annotations
@@ -17,16 +19,17 @@ from typing import Any, Final
 import structlog
 from redis.asyncio import Redis
 
-from nbpulse.cluster import Cluster
+from nbpulse.cluster import Cluster, name_beats
 from nbpulse.errors import StartupError, Unavailable
 from nbpulse.metrics import RedisQuery, worker_shards
 from nbpulse.shards import SHARD_COUNT
 from nbpulse.stream.cluster import open_link
-from nbpulse.stream.link import Command
+from nbpulse.stream.link import ANSWER_DEADLINE_S, Command
 
-WORKERS_KEY: Final = b"nbpulse:workers"
 LEASE_S: Final = 2.5
 BEAT_S: Final = 0.5
+# Where others answer, one that is silent must not cost the next beat.
+_CLUSTER_DEADLINE_S: Final = 0.7
 
 # The server's clock alone decides who is alive. Answers who takes shards, and what was noted under our name before.
 _BEAT: Final = b"""
@@ -79,6 +82,8 @@ class Leases:
 
     def __init__(self, redis: Redis | Cluster, worker: str) -> None:
         self._link = open_link(redis)
+        self._beats = name_beats(redis)
+        self._deadline_s = _CLUSTER_DEADLINE_S if isinstance(redis, Cluster) else ANSWER_DEADLINE_S
         self._worker = worker
         # Of two lives under one name the later one ends (NB-3105).
         self._life = f"{time.time_ns():020d}{secrets.token_hex(4)}"
@@ -106,9 +111,10 @@ class Leases:
         """
         others = await self._beat(is_stuck=is_stuck, lag_ms=lag_ms)
         wanted = 0 if is_stuck and others else share(self._worker, others)
-        owners = await self._call([("GET", name_lease(shard)) for shard in _SHARDS], "read_leases")
+        answers = await self._call([("GET", name_lease(shard)) for shard in _SHARDS], "read_leases")
+        owners = {shard: answer for shard, answer in enumerate(answers) if not isinstance(answer, Exception)}
         me = self._worker.encode()
-        for shard in [shard for shard in self._held if owners[shard] != me]:
+        for shard in [shard for shard in self._held if owners.get(shard, me) != me]:
             del self._held[shard]
         kept = sorted(self._held)[:wanted]
         for shard in self._leaving.intersection(kept):
@@ -118,51 +124,62 @@ class Leases:
         await self._give(given)
         if len(kept) < wanted and not is_stuck:
             alive = {worker.encode() for worker in others}
-            free = [shard for shard in _SHARDS if shard not in self._held and owners[shard] not in alive]
+            free = [shard for shard in owners if shard not in self._held and owners[shard] not in alive]
             # Whom we succeed under this name may have had more than we shall: ours first, and the rest is given back.
             free.sort(key=lambda shard: owners[shard] != me)
             await self._take(free, wanted - len(kept), sorted(alive))
-        left = [shard for shard in _SHARDS if owners[shard] == me and shard not in self._held and shard not in given]
+        left = [shard for shard in owners if owners[shard] == me and shard not in self._held and shard not in given]
         await self._give([shard for shard in left if is_stuck or shard not in in_hand])
         worker_shards.set(len(self._held) - len(self._leaving))
 
     async def leave(self) -> None:
-        """Give everything back and be gone: others take it with their next beat. Raises Unavailable."""
+        """
+        Give everything back and be gone: others take it with their next beat.
+
+        Raises Unavailable: what a server did not hear of lapses.
+        """
         self._valid_until = float("-inf")
         self._leaving.clear()
         await self._give(list(self._held))
-        await self._call([("HDEL", WORKERS_KEY, self._worker)], "leave")
         worker_shards.set(0)
+        for answer in await self._call([("HDEL", key, self._worker) for key in self._beats], "leave"):
+            if isinstance(answer, Exception):
+                raise Unavailable("NB-2001") from answer
 
     async def close(self) -> None:
         """Close the connection."""
         await self._link.close()
 
-    async def _beat(self, *, is_stuck: bool, lag_ms: int) -> list[str]:
-        """Who else takes shards; what we held is forgotten where we were too late."""
+    async def _beat(self, *, is_stuck: bool, lag_ms: int) -> set[str]:
+        """Who else takes shards; what we held is forgotten where we were too late. Raises Unavailable: no majority."""
         sent_at = time.monotonic()
-        takes = "false" if is_stuck else "true"
-        command = ("EVAL", _BEAT, 1, WORKERS_KEY, self._worker, self._life, lag_ms, takes, str(LEASE_S))
-        ((life, taking),) = await self._call([command], "beat")
-        if self._is_known and life and life.decode() != self._life:
+        said = (self._worker, self._life, lag_ms, "false" if is_stuck else "true", str(LEASE_S))
+        answers = await self._call([("EVAL", _BEAT, 1, key, *said) for key in self._beats], "beat")
+        given = [answer for answer in answers if not isinstance(answer, Exception)]
+        if len(given) <= len(self._beats) // 2:
+            raise Unavailable("NB-2001")
+        lives = [life.decode() for life, _ in given if life]
+        strangers = [life for life in lives if life != self._life]
+        if self._is_known and len(strangers) > len(self._beats) // 2:
             # Once it may be whom we succeed; now it has beaten since.
             error = StartupError("NB-3105", worker=self._worker)
-            if life.decode() < self._life:
+            if min(strangers) < self._life:
                 raise error
             _log.warning("leases.namesake", code=error.code, title=error.title("en"))
-        elif not life or sent_at >= self._valid_until:
+        elif len(lives) <= len(self._beats) // 2 or sent_at >= self._valid_until:
+            # Others may have found us silent.
             self._held.clear()
             self._leaving.clear()
         self._is_known = True
         self._valid_until = sent_at + LEASE_S
-        return [worker.decode() for worker in taking if worker != self._worker.encode()]
+        return {worker.decode() for _, taking in given for worker in taking} - {self._worker}
 
     async def _take(self, free: list[int], count: int, alive: list[bytes]) -> None:
         while free and count > 0:
             tried, free = free[:count], free[count:]
             commands: list[Command] = [("EVAL", _TAKE, 1, name_lease(shard), self._worker, *alive) for shard in tried]
             for shard, is_taken in zip(tried, await self._call(commands, "take_leases"), strict=True):
-                if is_taken:
+                if is_taken == 1:
                     self._note_taking(shard)
                     count -= 1
 
@@ -177,8 +194,9 @@ class Leases:
         await self._call([("EVAL", _GIVE, 1, name_lease(shard), self._worker) for shard in shards], "give_leases")
 
     async def _call(self, commands: list[Command], query_type: RedisQuery) -> list[Any]:
-        answers = await self._link.call(commands, query_type=query_type)
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise Unavailable("NB-2001") from answer
+        """The answers; a failure stands in its command's place. Raises Unavailable: no server answered."""
+        answers = await self._link.call(commands, self._deadline_s, query_type=query_type)
+        failures = [answer for answer in answers if isinstance(answer, Exception)]
+        if failures and len(failures) == len(answers):
+            raise Unavailable("NB-2001") from failures[0]
         return answers

@@ -119,7 +119,8 @@ class Reader:
             await sleep_until(_NO_SHARDS_S, self._stop)
             return []
         if fresh := [shard for shard, taking in shards.items() if self._adopted.get(shard) != taking]:
-            await self._stream.adopt(self._lane, fresh)
+            away = await self._stream.adopt(self._lane, fresh)
+            shards = {shard: taking for shard, taking in shards.items() if shard not in away}
         self._adopted = shards
         now = loop.time()
         if now >= self._claim_at:

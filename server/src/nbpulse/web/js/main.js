@@ -138,9 +138,9 @@ async function route() {
     me.value = who;
     if (place) {
       const { courseId, name, item } = place;
-      const { title = "", role = "" } = courses.find((/** @type {any} */ one) => one.id === courseId) ?? {};
+      const { title = "", role = "", time_zone: zone } = courses.find((/** @type {any} */ one) => one.id === courseId) ?? {};
       const load = Object.hasOwn(COURSE_PAGES, name) && COURSE_PAGES[name];
-      if (load) page.value = { name: "course_page", view: await load(), courseId, title, role, item };
+      if (load) page.value = { name: "course_page", view: await load(), courseId, title, role, zone, item };
       else page.value = { name: "no_page", courseId };
       return;
     }

@@ -7,6 +7,8 @@
  * @typedef {import("./state.js").Cell} Cell
  */
 
+import { measureUrgency } from "./state.js";
+
 /** @param {Row[]} rows @param {string} team "" for all @returns {Row[]} those that are known */
 export function ofTeam(rows, team) {
   return rows.filter((row) => row && (!team || row.team === team));
@@ -48,20 +50,20 @@ export function inOrder(rows, places) {
 
 /**
  * The teams with who needs somebody in each, the most urgent first; none where nobody has a team.
- * @param {Row[]} rows @param {Record<string, Alert>} alerts
+ * @param {Row[]} rows @param {Record<string, Alert>} alerts @param {number} [at] ms epoch
  * @returns {{team: string, size: number, counts: Record<Status, number>}[]}
  */
-export function listTeams(rows, alerts) {
+export function listTeams(rows, alerts, at = 0) {
   const known = rows.filter((row) => row?.team);
-  const scores = new Map();
-  for (const { i, score } of Object.values(alerts)) scores.set(i, Math.min(score, scores.get(i) ?? Infinity));
+  const urgencies = new Map();
+  for (const alert of Object.values(alerts)) urgencies.set(alert.i, Math.max(measureUrgency(alert, at), urgencies.get(alert.i) ?? -Infinity));
   const teams = Object.entries(Object.groupBy(known, (row) => /** @type {string} */ (row.team))).map(([team, members = []]) => ({
     team,
     size: members.length,
     counts: countStatuses(members),
-    score: Math.min(...members.map((row) => scores.get(row.i) ?? Infinity)),
+    urgency: Math.max(...members.map((row) => urgencies.get(row.i) ?? -Infinity)),
   }));
-  return teams.sort((a, b) => (a.score === b.score ? (a.team < b.team ? -1 : 1) : a.score - b.score));
+  return teams.sort((a, b) => (a.urgency === b.urgency ? (a.team < b.team ? -1 : 1) : b.urgency - a.urgency));
 }
 
 /**

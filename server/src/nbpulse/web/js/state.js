@@ -15,7 +15,8 @@
  *   `quiet`: until when nothing is said of them, 0 for not; `mail`: messages of theirs nobody has answered
  * @typedef {{by: string, name: string, at: number}} Claim who is on it
  * @typedef {{id: string, i: number, kind: string, since: number, cell: ?string, idx: ?number, label: ?string,
- *   n: ?number, text: ?string, typical?: ?number, score: number, claim?: ?Claim}} Alert `kind`: of STATUS_OF; `typical`: ms
+ *   n: ?number, text: ?string, typical?: ?number, weight: number,
+ *   ranked_since: number, claim?: ?Claim}} Alert `kind`: of STATUS_OF; `typical`: ms
  * @typedef {{claim: ?Claim}|{isGone: true}} Guess what an action is going to change
  * @typedef {{fp: string, label: string, cell: string, n: number, since: number, title: ?string, merged: number}} SharedError
  * @typedef {{fp: string, n: number, label: ?string, cell: ?string, title: ?string}} MutedGroup without a label, with a cell: that cell
@@ -224,14 +225,17 @@ export function supposeAlerts(alerts, guesses) {
 }
 
 /**
- * Alerts in the order in which a teacher should go: lowest score first (the server puts rank and waiting into it).
- * @param {Record<string, Alert>} alerts @returns {Alert[]}
+ * Alerts in the order in which a teacher should go at that time: the waiting of each by its kind's weight.
+ * @param {Record<string, Alert>} alerts @param {number} at ms epoch @returns {Alert[]}
  */
-export function rankAlerts(alerts) {
+export function rankAlerts(alerts, at) {
   return Object.values(alerts).sort(
-    (a, b) => a.score - b.score || a.since - b.since || (a.id < b.id ? -1 : 1),
+    (a, b) => measureUrgency(b, at) - measureUrgency(a, at) || a.since - b.since || (a.id < b.id ? -1 : 1),
   );
 }
+
+/** The more, the sooner. @param {Alert} alert @param {number} at ms epoch */
+export const measureUrgency = (alert, at) => alert.weight * (at - alert.ranked_since);
 
 /** Start of the longest wait of one status, ms epoch, or null. @param {Record<string, Alert>} alerts @param {string} status */
 export function oldestSince(alerts, status) {

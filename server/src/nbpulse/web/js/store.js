@@ -58,7 +58,7 @@ export const teamAlerts = computed(() => {
   const mine = new Set(teamRows.value.map((row) => row.i));
   return Object.fromEntries(Object.entries(alerts.value).filter(([, alert]) => mine.has(alert.i)));
 });
-export const rankedAlerts = computed(() => rankAlerts(teamAlerts.value));
+export const rankedAlerts = computed(() => rankAlerts(teamAlerts.value, minute.value));
 export const cellNumbers = computed(() => new Map(cells.value.map((cell) => [cell.id, cell.idx + 1])));
 
 /** Server time in ms, ticking each second; `minute` each 15 s for what shows minutes only. */

@@ -4,7 +4,7 @@ import { html, memo, useState } from "../preact.js";
 import { formatClock, formatNumber, formatSpan, t } from "../i18n.js";
 import { cellNumberAt } from "../state.js";
 import { listSections, listTeams } from "../narrowing.js";
-import { alerts, cells, charts, lessonColumn, lessonSteps, minutes, rows, section, team, teamRows } from "../store.js";
+import { alerts, cells, charts, lessonColumn, lessonSteps, minute, minutes, rows, section, team, teamRows } from "../store.js";
 import { CellTable } from "./funnel.js";
 import { Glyph } from "./glyph.js";
 import { useHold } from "./hold.js";
@@ -171,7 +171,7 @@ function Sections() {
 function Teams() {
   const [isHeld, hand] = useHold();
   const [held, setHeld] = useState(/** @type {?string[]} */ (null));
-  const listed = listTeams(rows.value, alerts.value);
+  const listed = listTeams(rows.value, alerts.value, minute.value);
   if (isHeld !== (held !== null)) setHeld(isHeld ? listed.map((one) => one.team) : null);
   if (listed.length === 0) return html`<p class="calm">${t("teams.none")}</p>`;
   const order = new Map((held ?? []).map((name, place) => [name, place]));

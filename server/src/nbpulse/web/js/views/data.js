@@ -13,12 +13,14 @@ const QUESTIONS = [
 const FORMS = ["csv", "ndjson", "manifest"]; // Parquet is an extra that a server may lack: docs/queries.md
 const DAY_MS = 86_400_000;
 
-/** As a date field has it, in the browser's own days. @param {number} at */
-const writeDay = (at) => new Date(at - new Date(at).getTimezoneOffset() * 60_000).toISOString().slice(0, 10);
+/** The day on which that is in the course's time zone, as a date field has it. @param {number} at @param {string} zone */
+const findDay = (at, zone) => new Intl.DateTimeFormat("sv-SE", { timeZone: zone, dateStyle: "short" }).format(at);
+/** @param {string} day */
+const findNext = (day) => new Date(Date.parse(day) + DAY_MS).toISOString().slice(0, 10);
 
-/** @param {{courseId: string, title: string, role: string}} props */
-export function Data({ courseId, title, role }) {
-  const [days, setDays] = useState({ first: writeDay(Date.now() - 6 * DAY_MS), last: writeDay(Date.now()) });
+/** @param {{courseId: string, title: string, role: string, zone: string}} props */
+export function Data({ courseId, title, role, zone }) {
+  const [days, setDays] = useState({ first: findDay(Date.now() - 6 * DAY_MS, zone), last: findDay(Date.now(), zone) });
   const [isIdentified, setIdentified] = useState(false);
   const isStaff = role !== "analyst";
   const isWindow = days.first && days.last && days.first <= days.last;
@@ -28,7 +30,7 @@ export function Data({ courseId, title, role }) {
     if (hasDays) {
       // Without an offset: days of the course's own time zone; the last one whole.
       query.set("start", `${days.first}T00:00:00`);
-      query.set("end", `${writeDay(Date.parse(`${days.last}T12:00:00`) + DAY_MS)}T00:00:00`);
+      query.set("end", `${findNext(days.last)}T00:00:00`);
     }
     if (isIdentified) query.set("identified", "1");
     return `/api/v1/courses/${encodeURIComponent(courseId)}/${name}?${query}`;

@@ -92,9 +92,9 @@ const Line = memo(({ row, columns, isNamed, isSelected, minute, gap }) => html`<
     <span class="state" title=${row.quiet ? t("grid.quiet", { time: formatClock(row.quiet).slice(0, 5) }) : null}>
       ${row.st !== "ok" ? html`<${Glyph} kind=${row.st} />` : row.quiet ? html`<${Glyph} kind="later" />` : null}
     </span>
-    ${row.do && html`<span class="doing" data-doing=${row.do} title=${t(`doing.${row.do}`)}><${Glyph} kind=${row.do} /></span>`}
     <a class="name" tabindex="-1" href=${studentPath(course.peek().id, row.id)}><bdi>${isNamed ? row.name : row.num}</bdi></a>
     ${gap && html`<span class="gap" title=${gap} aria-hidden="true">…</span>`}
+    ${row.do && html`<span class="doing" data-doing=${row.do} title=${t(`doing.${row.do}`)}><${Glyph} kind=${row.do} /></span>`}
     <span class="pos">${cellNumberAt(columns, row.pos) || ""}</span>
   </div>
   <${Squares} s=${row.s} columns=${columns} />

@@ -1,6 +1,6 @@
 // @ts-check
 /** Pages around the board: sign-in needed, courses, waiting for students, refusals. None is ever blank. */
-import { asOf, forgetAsOf } from "../as_of.js";
+import { asOf, forgetAsOf, gap } from "../as_of.js";
 import { html, useEffect, useState } from "../preact.js";
 import { formatClock, t } from "../i18n.js";
 import { course, hasShortcuts, isHelpOpen, link, setShortcuts } from "../store.js";
@@ -28,9 +28,13 @@ export function CoursePage({ name, title, courseId, course: courseTitle, role, c
   </div>`;
 }
 
-/** Said where it is not now. The place is always there, so that a reader hears what comes into it. */
+/** The place is always there, so that a reader hears what comes into it. */
 export function AsOf() {
-  return html`<div role="status">${asOf.value !== null && html`<p class="as-of" data-as-of=${asOf.value}>${t("page.as_of", { at: formatClock(asOf.value) })}</p>`}</div>`;
+  const away = gap.value && JSON.parse(gap.value);
+  return html`<div role="status">
+    ${asOf.value < Infinity && html`<p class="as-of" data-as-of=${asOf.value}>${t("page.as_of", { at: formatClock(asOf.value) })}</p>`}
+    ${away && html`<p class="as-of" data-missing=${away.missing_shards}>${t("page.gap", away)}</p>`}
+  </div>`;
 }
 
 /** `?` opens the list of keys. */

@@ -4,7 +4,7 @@ import { ApiError, fetchIntegrity, fetchInterventions, fetchRuns, fetchSessions,
 import { effect, html, useEffect, useRef, useState } from "../preact.js";
 import { formatWait, t } from "../i18n.js";
 import { cellNumberAt, rankAlerts } from "../state.js";
-import { alerts, cells, classroom, hasShortcuts, labelOf, now, rows, talk } from "../store.js";
+import { alerts, cells, classroom, hasShortcuts, labelOf, minute, now, rows, talk } from "../store.js";
 import { Acts, OnIt } from "./acts.js";
 import { explain } from "./attention.js";
 import { Glyph } from "./glyph.js";
@@ -114,7 +114,7 @@ function listenToKeys(userId) {
 function Standing({ userId }) {
   const row = classroom.value && rows.value.find((one) => one?.id === userId);
   if (!row) return html`<section class="card" data-part="standing"><h2>${t("student.now")}</h2><p class="muted">${t("link.connecting")}</p></section>`;
-  const mine = rankAlerts(alerts.value).filter((alert) => alert.i === row.i);
+  const mine = rankAlerts(alerts.value, minute.value).filter((alert) => alert.i === row.i);
   const [pos, total] = [row.pos, cells.value.length].map((column) => cellNumberAt(cells.value, column));
   return html`<section class="card" data-part="standing" data-st=${row.st} aria-labelledby="standing-title">
     <h2 id="standing-title">${t("student.now")}</h2>
