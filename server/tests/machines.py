@@ -23,7 +23,7 @@ from nbpulse.records.dead_letters import DeadLetters
 from nbpulse.resources import Resources, open_resources
 from nbpulse.settings import Settings
 from nbpulse.stream import GROUP, get_stream_key
-from stores import connect, make_class, make_event
+from stores import connect, create_database, make_class, make_event
 from working import is_drained, until, work
 
 ODD = '週\t1\\N\n"it\'s" é \\. ノート.ipynb'
@@ -111,7 +111,7 @@ async def make_empty_database(server_url: str) -> str:
 
 async def make_machine(server_url: str, redis_url: str, data_dir: Path) -> Machine:
     """With our tables; its logins' passwords are those of its own directory."""
-    machine = Machine(await make_empty_database(server_url), redis_url, data_dir)
+    machine = Machine(await create_database(server_url), redis_url, data_dir)
     passwords = {name: machine.settings.make_password(name) for name in ("nbpulse_api", "nbpulse_worker")}
     await migrate(machine.database_url, passwords)
     return machine

@@ -109,8 +109,9 @@ class Primaries(NamedTuple):
         """`nbpulse shard ...` in this process; what it printed. Raises what it raised."""
         return self.invoke("shard", *arguments)
 
-    def invoke(self, *arguments: str, redis_url: str = "") -> str:
-        done = CliRunner().invoke(cli.app, list(arguments), env=self.make_environment(redis_url))
+    def invoke(self, *arguments: str, redis_url: str = "", **more: str) -> str:
+        """`nbpulse ...` as above; `more`: settings beside its own."""
+        done = CliRunner().invoke(cli.app, list(arguments), env=self.make_environment(redis_url) | more)
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise done.exception
         assert done.exit_code == 0, done.output

@@ -29,7 +29,7 @@ from nbpulse.network import ask_health
 from nbpulse.preparation import LOGINS, find_newest_revision
 from nbpulse.records import owner
 from nbpulse.records.accounting import Accounts
-from nbpulse.records.databases import is_spread
+from nbpulse.records.databases import is_spread, list_urls, measure_lag
 from nbpulse.resources import open_stream
 from nbpulse.settings import Settings
 from nbpulse.stream import Entries
@@ -38,6 +38,7 @@ from nbpulse.terminal import answer, get_text, pick_language
 
 Result = Literal["ok", "warning", "failure"]
 _MARKS: dict[Result, str] = {"ok": "✓", "warning": "!", "failure": "×"}
+_LAG_MAX_BYTES = 16_000_000
 _WEB_FILES = ("index.html", "app.css", "js/main.js", "vendor", "messages")
 
 
@@ -171,6 +172,8 @@ async def _look_at_postgresql(settings: Settings) -> Findings:
             if is_current:
                 async for check in _look_at_tables(pool):
                     yield check
+                async for check in _look_at_others(pool, newest):
+                    yield check
     except NbpulseError as error:
         yield _fail("postgresql", error)
 
@@ -191,6 +194,28 @@ async def _look_at_tables(pool: Any) -> Findings:
     fix = get_text("todo_debt") if is_old else ""
     found = get_text("found_marks", count=work["marks"], age_s=round(work["oldest_mark_s"]))
     yield Check("series_marks", "warning" if is_old else "ok", found, fix)
+
+
+async def _look_at_others(directory: owner.OwnerPool, newest: str) -> Findings:
+    """Each further database of students' rows: answers, has the schema, follows the directory."""
+    for name, url in (await list_urls(directory)).items():
+        try:
+            async with owner.open_owner(url) as pool:
+                revision, lag_bytes = await owner.read_revision(pool), await measure_lag(directory, pool)
+        except NbpulseError as error:
+            yield _fail("shard_database", StartupError("NB-3135", name=name, detail=str(error)))
+            continue
+        if revision != newest:
+            yield _fail("shard_database", StartupError("NB-3136", name=name, found=revision, expected=newest))
+        elif lag_bytes is None:
+            yield Check(
+                "shard_database", "failure", get_text("found_unfollowed", name=name), get_text("todo_unfollowed")
+            )
+        else:
+            is_late = lag_bytes > _LAG_MAX_BYTES
+            fix = get_text("todo_unfollowed") if is_late else ""
+            found = get_text("found_following", name=name, revision=revision, lag_kb=lag_bytes // 1000)
+            yield Check("shard_database", "warning" if is_late else "ok", found, fix)
 
 
 async def _look_at_cluster(settings: Settings) -> Findings:

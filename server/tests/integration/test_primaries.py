@@ -9,7 +9,6 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from nbpulse.errors import StartupError, Unavailable
 from nbpulse.events import ReceivedEvent
 from nbpulse.resources import Resources
 from nbpulse.shards import SHARD_COUNT, get_shard_number
@@ -164,20 +163,3 @@ async def test_a_person_who_has_not_come_from_the_directory_yet_waits_alone(
             await late.execute("ALTER SUBSCRIPTION nbpulse_directory ENABLE")
         assert await until_recorded(worker, [first], set()) == 1
         assert await late.fetchval("SELECT count(*) FROM events WHERE user_id = $1", new) == 1
-
-
-@pytest.mark.parametrize("command", ["backup x.zip", "merge-users x y", "rotate-keys", "compact", "retention"])
-async def test_what_knows_one_database_only_is_refused_whole(
-    primaries: Primaries, embedded_valkey: str, command: str
-) -> None:
-    with pytest.raises(StartupError) as refused:
-        await asyncio.to_thread(primaries.invoke, *command.split(), redis_url=embedded_valkey)
-    assert refused.value.code == "NB-3121"
-
-
-async def test_a_class_s_history_is_refused_rather_than_half_told(primaries: Primaries, embedded_valkey: str) -> None:
-    async with primaries.open_worker(embedded_valkey) as worker:
-        with pytest.raises(Unavailable) as refused:
-            async with worker.people.connect("report"):
-                pass
-    assert refused.value.code == "NB-2036"

@@ -20,8 +20,9 @@ from stores import WORKER_PASSWORD, connect, create_database
 
 SEED = 20261124
 CLIENTS, BACKENDS = 8, 2
-QUERIES = 10_000
-MANY_ROWS = 1_000_000 if os.environ.get("NBPULSE_TEST_SCALE") == "full" else 100_000
+IS_FULL = os.environ.get("NBPULSE_TEST_SCALE") == "full"
+QUERIES = 10_000 if IS_FULL else 3_000
+MANY_ROWS = 1_000_000 if IS_FULL else 100_000
 STAFF = ("assistant", "instructor")
 
 
@@ -140,7 +141,7 @@ async def test_random_queries_through_pgbouncer_show_no_foreign_and_miss_no_own_
 
     await asyncio.gather(*(work(number) for number in range(CLIENTS)))
     assert done["asked"] == QUERIES
-    assert done["cancelled"] > 10
+    assert done["cancelled"] > QUERIES // 1_000
 
 
 async def fill(owner: asyncpg.Connection, town: Town, course: UUID, student: UUID) -> None:

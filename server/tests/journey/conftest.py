@@ -1,4 +1,4 @@
-"""The board's files as a browser test gets them: served as they are, without an API."""
+"""A student's Python; the board's files as a browser test gets them: served as they are, without an API."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import http.server
 import threading
 from collections.abc import Iterator
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from student_jupyter import install_capture
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
@@ -27,3 +30,9 @@ def web_url() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join(10)
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of a student's venv that has the built wheel by pip, and Jupyter from the venv of the tests."""
+    return install_capture(tmp_path_factory.mktemp("student-venv"))

@@ -15,7 +15,7 @@ import nbformat
 import pytest
 
 from nbpulse.crypto import EncryptedField
-from student_jupyter import Notebook, install_capture, open_jupyter, open_notebook
+from student_jupyter import Notebook, open_jupyter, open_notebook
 from torture.connections import get
 from torture.systems import System, make_environment
 from working import until
@@ -105,9 +105,8 @@ async def is_soon(check: Callable[[], Awaitable[bool]], within_s: float = 30) ->
 
 @pytest.mark.timeout(300)
 async def test_a_student_s_code_is_nowhere_until_the_course_collects_it_and_the_student_has_seen_so(
-    data_dir: Path, tmp_path: Path
+    data_dir: Path, tmp_path: Path, python: Path
 ) -> None:
-    python = await asyncio.to_thread(install_capture, tmp_path)
     work = tmp_path / "work"
     work.mkdir()
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", id="c1")]), work / "week1.ipynb")

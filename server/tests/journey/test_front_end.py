@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 from playwright.async_api import Page, expect
 
 from student_browser import HAND, STATE, TALK, Desk, both_front_ends, open_desk, write_notebook
-from student_jupyter import install_capture
 from torture.connections import get
 from torture.systems import System
 from working import until
@@ -88,9 +86,8 @@ async def join_by_hand(desk: Desk, system: System) -> None:
 
 @both_front_ends
 async def test_a_student_joins_works_and_is_heard_from_the_toolbar(
-    data_dir: Path, tmp_path: Path, chromium_path: str, program: str
+    data_dir: Path, tmp_path: Path, python: Path, chromium_path: str, program: str
 ) -> None:
-    python = await asyncio.to_thread(install_capture, tmp_path)
     write_notebook(tmp_path / "授業")
     async with (
         System(data_dir / "data", worker_count=1) as system,
@@ -136,9 +133,8 @@ async def test_a_student_joins_works_and_is_heard_from_the_toolbar(
 
 @both_front_ends
 async def test_a_prepared_notebook_is_joined_with_three_clicks_and_one_line(
-    data_dir: Path, tmp_path: Path, chromium_path: str, program: str
+    data_dir: Path, tmp_path: Path, python: Path, chromium_path: str, program: str
 ) -> None:
-    python = await asyncio.to_thread(install_capture, tmp_path)
     async with System(data_dir / "data", worker_count=1) as system:
         facts = system.facts
         write_notebook(tmp_path / "授業", url=system.url, join_code=facts["join_code"], course="My class")

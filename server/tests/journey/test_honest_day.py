@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import asyncpg
 import nbformat
 import pytest
 
-from student_jupyter import Notebook, connect_kernel, install_capture, open_jupyter, open_notebook
+from student_jupyter import Notebook, connect_kernel, open_jupyter, open_notebook
 from torture.connections import Connection
 from torture.systems import System
 from working import until
@@ -45,9 +44,8 @@ async def run_many(notebook: Notebook, *codes: str) -> None:
 
 @pytest.mark.timeout(240)
 async def test_errors_interrupts_restarts_magics_pauses_and_two_kernels_are_no_gap(
-    data_dir: Path, tmp_path: Path
+    data_dir: Path, tmp_path: Path, python: Path
 ) -> None:
-    python = await asyncio.to_thread(install_capture, tmp_path)
     work = tmp_path / "work"
     work.mkdir()
     for name in ("week1.ipynb", "scratch.ipynb"):

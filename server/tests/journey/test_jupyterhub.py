@@ -26,7 +26,7 @@ from playwright.async_api import Page, async_playwright, expect
 
 from servers import CHROMIUM_FLAGS
 from student_hub import Hub, open_hub
-from student_jupyter import Notebook, install_capture, open_notebook
+from student_jupyter import Notebook, open_notebook
 from torture.systems import System, find_free_port, make_environment
 
 ARRIVES_WITHIN_S = 30.0
@@ -89,9 +89,8 @@ class School:
 
 
 @asynccontextmanager
-async def open_school(tmp_path: Path, data_dir: Path, *users: str) -> AsyncIterator[School]:
+async def open_school(python: Path, tmp_path: Path, data_dir: Path, *users: str) -> AsyncIterator[School]:
     """nbpulse with its first course and another; a hub with the servers of these users."""
-    python = await asyncio.to_thread(install_capture, tmp_path)
     hub_port, public_port, client_secret = find_free_port(), find_free_port(), secrets.token_hex(32)
     settings = {"NBPULSE_HUB_API_URL": f"http://127.0.0.1:{hub_port}/hub/api"}
     settings |= {"NBPULSE_HUB_PUBLIC_URL": f"http://127.0.0.1:{public_port}"}
@@ -142,8 +141,10 @@ def find_files_with(place: Path, *secrets: str) -> list[str]:
     return found
 
 
-async def test_two_users_of_a_hub_work_and_each_is_who_the_hub_says(tmp_path: Path, data_dir: Path) -> None:
-    async with open_school(tmp_path, data_dir, "alice", "bob", "carol") as school:
+async def test_two_users_of_a_hub_work_and_each_is_who_the_hub_says(
+    python: Path, tmp_path: Path, data_dir: Path
+) -> None:
+    async with open_school(python, tmp_path, data_dir, "alice", "bob", "carol") as school:
         tokens = {user: school.read_token(user) for user in ("alice", "bob", "carol")}
         for user in tokens:
             async with open_week1(school, user) as notebook:
@@ -209,8 +210,10 @@ async def assert_a_token_taken_away_stops(school: School, user: str) -> None:
     assert (answer.status_code, answer.json()["code"]) == (401, "NB-1110")
 
 
-async def test_what_is_run_while_the_hub_is_away_arrives_when_it_is_back(tmp_path: Path, data_dir: Path) -> None:
-    async with open_school(tmp_path, data_dir, "alice") as school, open_week1(school, "alice") as notebook:
+async def test_what_is_run_while_the_hub_is_away_arrives_when_it_is_back(
+    python: Path, tmp_path: Path, data_dir: Path
+) -> None:
+    async with open_school(python, tmp_path, data_dir, "alice") as school, open_week1(school, "alice") as notebook:
         await notebook.run("before", "1")
         assert [run[2] for run in await school.wait_for_runs("alice", 1)] == ["before"]
         environment = school.hub.read_environment("alice")
@@ -230,9 +233,9 @@ async def test_what_is_run_while_the_hub_is_away_arrives_when_it_is_back(tmp_pat
 
 @pytest.mark.browser
 async def test_staff_sign_in_at_the_board_through_the_hub_and_students_see_no_class(
-    tmp_path: Path, data_dir: Path, chromium_path: str
+    python: Path, tmp_path: Path, data_dir: Path, chromium_path: str
 ) -> None:
-    async with open_school(tmp_path, data_dir) as school, async_playwright() as playwright:
+    async with open_school(python, tmp_path, data_dir) as school, async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=chromium_path, args=CHROMIUM_FLAGS)
 
         async def sign_in(user: str) -> Page:

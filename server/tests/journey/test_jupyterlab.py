@@ -23,7 +23,7 @@ import pytest
 from playwright.async_api import Page, async_playwright
 
 from servers import CHROMIUM_FLAGS
-from student_jupyter import Notebook, Ran, install_capture, open_notebook, run_jupyterlab
+from student_jupyter import Notebook, Ran, open_notebook, run_jupyterlab
 from torture.systems import System
 
 # (cell id, code, status in the ledger, state of the square, seconds until the interrupt)
@@ -159,9 +159,8 @@ async def run_class(system: System, notebook: Notebook, page: Page) -> tuple[lis
 @pytest.mark.browser
 @pytest.mark.timeout(300)
 async def test_twelve_cells_of_a_real_jupyterlab_reach_the_ledger_once_and_the_board_in_a_second(
-    data_dir: Path, tmp_path: Path, chromium_path: str
+    data_dir: Path, tmp_path: Path, python: Path, chromium_path: str
 ) -> None:
-    python = await asyncio.to_thread(install_capture, tmp_path)
     work = tmp_path / "授業"
     work.mkdir()
     write_notebook(work / "week1.ipynb")

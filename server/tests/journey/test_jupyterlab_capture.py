@@ -13,7 +13,7 @@ from playwright.async_api import ConsoleMessage, Page, async_playwright
 
 from nbpulse_capture.outbox import Outbox
 from servers import CHROMIUM_FLAGS
-from student_jupyter import TOKEN, Jupyter, install_capture, open_jupyter
+from student_jupyter import TOKEN, Jupyter, open_jupyter
 
 CELLS = (("good", "40 + 2"), ("bad", "1 / 0"), ("never", "'not reached'"))
 
@@ -55,9 +55,8 @@ async def run_all_cells(page: Page) -> None:
 @pytest.mark.browser
 @pytest.mark.timeout(300)
 async def test_a_student_in_jupyterlab_runs_all_renames_and_saves_and_sees_nothing_of_us(
-    tmp_path: Path, chromium_path: str
+    tmp_path: Path, python: Path, chromium_path: str
 ) -> None:
-    python = await asyncio.to_thread(install_capture, tmp_path)
     work = tmp_path / "授業"
     work.mkdir()
     cells = [nbformat.v4.new_code_cell(code, id=cell_id) for cell_id, code in CELLS]

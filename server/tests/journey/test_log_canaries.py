@@ -23,7 +23,7 @@ import pytest
 from redis.asyncio import Redis
 
 from stage import make_run
-from student_jupyter import install_capture, open_jupyter, open_notebook
+from student_jupyter import open_jupyter, open_notebook
 from torture.connections import Answer, Connection
 from torture.systems import System, make_environment
 from working import until
@@ -95,9 +95,8 @@ class School:
 
 
 @pytest.mark.timeout(300)
-async def test_no_log_holds_a_secret_or_a_person(data_dir: Path, tmp_path: Path) -> None:
+async def test_no_log_holds_a_secret_or_a_person(data_dir: Path, tmp_path: Path, python: Path) -> None:
     canaries = Canaries()
-    python = await asyncio.to_thread(install_capture, tmp_path)
     async with System(data_dir / "data", worker_count=1, settings={"NBPULSE_LOG_LEVEL": "debug"}) as system:
         school = School(system, canaries, python, tmp_path)
         plant_what_the_machine_keeps(school)

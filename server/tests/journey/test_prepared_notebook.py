@@ -13,7 +13,7 @@ import asyncpg
 import nbformat
 import pytest
 
-from student_jupyter import install_capture, open_jupyter, open_notebook
+from student_jupyter import open_jupyter, open_notebook
 from torture.connections import Connection, get
 from torture.systems import System, make_environment
 from working import until
@@ -45,9 +45,8 @@ async def find_runs(system: System) -> dict[str, tuple[str, str]]:
 
 @pytest.mark.timeout(240)
 async def test_a_prepared_notebook_is_one_on_the_board_whatever_its_copies_are_called(
-    data_dir: Path, tmp_path: Path
+    data_dir: Path, tmp_path: Path, python: Path
 ) -> None:
-    python = await asyncio.to_thread(install_capture, tmp_path)
     work = tmp_path / "授業"
     work.mkdir()
     cells = [nbformat.v4.new_markdown_cell("# 平均"), *(nbformat.v4.new_code_cell(f"x = {n}") for n in range(4))]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from student_browser import STATE, TALK, Desk, open_desk, write_notebook
-from student_jupyter import install_capture
 from torture.connections import Connection, get
 from torture.systems import System
 from working import until
@@ -54,9 +52,8 @@ async def shows_look(desk: Desk) -> bool:
 @pytest.mark.browser
 @pytest.mark.timeout(300)
 async def test_a_student_reads_pauses_resumes_accepts_and_withdraws_in_the_toolbar(
-    data_dir: Path, tmp_path: Path, chromium_path: str
+    data_dir: Path, tmp_path: Path, python: Path, chromium_path: str
 ) -> None:
-    python = await asyncio.to_thread(install_capture, tmp_path)
     write_notebook(tmp_path / "授業")
     async with (
         System(data_dir / "data", worker_count=1) as system,

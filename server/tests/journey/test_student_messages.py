@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from student_browser import HAND, STATE, TALK, both_front_ends, open_desk, write_notebook
-from student_jupyter import install_capture
 from torture.connections import Connection, get
 from torture.systems import System
 from working import until
@@ -66,9 +65,8 @@ class Staff:
 
 @both_front_ends
 async def test_a_student_hears_who_comes_answers_and_takes_an_offered_change(
-    data_dir: Path, tmp_path: Path, chromium_path: str, program: str
+    data_dir: Path, tmp_path: Path, python: Path, chromium_path: str, program: str
 ) -> None:
-    python = await asyncio.to_thread(install_capture, tmp_path)
     write_notebook(tmp_path / "授業")
     env = {"NBPULSE_CAPTURE_DIR": str(tmp_path / "data"), "NBPULSE_CAPTURE_CONFIG": str(tmp_path / "config")}
     async with System(data_dir / "data", worker_count=1) as system:

@@ -22,7 +22,9 @@ from nbpulse.api.context import Context, get_context
 from nbpulse.api.joining import answer
 from nbpulse.cluster import Member
 from nbpulse.errors import Unavailable
+from nbpulse.records.databases import Databases
 from nbpulse.records.owed import Owed, read_owed
+from nbpulse.shards import MAIN
 
 router = APIRouter()
 _CHECK_LIMIT_S: Final = 1.0
@@ -114,6 +116,8 @@ async def check_database_health(context: Context) -> dict[str, Any]:
     parts = {"postgresql": postgresql, "influxdb": influxdb, "redis": redis, "worker": worker}
     if context.history_pool.has_replicas:
         parts["replicas"] = check_replicas(context)
+    if (databases := context.people.databases) is not None and len(databases.pools) > 1:
+        parts["shard_databases"] = await check_shard_databases(databases)
     is_healthy = all(part["status"] in HEALTHY for part in parts.values())
     return {"status": "healthy" if is_healthy else "degraded", "promise": context.promise, **parts}
 
@@ -121,6 +125,30 @@ async def check_database_health(context: Context) -> dict[str, Any]:
 async def check_postgres_connection(context: Context) -> dict[str, Any]:
     """The ledger's server."""
     return await _measure(context.people.check(), "NB-2003")
+
+
+async def check_shard_databases(databases: Databases) -> dict[str, Any]:
+    """
+    Each further database with students' rows: `lag_bytes` of the directory's log it has not confirmed, null where it
+    does not follow (NB-2035).
+    """
+
+    async def check(name: str) -> dict[str, Any]:
+        lag_bytes: int | None = None
+
+        async def measure() -> None:
+            nonlocal lag_bytes
+            lag_bytes = await databases.measure_lag(name)
+
+        status = {"name": name, **await _measure(measure(), "NB-2003"), "lag_bytes": lag_bytes}
+        if status["status"] == "healthy" and lag_bytes is None:
+            status |= {"status": "unhealthy", "error": "NB-2035"}
+        return status
+
+    found = await asyncio.gather(*(check(name) for name in databases.pools if name != MAIN))
+    error = next((one["error"] for one in found if "error" in one), None)
+    told = {"databases": list(found)}
+    return {"status": "healthy", **told} if error is None else {"status": "unhealthy", "error": error, **told}
 
 
 async def check_influx_connection(context: Context) -> dict[str, Any]:

@@ -30,6 +30,10 @@ _READ_URLS: Final = "SELECT name, url FROM shard_databases WHERE url IS NOT NULL
 _HOLD: Final = "SELECT hold_shards($1::smallint[], $2::bigint[])"
 _IS_SPREAD: Final = "SELECT EXISTS (SELECT FROM shard_map WHERE database <> 'main' OR state = 'moving')"
 _FIND_SCHEMA: Final = "SELECT find_schema()"
+_FOLLOWS: Final = """
+SELECT latest_end_lsn - '0/0'::pg_lsn AS confirmed FROM pg_stat_subscription
+WHERE subname = 'nbpulse_directory' AND pid IS NOT NULL AND relid IS NULL
+"""
 _LIFE_S: Final = 2.0
 _LOOK_LIMIT_S: Final = 3.0
 _log = structlog.get_logger(__name__)
@@ -164,6 +168,14 @@ class Databases:
             self.places = places
             self._read_at_s = time.monotonic()
 
+    async def measure_lag(self, name: str) -> int | None:
+        """`measure_lag` of a further database. Raises Unavailable (NB-2003): one of the two is away."""
+        try:
+            with name_query("read_shard_map"):
+                return await measure_lag(self.main, self._pools[name])
+        except UNAVAILABLE as error:
+            raise Unavailable("NB-2003") from error
+
     def _make_greeting(self, name: str) -> Greet:
         """
         Raises OtherSchema, for each new connection until the schema was once the directory's: a later migration of all
@@ -225,6 +237,16 @@ async def find_schema(database: asyncpg.Pool | asyncpg.Connection) -> str:
         return str(await database.fetchval(_FIND_SCHEMA, timeout=_LOOK_LIMIT_S))
     except asyncpg.UndefinedFunctionError:
         return "< 0043"
+
+
+async def measure_lag(directory: asyncpg.Pool, other: asyncpg.Pool) -> int | None:
+    """
+    Bytes of the directory's log that a further database has not confirmed yet, some of which may be of nothing that it
+    is sent; None where it does not follow. Raises what the driver raises.
+    """
+    written = await directory.fetchval("SELECT pg_current_wal_lsn() - '0/0'::pg_lsn", timeout=_LOOK_LIMIT_S)
+    row = await other.fetchrow(_FOLLOWS, timeout=_LOOK_LIMIT_S)
+    return None if row is None or row["confirmed"] is None else max(0, int(written - row["confirmed"]))
 
 
 def find_shard_url(url: str, login: str, password: str) -> str:

@@ -13,11 +13,9 @@ $$
 
 
 def upgrade() -> None:
-    op.execute("SET LOCAL ROLE app_maintenance")  # what it sees, it sees by that role's policy
     op.execute(FIND)
     op.execute("REVOKE ALL ON FUNCTION find_schema() FROM PUBLIC")
     op.execute("GRANT EXECUTE ON FUNCTION find_schema() TO app_user, app_writer, nbpulse_operator")
-    op.execute("SET LOCAL ROLE nbpulse_owner")
 
 
 def downgrade() -> None:
