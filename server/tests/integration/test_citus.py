@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from nbpulse.crypto import EncryptedField
-from nbpulse.errors import InvalidInput, StartupError
+from nbpulse.errors import StartupError
 from nbpulse.migrations import citus, migrate
 from nbpulse.records.merging import merge_users
 from nbpulse.records.owner import open_owner
@@ -107,12 +107,31 @@ async def test_one_run_goes_from_the_student_to_the_board_and_is_counted_once(st
 
 
 @needs_cluster
-async def test_two_users_are_not_made_one_and_it_is_said_why(stage: Stage) -> None:
-    one, other = [UUID((await stage.join(name))["user_id"]) for name in ("佐藤 花", "高橋 陽")]
-    async with open_owner(stage.database_url) as pool:
-        with pytest.raises(InvalidInput, match="NB-3119"):
-            await merge_users(pool, EncryptedField(KEY), keep_id=one, drop_id=other)
-        assert await pool.fetchval("SELECT count(*) FROM users WHERE id = $1 AND merged_into IS NULL", other) == 1
+async def test_two_users_whose_rows_are_on_different_nodes_are_made_one(stage: Stage) -> None:
+    async with connect(stage.database_url) as owner:
+        found: dict[int, dict[str, str]] = {}
+        while len(found) < 2:
+            student = await stage.join()
+            shard = "SELECT get_shard_id_for_distribution_column('events', $1::uuid)"
+            place = await owner.fetchval(
+                f"SELECT groupid FROM pg_dist_placement WHERE shardid = ({shard})", student["user_id"]
+            )
+            found[place] = student
+        keep, drop = found.values()
+        shared = make_run(status="error")
+        assert (await stage.post(keep["token"], [shared, make_run(1)])).status_code == 202
+        assert (await stage.post(drop["token"], [shared, make_run(1), make_run(2)])).status_code == 202
+        await stage.work()
+        keep_id, drop_id = UUID(keep["user_id"]), UUID(drop["user_id"])
+        async with open_owner(stage.database_url) as pool:
+            assert await merge_users(pool, EncryptedField(KEY), keep_id=keep_id, drop_id=drop_id) == 2
+        for table, rows in (("events", 4), ("event_ids", 4), ("learning_sessions", 2), ("learner_cells", 3)):
+            count = f"SELECT count(*) FROM {table} WHERE user_id = $1"
+            assert [await owner.fetchval(count, one) for one in (keep_id, drop_id)] == [rows, 0], table
+        message = "SELECT error_message FROM events WHERE user_id = $1 AND error_message IS NOT NULL"
+        sealed = await owner.fetchval(message, keep_id)
+        text = EncryptedField(KEY).unseal(sealed, table="events", column="error_message", user_id=keep_id)
+        assert text == "name 'df' is not defined"
 
 
 @needs_cluster

@@ -56,7 +56,11 @@ async def age(stage: Stage, minutes: int) -> None:
             ("events", ("occurred_at",)),
             ("help_requests", ("opened_at",)),
         ):
-            moved = ", ".join(f"{one} = {one} - interval '{minutes} minutes'" for one in columns)
+            # In UTC: Citus takes no `timestamptz - interval` of a column, which depends on the time zone.
+            moved = ", ".join(
+                f"{one} = ({one} AT TIME ZONE 'UTC' - interval '{minutes} minutes') AT TIME ZONE 'UTC'"
+                for one in columns
+            )
             await owner.execute(f"UPDATE {table} SET {moved} WHERE course_id = $1", stage.course.id)
 
 

@@ -39,12 +39,18 @@ _INSERT: Final = """
 INSERT INTO interventions (user_id, shard, id, course_id, alert_id, rule, cell_id, staff_id, action, hand_id, undoes,
     note, at, until_at, revision) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
 """
+# Cells are looked up for the log's lines together: Citus has them elsewhere than the log.
 _LOG: Final = f"""
-SELECT {COLUMNS}, rule, cell_id, note, CASE WHEN cell_id IS NOT NULL THEN EXISTS (
-    SELECT FROM learner_cells c WHERE c.user_id = i.user_id AND c.course_id = i.course_id AND c.cell_id = i.cell_id
-        AND c.last_ok_at > i.at) END AS got_past
-FROM interventions i WHERE course_id = $1 AND at < $2 AND at >= $5 AND ($4::uuid IS NULL OR user_id = $4)
-ORDER BY at DESC, id LIMIT $3
+WITH shown AS MATERIALIZED (
+    SELECT {COLUMNS}, rule, cell_id, note FROM interventions
+    WHERE course_id = $1 AND at < $2 AND at >= $5 AND ($4::uuid IS NULL OR user_id = $4) ORDER BY at DESC, id LIMIT $3
+), passed AS MATERIALIZED (
+    SELECT user_id, cell_id, max(last_ok_at) AS ok_at FROM learner_cells WHERE course_id = $1
+        AND user_id = ANY(ARRAY(SELECT user_id FROM shown WHERE cell_id IS NOT NULL))
+        AND cell_id = ANY(ARRAY(SELECT cell_id FROM shown WHERE cell_id IS NOT NULL)) GROUP BY user_id, cell_id
+)
+SELECT s.*, CASE WHEN s.cell_id IS NOT NULL THEN coalesce(p.ok_at > s.at, FALSE) END AS got_past
+FROM shown s LEFT JOIN passed p USING (user_id, cell_id) ORDER BY s.at DESC, s.id
 """  # noqa: S608
 _HELPED_HANDS: Final = """
 SELECT h.user_id, h.course_id, h.id, h.opened_at, i.id AS action_id

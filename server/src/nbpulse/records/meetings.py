@@ -45,33 +45,38 @@ RETURNING {_COLUMNS}
 """  # noqa: S608
 _FIND = f"SELECT {_COLUMNS} FROM class_meetings WHERE course_id = $1 AND id = $2"  # noqa: S608
 _LIST = f"SELECT {_COLUMNS} FROM class_meetings WHERE course_id = $1 ORDER BY started_at DESC LIMIT $2"  # noqa: S608
-# Of students whose rows are in another database the directory knows the half minutes of their runs (rollups.py).
-# After one that was ended by its button there must be a gap in the course's events: the same lesson does not begin
-# twice because its students go on working.
-_BEGIN_BY_ITSELF = """
+# Where enough students are active and no meeting is open; `ended_at`: of the meeting before. What the ledger says of
+# such a course is asked course by course: they are few, and Citus takes no statement that looks up each row there.
+_FIND_ACTIVE = """
 WITH active AS (
     SELECT s.course_id FROM learner_states s JOIN enrolments e USING (user_id, course_id)
     WHERE e.role = 'student' AND s.last_activity_at > now() - $1 * interval '1 minute'
-    GROUP BY s.course_id HAVING count(*) >= $3
+    GROUP BY s.course_id HAVING count(*) >= $2
 ), previous AS (
     SELECT DISTINCT ON (m.course_id) m.course_id, m.ended_at FROM class_meetings m JOIN active USING (course_id)
     ORDER BY m.course_id, m.started_at DESC
 )
+SELECT a.course_id, p.ended_at FROM active a LEFT JOIN previous p USING (course_id)
+WHERE p.course_id IS NULL OR p.ended_at IS NOT NULL
+"""
+# Of students whose rows are in another database the directory knows the half minutes of their runs (rollups.py).
+# After one that was ended by its button there must be a gap in the course's events: the same lesson does not begin
+# twice because its students go on working.
+_BEGIN_BY_ITSELF = """
 INSERT INTO class_meetings (course_id, started_at)
-SELECT a.course_id, coalesce(least((SELECT min(e.occurred_at) FROM events e
-    WHERE e.course_id = a.course_id AND e.occurred_at > now() - $1 * interval '1 minute'),
-    (SELECT to_timestamp(min(r.half_minute)::float8 * 30) FROM recent_runs r WHERE r.course_id = a.course_id
-        AND r.half_minute > extract(epoch FROM now() - $1 * interval '1 minute')::int / 30)), now())
-FROM active a LEFT JOIN previous p USING (course_id)
-WHERE p.course_id IS NULL OR p.ended_at IS NOT NULL AND EXISTS (
+SELECT $1, coalesce(least((SELECT min(e.occurred_at) FROM events e
+    WHERE e.course_id = $1 AND e.occurred_at > now() - $3 * interval '1 minute'),
+    (SELECT to_timestamp(min(r.half_minute)::float8 * 30) FROM recent_runs r WHERE r.course_id = $1
+        AND r.half_minute > extract(epoch FROM now() - $3 * interval '1 minute')::int / 30)), now())
+WHERE $2::timestamptz IS NULL OR EXISTS (
     SELECT FROM (
-        SELECT occurred_at - lag(occurred_at, 1, p.ended_at) OVER (ORDER BY occurred_at) AS gap FROM (
-            SELECT e.occurred_at FROM events e WHERE e.course_id = a.course_id AND e.occurred_at > p.ended_at
+        SELECT occurred_at - lag(occurred_at, 1, $2) OVER (ORDER BY occurred_at) AS gap FROM (
+            SELECT e.occurred_at FROM events e WHERE e.course_id = $1 AND e.occurred_at > $2
             UNION ALL
             SELECT to_timestamp(r.half_minute::float8 * 30) FROM recent_runs r
-            WHERE r.course_id = a.course_id AND r.half_minute > extract(epoch FROM p.ended_at)::int / 30
+            WHERE r.course_id = $1 AND r.half_minute > extract(epoch FROM $2)::int / 30
         ) either
-    ) gaps WHERE gap >= $2 * interval '1 minute')
+    ) gaps WHERE gap >= $4 * interval '1 minute')
 ON CONFLICT (course_id) WHERE ended_at IS NULL DO NOTHING RETURNING course_id
 """
 _END_BY_ITSELF = """
@@ -195,7 +200,11 @@ async def keep_meetings(pool: asyncpg.Pool) -> Changed:
     try:
         async with pool.acquire(timeout=5) as connection, connection.transaction():
             ended = await connection.fetch(_END_BY_ITSELF, QUIET_MINUTES)
-            begun = await connection.fetch(_BEGIN_BY_ITSELF, ACTIVE_MINUTES, QUIET_MINUTES, BEGIN_STUDENTS)
+            begun = [
+                row
+                for active in await connection.fetch(_FIND_ACTIVE, ACTIVE_MINUTES, BEGIN_STUDENTS)
+                for row in await connection.fetch(_BEGIN_BY_ITSELF, *active, ACTIVE_MINUTES, QUIET_MINUTES)
+            ]
             await connection.execute(_NOTE_NOTEBOOKS)
             hands = await connection.fetch(_LEFT_HANDS, UNDO_S)
     except UNAVAILABLE as error:

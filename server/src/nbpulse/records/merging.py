@@ -35,23 +35,17 @@ _SEALED = (
 # Ordinals of the kept user go on counting; a known event of both stays as the kept user has it.
 _NUMBER = """
 CREATE TEMPORARY TABLE moved ON COMMIT DROP AS
+WITH kept AS MATERIALIZED (SELECT event_id FROM event_ids WHERE user_id = $1)
 SELECT e.event_id, e.ordinal AS old_ordinal, $3 + row_number() OVER (ORDER BY e.ordinal) AS ordinal, e.occurred_at
-FROM event_ids e WHERE e.user_id = $2
-    AND NOT EXISTS (SELECT FROM event_ids k WHERE k.user_id = $1 AND k.event_id = e.event_id)
+FROM event_ids e WHERE e.user_id = $2 AND NOT EXISTS (SELECT FROM kept k WHERE k.event_id = e.event_id)
 """
-_MOVE_LEDGER = (
-    """
-    UPDATE event_ids e SET user_id = $1, shard = $3, ordinal = m.ordinal
-    FROM moved m WHERE e.user_id = $2 AND e.event_id = m.event_id
-    """,
-    """
-    UPDATE events e SET user_id = $1, shard = $3, ordinal = m.ordinal
-    FROM moved m WHERE e.user_id = $2 AND e.event_id = m.event_id
-    """,
-    """
-    UPDATE event_contents c SET user_id = $1, shard = $3
-    FROM moved m WHERE c.user_id = $2 AND c.event_id = m.event_id
-    """,
+# These go by being deleted and stored anew: on a Citus cluster a row's user says on which node it is.
+_MOVED = ("event_ids", "events", "event_contents", "learning_sessions")
+_LIST_COLUMNS = """
+SELECT attname::text AS name FROM pg_attribute
+WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum
+"""
+_MOVE_MORE = (
     "UPDATE help_requests h SET user_id = $1, shard = $3 FROM moved m WHERE h.user_id = $2 AND h.id = m.event_id",
     # What the second was told comes again to the first, who may have read on since.
     """
@@ -70,7 +64,6 @@ _MOVE_LEDGER = (
     FROM moved m WHERE p.user_id = $2 AND $3 >= 0 AND p.time_ns % 1000000 = m.old_ordinal % 1000000
         AND abs(p.time_ns / 1000000 - extract(epoch FROM m.occurred_at) * 1000) <= 1
     """,
-    "UPDATE learning_sessions SET user_id = $1, shard = $3 WHERE user_id = $2",
     """
     WITH gone AS (DELETE FROM enrolments WHERE user_id = $2 AND $3 >= 0 RETURNING *)
     INSERT INTO enrolments AS k (user_id, course_id, role, student_number, seat, team, teams, granted_by, joined_at,
@@ -91,7 +84,6 @@ _MOVE_LEDGER = (
 _CLEAR = (
     "DELETE FROM event_contents WHERE user_id = $1",
     "DELETE FROM help_requests WHERE user_id = $1",
-    "WITH gone AS (DELETE FROM events WHERE user_id = $1 RETURNING 1) SELECT count_removed(count(*)) FROM gone",
     "DELETE FROM event_ids WHERE user_id = $1",
     "DELETE FROM timeseries.cell_executions WHERE user_id = $1",
     "DELETE FROM timeseries.cell_executions_1m WHERE user_id = $1",
@@ -105,7 +97,7 @@ _CLEAR = (
 # Sessions and cells are counted anew from the ledger: a number added up twice could not be told apart afterwards.
 _DROP_EMPTY_SESSIONS = """
 DELETE FROM learning_sessions s WHERE user_id = $1
-    AND NOT EXISTS (SELECT FROM events e WHERE e.user_id = $1 AND e.learning_session_id = s.id)
+    AND NOT EXISTS (SELECT FROM events e WHERE e.user_id = s.user_id AND e.learning_session_id = s.id)
 """
 _RECOUNT_SESSIONS = """
 UPDATE learning_sessions s SET cell_executions = k.executions, error_count = k.errors
@@ -117,8 +109,9 @@ WHERE s.user_id = $1 AND s.id = k.id
 """
 _UNCOUNT_CELLS = """
 UPDATE notebook_cells n SET student_count = n.student_count - 1
-FROM learner_cells a JOIN learner_cells b USING (notebook_id, cell_id)
-WHERE a.user_id = $1 AND b.user_id = $2 AND (n.notebook_id, n.cell_id) = (a.notebook_id, a.cell_id)
+FROM (SELECT notebook_id, cell_id FROM learner_cells WHERE user_id = ANY($1::uuid[])
+      GROUP BY notebook_id, cell_id HAVING count(*) = 2) k
+WHERE (n.notebook_id, n.cell_id) = (k.notebook_id, k.cell_id)
 """
 _REFOLD_CELLS = """
 INSERT INTO learner_cells (user_id, shard, course_id, notebook_id, cell_id, cell_index, revision, attempt_count,
@@ -142,8 +135,7 @@ async def merge_users(pool: asyncpg.Pool, seal: EncryptedField, *, keep_id: UUID
     """
     Make `drop_id` part of `keep_id`; the number of events that changed hands. For the owner's login.
 
-    Raises InvalidInput: one of them is no user or merged already (NB-1021), both are the same (NB-1022), or the ledger
-    is distributed over a Citus cluster (NB-3119).
+    Raises InvalidInput: one of them is no user or merged already (NB-1021), or both are the same (NB-1022).
     """
     if keep_id == drop_id:
         raise InvalidInput("NB-1022")
@@ -157,18 +149,20 @@ async def merge_users(pool: asyncpg.Pool, seal: EncryptedField, *, keep_id: UUID
         shard = get_shard_number(keep_id)
         last = max((state.last_ordinal for (user_id, _), state in states.items() if user_id == keep_id), default=0)
         await _reseal(connection, seal, keep_id, drop_id)
-        try:
-            await connection.execute(_NUMBER, keep_id, drop_id, last)
-            moved: int = await connection.fetchval("SELECT count(*) FROM moved")
-            for statement in _MOVE_LEDGER:
-                await connection.execute(statement, keep_id, drop_id, shard)
-        except asyncpg.FeatureNotSupportedError as error:  # Citus: a row's student says on which node it is
-            raise InvalidInput("NB-3119") from error
+        await connection.execute(_NUMBER, keep_id, drop_id, last)
+        await connection.execute("ANALYZE moved")  # else each of its events is looked up by itself
+        moved: int = await connection.fetchval("SELECT count(*) FROM moved")
+        for table in _MOVED:
+            await connection.execute(await _make_move(connection, table), keep_id, drop_id, shard)
+        for statement in _MOVE_MORE:
+            await connection.execute(statement, keep_id, drop_id, shard)
+        gone: str = await connection.execute("DELETE FROM events WHERE user_id = $1", drop_id)
+        await connection.execute("SELECT count_removed($1)", int(gone.rpartition(" ")[2]))
         for statement in _CLEAR:
             await connection.execute(statement, drop_id)
         await connection.execute(_DROP_EMPTY_SESSIONS, keep_id)
         await connection.execute(_RECOUNT_SESSIONS, keep_id)
-        await connection.execute(_UNCOUNT_CELLS, keep_id, drop_id)
+        await connection.execute(_UNCOUNT_CELLS, [keep_id, drop_id])
         await connection.execute("DELETE FROM learner_cells WHERE user_id = ANY($1::uuid[])", [keep_id, drop_id])
         await connection.execute(_REFOLD_CELLS, keep_id, shard)
         await connection.execute(
@@ -199,6 +193,21 @@ async def _lock_both(
     )
     keys = [(user_id, row["course_id"]) for user_id in (keep_id, drop_id) for row in rows]
     return await learners.lock_states(connection, keys, seal) if keys else {}
+
+
+async def _make_move(connection: asyncpg.Connection, table: str) -> str:
+    """The statement that moves a table's rows from user $2 to user $1, in shard $3; of events those in `moved`."""
+    columns = [row["name"] for row in await connection.fetch(_LIST_COLUMNS, table)]
+    values = {"user_id": "$1::uuid", "shard": "$3::smallint"}
+    some, new = "", ""
+    if "event_id" in columns:
+        values["ordinal"] = "m.ordinal"
+        some, new = " AND event_id IN (SELECT event_id FROM moved)", " JOIN moved m USING (event_id)"
+    return (
+        f"WITH gone AS (DELETE FROM {table} WHERE user_id = $2{some} RETURNING *)"  # noqa: S608 - the database's own names
+        f" INSERT INTO {table} ({', '.join(columns)})"
+        f" SELECT {', '.join(values.get(name, f'gone.{name}') for name in columns)} FROM gone{new}"
+    )
 
 
 async def _reseal(connection: asyncpg.Connection, seal: EncryptedField, keep_id: UUID, drop_id: UUID) -> None:

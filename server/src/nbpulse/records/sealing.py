@@ -47,12 +47,14 @@ class SealedColumn:
 
     def compose_write(self) -> str:
         """$1 the texts as they were, $2 as they shall be, $3 and on the columns of the key as text."""
-        arrays = ", ".join(f"${number}::text[]" for number in range(1, len(self.key) + 3))
+        # Whole arrays are cast: Citus takes no cast of one row's value that depends on a setting, as to a time.
+        arrays = ", ".join(f"${number}::text[]::{kind}[]" for number, kind in enumerate(self.key.values(), 3))
         aliases = ", ".join(f"k{number}" for number in range(len(self.key)))
-        same = " AND ".join(f"t.{name} = k.k{number}::{kind}" for number, (name, kind) in enumerate(self.key.items()))
+        same = " AND ".join(f"t.{name} = k.k{number}" for number, name in enumerate(self.key))
         return (
             f"UPDATE {self.table} t SET {self.column} = k.fresh"  # noqa: S608 - our own names
-            f" FROM unnest({arrays}) AS k(old, fresh, {aliases}) WHERE {same} AND t.{self.column} = k.old"
+            f" FROM unnest($1::text[], $2::text[], {arrays}) AS k(old, fresh, {aliases})"
+            f" WHERE {same} AND t.{self.column} = k.old"
         )
 
 
