@@ -40,7 +40,12 @@ _FAILURES: Final = (
     *(asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError),
 )
 _RIGHTS: Final = "SELECT my_read_courses() AS read, my_taught_courses() AS taught, find_my_team_students() AS students"
-_OF_COURSE: Final = re.compile(r"WHERE ((?:\w+\.)?)course_id = \$1\b")
+# Of the students' tables alone: people and notebooks are the same in every database, and have no shard.
+_OF_COURSE: Final = re.compile(
+    r"(FROM (?:events|learning_sessions|event_contents)\b(?:(?!\bFROM\b|\bWHERE\b).)*WHERE )"
+    r"((?:\w+\.)?)course_id = \$1\b",
+    re.DOTALL,
+)
 _log = structlog.get_logger(__name__)
 # Databases that were given up and have not noticed yet; a task nobody holds may vanish.
 _leaving: set[asyncio.Task[Any]] = set()
@@ -337,7 +342,7 @@ async def _ask(part: _Part, query: str, values: Sequence[Any]) -> list[asyncpg.R
 def _narrow(query: str, value_count: int) -> str:
     """The query of some of a course's shards, which are its last parameter."""
     shards = f"${value_count + 1}::smallint[]"
-    narrowed, count = _OF_COURSE.subn(rf"WHERE \1shard = ANY({shards}) AND \1course_id = $1", query)
+    narrowed, count = _OF_COURSE.subn(rf"\1\2shard = ANY({shards}) AND \2course_id = $1", query)
     if not count:
         raise ValueError("a question to several databases names its course first: WHERE course_id = $1")
     return narrowed
