@@ -40,7 +40,7 @@ from measures import BATCH_EVENTS, Figures, measure_throughput
 from redis import Redis
 from report import RESULTS, ROOT, describe_machine, write_results
 from school import BYTES_BY_PART
-from systems import Nbpulse, Neighbours, measure_cpu_s, measure_pss
+from systems import Nbpulse, Neighbours, go_first, measure_cpu_s, measure_pss
 from viewers import Audience
 
 from nbpulse.shards import SHARD_COUNT
@@ -151,16 +151,19 @@ async def measure_grid_point(site: Site, seconds: float) -> Figures:
         await load.run_open(GRID_RATE_PER_S, 4)  # everybody is known, pages and plans are there
         await load.settle()
         await _drain(site, load)
-        before = await _read_databases(site)
+        before, cpu_before = await _read_databases(site), measure_cpu_s(site.list_pids())
         steady = await _watch(site, load, GRID_RATE_PER_S, seconds)
         await _drain(site, load)
-    after = await _read_databases(site)
+    after, cpu_after = await _read_databases(site), measure_cpu_s(site.list_pids())
+    stored = sum(one["rows"] - before[name]["rows"] for name, one in after.items())
     fast = await measure_throughput(site, BATCH_EVENTS, seconds / 2)
     at_end = await _read_databases(site)
     sizes = ("rows", "ledger_bytes", "series_bytes", "other_bytes")
     return {
         "events_per_s": GRID_RATE_PER_S,
-        "cpu_us_per_event": {name: round(1e6 * busy / GRID_RATE_PER_S, 1) for name, busy in steady["cores"].items()},
+        "cpu_us_per_event": {
+            name: round(1e6 * (cpu_s - cpu_before[name]) / stored, 1) for name, cpu_s in cpu_after.items()
+        },
         "databases": {
             name: {key: one[key] - before[name][key] for key in ("wal_bytes", "rows")}
             | {"disk": {key: at_end[name][key] for key in sizes}}
@@ -335,7 +338,10 @@ def main() -> None:
         "--only", nargs="+", choices=PARTS, default=list(PARTS), help="these parts alone, the others stay"
     )
     parser.add_argument("--quick", action="store_true", help="2 s once, nothing but .cache/bench/ written")
+    parser.add_argument("--first", action="store_true", help="with the processor before all others (root, Linux)")
     arguments = parser.parse_args()
+    if arguments.first:
+        go_first()
     rounds, seconds = (1, 2.0) if arguments.quick else (arguments.rounds, arguments.seconds)
     directory = ROOT / ".cache" / "bench" if arguments.quick else RESULTS
     earlier = _read_earlier(directory, set(PARTS) - set(arguments.only))

@@ -40,10 +40,10 @@ _TEXTS: dict[str, dict[Language, str]] = {
     },
     "grid": {
         "en": "At {rate} single posts/s: processor seconds per 1,000 events, kB of WAL per event, rows; then stored/s,"
-        " posts of 50 as fast as they are stored beside all that ran here;"
+        " posts of 50 as fast as they are stored;"
         " several primaries stand beside a directory. On two cores more processes cannot store more a second:",
         "ja": "1 件ずつ毎秒 {rate} 件での 1,000 件あたりの CPU 秒、1 件あたりの WAL(kB)、行数。保存/秒は 50 件ずつを、"
-        "ほかの作業のかたわらで保存できる最大の速さで送ったもの。"
+        "保存できる最大の速さで送ったもの。"
         "複数のプライマリには、別にディレクトリがあります。2 コアではプロセスを増やしても毎秒の件数は増えません:",
     },
     "disk": {
@@ -148,7 +148,7 @@ def _read(results: Path) -> tuple[Result, Model] | None:
     if not all(path.exists() for path in paths):
         return None
     found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    return found[0], fit_model(*found)
+    return (found[0], fit_model(*found)) if {"rates", "boards", "backlog", "grid"} <= set(found[0]) else None
 
 
 def compose_points(results: Path, language: Language) -> str:
@@ -222,7 +222,9 @@ def _describe_point(one: Result) -> list[str]:
 
 def _write_number(value: float) -> str:
     """Four digits that count, without powers of ten."""
-    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{float(f'{value:.3g}'):.10f}".rstrip("0").rstrip(".")
+    if abs(value) >= 1_000:
+        return f"{value:,.0f}"
+    return f"{float(f'{value:.3g}'):.6f}".rstrip("0").rstrip(".")
 
 
 def compose_model(results: Path, language: Language) -> str:

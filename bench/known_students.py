@@ -15,20 +15,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import os
 import statistics
 import sys
-import threading
 import time
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import asyncpg
-import psutil
 import uvloop
 from api_reads import Readers, list_questions, vary
 from documents import write_documents
@@ -36,7 +32,7 @@ from load import Load, make_visible_posts
 from measures import Figures, find_percentile
 from report import RESULTS, ROOT, describe_machine, write_results, write_section
 from school import BYTES_BY_PART, STUDENTS, fill_school
-from systems import Nbpulse, ask, measure_cpu_s, measure_pss
+from systems import Nbpulse, ask, go_first, measure_cpu_s, measure_pss
 
 RATE_PER_S = 100
 RATIO_MAX = 1.2
@@ -44,7 +40,6 @@ RATIO_MAX = 1.2
 SITTINGS = {"class": 10}
 _LIVE_S = 8
 _TURN_S = 0.25
-_PRIORITY = -15
 # The others have worked too: each is given a learner's state as the class has them.
 _STATES = """
 INSERT INTO learner_states (user_id, shard, course_id, revision, last_ordinal, last_activity_at, notebook_id, state)
@@ -167,17 +162,6 @@ def compare(alone: School, beside: School) -> dict[str, Any]:
     return found
 
 
-def _go_first() -> None:
-    """Again and again: what was started since gets the processor before everything else on the machine, too."""
-    while True:
-        with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
-            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-                os.setpriority(os.PRIO_PROCESS, process.pid, _PRIORITY)
-                # Where each session is weighed as one, its own weight counts.
-                Path(f"/proc/{process.pid}/autogroup").write_text(f"{_PRIORITY}", encoding="ascii")
-        time.sleep(2)
-
-
 def run(schools: tuple[School, School], passes: int, seconds: float) -> Figures:
     """Fill both, ask them in turn, weigh them."""
     for school in schools:
@@ -219,7 +203,7 @@ def main() -> None:
     parser.add_argument("--first", action="store_true", help="with the processor before all others (root, Linux)")
     arguments = parser.parse_args()
     if arguments.first:
-        threading.Thread(target=_go_first, daemon=True).start()
+        go_first()
     schools = School("alone", 1), School("beside others", arguments.courses)
     try:
         found = run(schools, arguments.passes, arguments.seconds)

@@ -270,15 +270,19 @@ def compose_known_students(result: Result) -> str:
         f" {beside['known_students']:,} students known, {alone['ledger_rows']:,} and {beside['ledger_rows']:,} ledger"
         " rows"
         f" ({alone['database_mb'] / 1000:.2f} and {beside['database_mb'] / 1000:.2f} GB), the class alike:"
-        f" {result['rate_per_s']} events/s while the first two are measured. Aim: ratio < {result['ratio_max']:g}.",
+        f" {result['rate_per_s']} events/s while the first two are measured. Aim: ratio < {result['ratio_max']:g}. CPU:"
+        f" of API and PostgreSQL for an answer. Load average at the end: {result['load_average'][0]:.1f}.",
         "",
-        "| p95 | alone | beside others | ratio |",
-        "|---|---:|---:|---:|",
+        "| p95 | alone | beside others | ratio | CPU, alone | beside others | ratio |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, one in result["figures"].items():
         verdict = " **missed**" if one["ratio"] >= result["ratio_max"] else ""
+        cpu = "| | |"
+        if "cpu_ratio" in one:
+            cpu = f"{one['alone_cpu_ms']:,.1f} ms | {one['beside_cpu_ms']:,.1f} ms | {one['cpu_ratio']:.2f} |"
         lines.append(
-            f"| {name} | {one['alone_ms']:,.1f} ms | {one['beside_ms']:,.1f} ms | {one['ratio']:.2f}{verdict} |"
+            f"| {name} | {one['alone_ms']:,.1f} ms | {one['beside_ms']:,.1f} ms | {one['ratio']:.2f}{verdict} | {cpu}"
         )
     sizes = [", ".join(f"{part} {mb:g}" for part, mb in one["pss_mb"].items()) for one in (alone, beside)]
     return "\n".join([*lines, "", f"PSS in MB afterwards: alone {sizes[0]}; beside others {sizes[1]}."])

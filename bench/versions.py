@@ -1,6 +1,6 @@
 """Two versions of nbpulse side by side, on one machine with one of each part: what an event costs in each.
 
-    python bench/versions.py --other CHECKOUT [--rounds 6] [--seconds 10]
+    python bench/versions.py --other CHECKOUT [--rounds 6] [--seconds 10] [--first]
 
 Both run as `nbpulse up` runs them, of this checkout and of another one's `server/src`, under one Python with one set of
 libraries; each round measures both, the second time in the other order. The figures that other work on the machine
@@ -21,7 +21,7 @@ import uvloop
 from documents import write_documents
 from measures import BATCH_EVENTS, measure_throughput
 from report import RESULTS, describe_machine, write_results, write_section
-from systems import Nbpulse, Neighbours
+from systems import Nbpulse, Neighbours, go_first
 
 KINDS = {"single": 1, "batch": BATCH_EVENTS}
 
@@ -81,7 +81,10 @@ def main() -> None:
     parser.add_argument("--name", default="the other version", help="what the other one is, for the table")
     parser.add_argument("--rounds", type=int, default=6, help="how often both are measured (6)")
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement (10)")
+    parser.add_argument("--first", action="store_true", help="with the processor before all others (root, Linux)")
     arguments = parser.parse_args()
+    if arguments.first:
+        go_first()
     source = (arguments.other / "server" / "src").resolve(strict=True)
     systems = {"this": Nbpulse(), "other": Nbpulse(PYTHONPATH=str(source))}
     try:
@@ -96,6 +99,7 @@ def main() -> None:
     result = {"other": arguments.name, "weighed": weighed, "rounds": rounds, "load_average": os.getloadavg()}
     # A checkout lies anywhere; where it lay says nothing to anybody.
     command = f"bench/versions.py --other CHECKOUT --rounds {arguments.rounds} --seconds {arguments.seconds:g}"
+    command += " --first" if arguments.first else ""
     write_results({"versions": result}, describe_machine(), RESULTS, command)
     write_section("versions")
     write_documents()

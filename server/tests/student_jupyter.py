@@ -254,7 +254,10 @@ async def connect_kernel(
     headers = {"Authorization": http.headers["Authorization"]}
     url = f"{address}/api/kernels/{kernel_id}/channels"
     forms = [] if old_form else [Subprotocol("v1.kernel.websocket.jupyter.org")]
-    async with connect(url, additional_headers=headers, max_size=None, subprotocols=forms or None) as socket:
+    # The server answers once the kernel has started, which takes a busy machine longer than the client's own 10 s.
+    async with connect(
+        url, additional_headers=headers, max_size=None, subprotocols=forms or None, open_timeout=60
+    ) as socket:
         notebook = Notebook(http, socket, kernel_id)
         async with asyncio.timeout(60):
             while (await http.get(f"/api/kernels/{kernel_id}")).json()["execution_state"] != "idle":  # noqa: ASYNC110

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -110,8 +110,7 @@ class Cache:
 
     async def announce_roster(self, course_id: UUID) -> None:
         """Tell the boards that somebody joined or changed."""
-        async with _deadline():
-            await self._redis.spublish(f"nbpulse:live:{course_id}", _encode({"t": "roster"}))
+        await self._tell(course_id, {"t": "roster"})
 
     async def announce_access(self, user_id: UUID) -> None:
         """Tell every API process that what this person may do has changed: a token, a role, a team."""
@@ -130,32 +129,30 @@ class Cache:
 
     async def announce_actions(self, course_id: UUID, actions: Sequence[Action]) -> None:
         """Tell the boards, and those students' inboxes, what staff have just done."""
-        async with _deadline():
-            await self._redis.spublish(f"nbpulse:live:{course_id}", _encode({"t": "actions", "actions": actions}))
+        await self._tell(course_id, {"t": "actions", "actions": actions})
 
     async def announce_inboxes(self, course_id: UUID, user_ids: Sequence[str]) -> None:
         """Wake who waits for the news of these students."""
-        async with _deadline():
-            await self._redis.spublish(f"nbpulse:live:{course_id}", _encode({"t": "inbox", "user_ids": user_ids}))
+        await self._tell(course_id, {"t": "inbox", "user_ids": user_ids})
 
     async def announce_mail(self, course_id: UUID) -> None:
         """Tell the boards that a student wrote, or was answered."""
-        async with _deadline():
-            await self._redis.spublish(f"nbpulse:live:{course_id}", _encode({"t": "mail"}))
+        await self._tell(course_id, {"t": "mail"})
 
     async def announce_lesson(self, course_id: UUID) -> None:
         """Tell the boards that the class is at another cell."""
-        async with _deadline():
-            await self._redis.spublish(f"nbpulse:live:{course_id}", _encode({"t": "lesson"}))
+        await self._tell(course_id, {"t": "lesson"})
 
     async def announce_groups(self, course_id: UUID) -> None:
         """Tell the boards that staff have settled something about an error group."""
-        async with _deadline():
-            await self._redis.spublish(f"nbpulse:live:{course_id}", _encode({"t": "groups"}))
+        await self._tell(course_id, {"t": "groups"})
 
     async def announce_staff(self, course_id: UUID, user_id: UUID, name: str) -> None:
         """Tell the boards that this member of staff has one open."""
         message = {"t": "staff", "user_id": str(user_id), "name": name, "at": round(time.time() * 1000)}
+        await self._tell(course_id, message)
+
+    async def _tell(self, course_id: UUID, message: Mapping[str, object]) -> None:
         async with _deadline():
             await self._redis.spublish(f"nbpulse:live:{course_id}", _encode(message))
 

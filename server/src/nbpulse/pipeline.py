@@ -139,7 +139,8 @@ async def process_events(events: Sequence[ReceivedEvent], *, ledger: Ledger, pub
     Raises PoisonEvent when one event can never be stored: then nothing of the batch was.
     """
     recorded = await ledger.record_events(events)
-    stored = [event for event in events if (event.user_id, event.event_id) not in recorded.postponed]
+    late = recorded.postponed
+    stored = [event for event in events if not late or (event.user_id, event.event_id) not in late]
     await publisher.publish(stored, recorded.states)
     return recorded
 

@@ -26,23 +26,27 @@ from nbpulse.records.progress import DONE
 
 ROWS_MAX: Final = 5_000
 
+# A course's condition and its policy's say the same, which the planner takes for two: of a course among hundreds it
+# expects one row, and would look up each row's notebook, and each row's student among all of the course's, one by one.
+# So notebooks are read once beforehand or after grouping, and students are an array.
 _SESSIONS = """
+WITH known AS MATERIALIZED (SELECT id, path FROM notebooks WHERE course_id = $1)
 SELECT ls.id, u.username, ls.user_id, ls.notebook_id, n.path AS notebook_path, ls.started_at, ls.ended_at,
     ls.total_duration_ms, ls.cell_executions, ls.error_count
-FROM learning_sessions ls LEFT JOIN users u ON u.id = ls.user_id LEFT JOIN notebooks n ON n.id = ls.notebook_id
+FROM learning_sessions ls LEFT JOIN users u ON u.id = ls.user_id LEFT JOIN known n ON n.id = ls.notebook_id
 WHERE ls.course_id = $1 AND ls.started_at >= $2 AND ls.started_at < $3
     AND ($4::uuid IS NULL OR ls.user_id = $4) AND ($5::uuid IS NULL OR ls.notebook_id = $5)
     AND ($6::timestamptz IS NULL OR (ls.started_at, ls.id) < ($6, $7::uuid))
 ORDER BY ls.started_at DESC, ls.id DESC LIMIT $8
 """
 _PROGRESS = f"""
-WITH asked AS (SELECT id, course_id FROM notebooks WHERE course_id = $1 AND ($2::uuid IS NULL OR id = $2)), {DONE}
+WITH asked AS (SELECT id, course_id, path FROM notebooks WHERE course_id = $1 AND ($2::uuid IS NULL OR id = $2)), {DONE}
 SELECT u.username, d.user_id, d.notebook_id, n.path AS notebook_path, d.completed AS completed_cells,
     t.total AS total_cells, round(100.0 * d.completed / t.total, 2)::float8 AS progress_percentage,
     d.last_at AS last_activity
-FROM done d JOIN totals t USING (notebook_id) JOIN notebooks n ON n.id = d.notebook_id
-    JOIN enrolments e ON e.user_id = d.user_id AND e.course_id = $1 AND e.role = 'student'
+FROM done d JOIN totals t USING (notebook_id) JOIN asked n ON n.id = d.notebook_id
     LEFT JOIN users u ON u.id = d.user_id
+WHERE d.user_id = ANY(ARRAY(SELECT user_id FROM enrolments WHERE course_id = $1 AND role = 'student'))
 ORDER BY n.path, u.username, d.user_id LIMIT $3 OFFSET $4
 """  # noqa: S608
 _FAILING_CELLS = """
@@ -62,13 +66,18 @@ FROM cell c JOIN asked n ON n.id = c.notebook_id
 ORDER BY failing_students DESC, errors DESC, cell_id, n.id LIMIT $3 OFFSET $4
 """
 _COMMON_ERRORS = """
-SELECT e.error_fingerprint AS fingerprint, min(e.data->>'error_name') AS error_name, e.notebook_id,
-    n.path AS notebook_path, min(e.cell_id) AS cell_id, count(*) AS errors, count(DISTINCT e.user_id) AS students,
-    min(e.occurred_at) AS first_at, max(e.occurred_at) AS last_at
-FROM events e LEFT JOIN notebooks n ON n.id = e.notebook_id
-WHERE e.course_id = $1 AND e.occurred_at >= $2 AND e.occurred_at < $3 AND e.error_fingerprint IS NOT NULL
-    AND ($4::uuid IS NULL OR e.notebook_id = $4)
-GROUP BY e.error_fingerprint, e.notebook_id, n.path
+WITH alike AS (
+    SELECT error_fingerprint, min(data->>'error_name') AS error_name, notebook_id, min(cell_id) AS cell_id,
+        count(*) AS errors, count(DISTINCT user_id) AS students, min(occurred_at) AS first_at,
+        max(occurred_at) AS last_at
+    FROM events
+    WHERE course_id = $1 AND occurred_at >= $2 AND occurred_at < $3 AND error_fingerprint IS NOT NULL
+        AND ($4::uuid IS NULL OR notebook_id = $4)
+    GROUP BY error_fingerprint, notebook_id
+)
+SELECT e.error_fingerprint AS fingerprint, e.error_name, e.notebook_id, n.path AS notebook_path, e.cell_id, e.errors,
+    e.students, e.first_at, e.last_at
+FROM alike e LEFT JOIN notebooks n ON n.id = e.notebook_id
 ORDER BY students DESC, errors DESC, fingerprint, notebook_id LIMIT $5 OFFSET $6
 """
 # The few figures are joined to their notebooks, not the many runs; MATERIALIZED: what is sorted carries no jsonb.

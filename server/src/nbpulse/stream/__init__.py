@@ -28,7 +28,7 @@ from nbpulse.errors import Unavailable
 from nbpulse.shards import SHARD_COUNT, get_shard_key
 from nbpulse.stream.appender import Appender, Entry
 from nbpulse.stream.cluster import AnyLink, open_link
-from nbpulse.stream.link import ANSWER_DEADLINE_S, Command, pair_answer
+from nbpulse.stream.link import ANSWER_DEADLINE_S, Command, Link, pair_answer
 from nbpulse.stream.promises import Promise, read_promise
 from nbpulse.stream.scripts import ACK, MEASURE, SUSPECT, TRIM
 
@@ -302,8 +302,8 @@ class EventStream:
         """
         These are done: the group forgets them, and `trim` may remove them.
 
-        Raises Unavailable: no server answered. Where one of a cluster's does not, the others' shards do not wait: it is
-        told again with the next `trim`; until then its entries may come again.
+        Raises Unavailable: the one server did not answer. Where one of a cluster's does not, the others' shards do not
+        wait: it is told again with the next `trim`; until then its entries may come again.
         """
         done = list(deliveries)
         if not done:
@@ -321,11 +321,10 @@ class EventStream:
             (b"EVAL", ACK, len(keys), *keys, *(b" ".join(ids[key]) for key in keys), GROUP) for keys in parts
         ]
         answers = (await self._control.call([*forgotten, *acks], query_type="ack"))[len(forgotten) :]
-        failures = [answer for answer in answers if isinstance(answer, Exception)]
-        if len(failures) == len(answers):
-            raise Unavailable("NB-2001") from failures[0]
         for keys, answer in zip(parts, answers, strict=True):
             if isinstance(answer, Exception):
+                if isinstance(self._control, Link):
+                    raise Unavailable("NB-2001") from answer
                 self._unacknowledged += [one for one in done if one.stream in keys]
         self._touched.update(ids)
 

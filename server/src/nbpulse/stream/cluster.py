@@ -21,7 +21,7 @@ from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError,
 from nbpulse.cluster import Cluster, part_by_slot
 from nbpulse.errors import Unavailable
 from nbpulse.metrics import RedisQuery
-from nbpulse.stream.link import ANSWER_DEADLINE_S, Command, Link
+from nbpulse.stream.link import ANSWER_DEADLINE_S, Asking, Command, Link
 
 _REFRESH_S: Final = 0.2
 _TRY_AGAIN_S: Final = 0.02
@@ -30,7 +30,7 @@ _ASKING: Final[Command] = (b"ASKING",)
 _Item = TypeVar("_Item")
 
 
-class ClusterLink:
+class ClusterLink(Asking):
     """
     What `Link` is for one server. Of many commands some may be answered and some not: an Unavailable then stands in its
     command's place, as a refusal does.
@@ -67,27 +67,6 @@ class ClusterLink:
             for place, answer in given.items():
                 answers[place] = answer
             waiting = await self._redirect(given) if loop.time() + 2 * _TRY_AGAIN_S < end_at else {}
-        return answers
-
-    async def call_one(
-        self, *command: bytes | str | int, query_type: RedisQuery | None, deadline_s: float = ANSWER_DEADLINE_S
-    ) -> Any:
-        """The answer to one command; a refusal is raised as ResponseError."""
-        (answer,) = await self.call([command], deadline_s, query_type=query_type)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    async def ask(
-        self, commands: Sequence[Command], deadline_s: float, *, query_type: RedisQuery, may_refuse: bool
-    ) -> list[Any]:
-        """`call` where a refusal is as no answer, unless it `may_refuse`; no answer to one is none to all."""
-        answers = await self.call(commands, deadline_s, query_type=query_type)
-        for answer in answers:
-            if isinstance(answer, Unavailable):
-                raise answer
-            if isinstance(answer, Exception) and not may_refuse:
-                raise Unavailable("NB-2001") from answer
         return answers
 
     async def call_everywhere(

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection
@@ -26,7 +26,27 @@ _ASK_REPLICA_AGAIN_MS: Final = 20
 _Item = TypeVar("_Item")
 
 
-class Link:
+class Asking(Protocol):
+    """What is asked of a link, whether it leads to one server or to many."""
+
+    async def call(
+        self, commands: Sequence[Command], deadline_s: float = ANSWER_DEADLINE_S, *, query_type: RedisQuery | None
+    ) -> list[Any]: ...
+
+    async def ask(
+        self, commands: Sequence[Command], deadline_s: float, *, query_type: RedisQuery, may_refuse: bool
+    ) -> list[Any]:
+        """`call` where a refusal is as no answer (NB-2001), unless it `may_refuse`; no answer to one is none to all."""
+        answers = await self.call(commands, deadline_s, query_type=query_type)
+        for answer in answers:
+            if isinstance(answer, Unavailable):
+                raise answer
+            if isinstance(answer, Exception) and not may_refuse:
+                raise Unavailable("NB-2001") from answer
+        return answers
+
+
+class Link(Asking):
     """
     One connection of its own: commands out in one write, answers back in order, nothing ever sent twice.
 
@@ -91,25 +111,6 @@ class Link:
     def find_place(self, _: bytes) -> str:
         """A name for the server that holds the key, the same for keys at the same server."""
         return ""
-
-    async def ask(
-        self, commands: Sequence[Command], deadline_s: float, *, query_type: RedisQuery, may_refuse: bool
-    ) -> list[Any]:
-        """The same where a refusal is as no answer (NB-2001), unless it `may_refuse`."""
-        answers = await self.call(commands, deadline_s, query_type=query_type)
-        for answer in answers:
-            if isinstance(answer, Exception) and not may_refuse:
-                raise Unavailable("NB-2001") from answer
-        return answers
-
-    async def call_one(
-        self, *command: bytes | str | int, query_type: RedisQuery | None, deadline_s: float = ANSWER_DEADLINE_S
-    ) -> Any:
-        """The answer to one command; a refusal is raised as ResponseError."""
-        (answer,) = await self.call([command], deadline_s, query_type=query_type)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
 
     async def close(self) -> None:
         """Close the connection; a later call opens it again."""

@@ -174,7 +174,7 @@ class Reader:
         late = recorded.postponed
         if late:
             self._postpone([one for one, event in batch if (event.user_id, event.event_id) in late])
-        done = [one for one, event in batch if (event.user_id, event.event_id) not in late]
+        done = [one for one, event in batch if not late or (event.user_id, event.event_id) not in late]
         await self._ack(done)
         self._worker.owe(recorded)
         self._worker.breaker.note(len(done), failed=False)
