@@ -1,5 +1,7 @@
 """Fixtures for every test of the server."""
 
+import signal
+
 from hypothesis import settings
 
 from clusters import valkey_cluster  # noqa: F401
@@ -14,6 +16,8 @@ from servers import (  # noqa: F401
     redis_7,
 )
 
+# A shell's job in the background ignores Ctrl-C, and so would every program that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # A busy machine is no finding: how long an example takes is no promise of a test.
 settings.register_profile("nbpulse", deadline=None)
 settings.load_profile("nbpulse")

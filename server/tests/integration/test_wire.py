@@ -12,8 +12,10 @@ from nbpulse.simulator.wire import Wire
 
 async def test_an_answer_that_was_given_up_on_is_not_taken_for_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
     may_answer = asyncio.Event()
+    serving: list[asyncio.Task[None] | None] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.append(asyncio.current_task())
         while line := await reader.readline():
             path = line.split()[1].decode()
             await reader.readuntil(b"\r\n\r\n")
@@ -22,6 +24,7 @@ async def test_an_answer_that_was_given_up_on_is_not_taken_for_the_next_one(monk
             body = f'"{path}"'
             writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
         writer.close()
+        await writer.wait_closed()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         wire = Wire(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
@@ -33,3 +36,4 @@ async def test_an_answer_that_was_given_up_on_is_not_taken_for_the_next_one(monk
         monkeypatch.setattr(wires, "_TIMEOUT_S", 30)
         assert (await wire.ask("GET", "/next")).content == "/next"
         wire.close()
+        await asyncio.gather(*filter(None, serving))

@@ -28,16 +28,20 @@ ROWS_MAX: Final = 5_000
 
 # A course's condition and its policy's say the same, which the planner takes for two: of a course among hundreds it
 # expects one row, and would look up each row's notebook, and each row's student among all of the course's, one by one.
-# So notebooks are read once beforehand or after grouping, and students are an array.
+# So notebooks are read once beforehand or after grouping, students are an array, and names are asked of each student
+# once, since the policy of `users` is a function for each row.
 _SESSIONS = """
-WITH known AS MATERIALIZED (SELECT id, path FROM notebooks WHERE course_id = $1)
-SELECT ls.id, u.username, ls.user_id, ls.notebook_id, n.path AS notebook_path, ls.started_at, ls.ended_at,
-    ls.total_duration_ms, ls.cell_executions, ls.error_count
-FROM learning_sessions ls LEFT JOIN users u ON u.id = ls.user_id LEFT JOIN known n ON n.id = ls.notebook_id
-WHERE ls.course_id = $1 AND ls.started_at >= $2 AND ls.started_at < $3
-    AND ($4::uuid IS NULL OR ls.user_id = $4) AND ($5::uuid IS NULL OR ls.notebook_id = $5)
-    AND ($6::timestamptz IS NULL OR (ls.started_at, ls.id) < ($6, $7::uuid))
-ORDER BY ls.started_at DESC, ls.id DESC LIMIT $8
+WITH known AS MATERIALIZED (SELECT id, path FROM notebooks WHERE course_id = $1), page AS MATERIALIZED (
+    SELECT id, user_id, notebook_id, started_at, ended_at, total_duration_ms, cell_executions, error_count
+    FROM learning_sessions WHERE course_id = $1 AND started_at >= $2 AND started_at < $3
+        AND ($4::uuid IS NULL OR user_id = $4) AND ($5::uuid IS NULL OR notebook_id = $5)
+        AND ($6::timestamptz IS NULL OR (started_at, id) < ($6, $7::uuid))
+    ORDER BY started_at DESC, id DESC LIMIT $8
+), named AS MATERIALIZED (SELECT id, username FROM users WHERE id = ANY(ARRAY(SELECT DISTINCT user_id FROM page)))
+SELECT p.id, u.username, p.user_id, p.notebook_id, n.path AS notebook_path, p.started_at, p.ended_at,
+    p.total_duration_ms, p.cell_executions, p.error_count
+FROM page p LEFT JOIN named u ON u.id = p.user_id LEFT JOIN known n ON n.id = p.notebook_id
+ORDER BY p.started_at DESC, p.id DESC
 """
 _PROGRESS = f"""
 WITH asked AS (SELECT id, course_id, path FROM notebooks WHERE course_id = $1 AND ($2::uuid IS NULL OR id = $2)), {DONE}
