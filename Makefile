@@ -6,7 +6,7 @@ stamps := .cache/stamps
 bin := .venv/bin
 MINUTES ?= 10
 SEED ?= 1
-WORKERS ?= 4
+WORKERS ?= 3
 
 .PHONY: help setup run test check bench prove torture lock
 
@@ -21,7 +21,7 @@ run: $(stamps)/venv ## run nbpulse with a demo class and two real kernels; Ctrl-
 # Most tests wait for something, so there are more workers than cores. A file's tests share servers and stay together;
 # pyproject.toml names the longest files first. Many tests are about seconds, and a busy machine can hold one up for as
 # long: what failed is tried once more with nothing beside it, and must then pass (docs/decisions/0022).
-test: $(stamps)/venv servers chromium ## run all tests but the slow ones, WORKERS=4 at a time
+test: $(stamps)/venv servers chromium ## run all tests but the slow ones, WORKERS=3 at a time
 	$(bin)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder || { \
 		[ $$? -eq 1 ] && echo "Failed beside others; once more, with nothing beside them:" && \
 		$(bin)/python -m pytest --last-failed --last-failed-no-failures none --maxfail 1; }
