@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -44,6 +44,15 @@ def passwords(primaries: Primaries, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def choose(user_id: UUID) -> str:
     return "b" if get_shard_number(user_id) % 2 else "main"
+
+
+def draw_students(count: int) -> list[UUID]:
+    """So many, half of them of each database."""
+    drawn: dict[str, list[UUID]] = {"main": [], "b": []}
+    while min(map(len, drawn.values())) < count // 2:
+        one = uuid4()
+        drawn[choose(one)].append(one)
+    return [one for some in drawn.values() for one in some[: count // 2]]
 
 
 async def store(worker: Resources, events: list[ReceivedEvent]) -> None:
@@ -80,7 +89,7 @@ def make_work(students: list[UUID], course_id: UUID) -> list[ReceivedEvent]:
 async def test_a_student_is_erased_from_their_database_and_the_directory(
     primaries: Primaries, embedded_valkey: str, home: str
 ) -> None:
-    course_id, students = await make_class(primaries.urls["main"], 12)
+    course_id, students = await make_class(primaries.urls["main"], draw_students(12))
     gone = next(one for one in students if choose(one) == home)
     others = [one for one in students if one != gone]
     own = {"notebook_path": "mine.ipynb", "cell_id": "secret", "exercise_id": "my words"}
@@ -125,7 +134,7 @@ async def test_a_student_is_erased_from_their_database_and_the_directory(
 async def test_an_erasure_killed_between_two_databases_is_finished_by_the_next(
     primaries: Primaries, embedded_valkey: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    course_id, students = await make_class(primaries.urls["main"], 8)
+    course_id, students = await make_class(primaries.urls["main"], draw_students(8))
     gone = next(one for one in students if choose(one) == "b")
     settings = primaries.make_settings(embedded_valkey)
     async with primaries.open_worker(embedded_valkey) as worker:
@@ -155,7 +164,7 @@ async def test_an_erasure_killed_between_two_databases_is_finished_by_the_next(
 async def test_an_export_holds_a_student_s_rows_wherever_they_are(
     primaries: Primaries, embedded_valkey: str, tmp_path: Path
 ) -> None:
-    course_id, students = await make_class(primaries.urls["main"], 8)
+    course_id, students = await make_class(primaries.urls["main"], draw_students(8))
     async with primaries.open_worker(embedded_valkey) as worker:
         events = make_work(students, course_id)
         await store(worker, events)
@@ -175,7 +184,7 @@ async def test_an_export_holds_a_student_s_rows_wherever_they_are(
 
 
 async def test_retention_and_the_series_are_kept_in_every_database(primaries: Primaries, embedded_valkey: str) -> None:
-    course_id, students = await make_class(primaries.urls["main"], 12)
+    course_id, students = await make_class(primaries.urls["main"], draw_students(12))
     old = datetime.now(UTC) - timedelta(days=100)
     async with primaries.open_worker(embedded_valkey) as worker:
         kept = make_work(students, course_id)
@@ -203,7 +212,7 @@ async def test_retention_and_the_series_are_kept_in_every_database(primaries: Pr
 
 
 async def test_every_database_is_sealed_anew(primaries: Primaries, embedded_valkey: str) -> None:
-    course_id, students = await make_class(primaries.urls["main"], 8)
+    course_id, students = await make_class(primaries.urls["main"], draw_students(8))
     async with primaries.open_worker(embedded_valkey) as worker:
         await store(worker, make_work(students, course_id))
     fresh = make_key().decode()
@@ -225,7 +234,7 @@ async def test_every_database_is_sealed_anew(primaries: Primaries, embedded_valk
 
 
 async def test_what_is_left_is_refused_by_name(primaries: Primaries, embedded_valkey: str) -> None:
-    course_id, _ = await make_class(primaries.urls["main"], 2)
+    course_id, _ = await make_class(primaries.urls["main"], draw_students(2))
     for command in ("backup x.zip", "merge-users x y", f"erase-course {course_id.hex} --yes {course_id.hex}"):
         with pytest.raises(StartupError) as refused:
             await asyncio.to_thread(lambda: primaries.invoke(*command.split(), redis_url=embedded_valkey))  # noqa: B023
@@ -235,7 +244,7 @@ async def test_what_is_left_is_refused_by_name(primaries: Primaries, embedded_va
 async def test_a_database_of_another_schema_is_refused_by_name_and_one_that_is_away_is_not(
     primaries: Primaries, embedded_valkey: str
 ) -> None:
-    course_id, students = await make_class(primaries.urls["main"], 8)
+    course_id, students = await make_class(primaries.urls["main"], draw_students(8))
     async with connect(primaries.urls["b"]) as behind:
         newest = await behind.fetchval("SELECT version_num FROM alembic_version")
         await behind.execute("UPDATE alembic_version SET version_num = '0001'")
