@@ -266,46 +266,55 @@ async def await_people(primaries: Primaries, plan: Class) -> None:
                 await asyncio.sleep(0.05)
 
 
-@asynccontextmanager
-async def teaching(
-    primaries: Primaries, redis_url: str, seed: int = 0
-) -> AsyncIterator[tuple[Class, list[ReceivedEvent]]]:
+async def teach(primaries: Primaries, redis_url: str, seed: int = 0) -> tuple[Class, list[ReceivedEvent]]:
     """A class whose events are stored over the databases."""
     plan = make_plan(seed)
     await found_class(primaries.urls["main"], plan)
     await await_people(primaries, plan)
     events = make_events(plan, seed)
     await store(primaries, redis_url, events)
-    yield plan, events
+    return plan, events
+
+
+@asynccontextmanager
+async def serving(primaries: Primaries, redis_url: str) -> AsyncIterator[tuple[httpx2.AsyncClient, People]]:
+    """The API over the databases, and who makes tokens for it."""
+    async with (
+        primaries.serve_api(redis_url) as (url, _),
+        httpx2.AsyncClient(base_url=url, timeout=30) as http,
+        open_owner(primaries.urls["main"]) as owner,
+    ):
+        yield http, People(owner, EncryptedField(KEY.encode()))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_every_question_is_answered_as_if_it_were_one_database(
     primaries: Primaries, alone: Primaries, embedded_valkey: str, seed: int
 ) -> None:
-    async with teaching(primaries, embedded_valkey, seed) as (plan, events):
-        await found_class(alone.urls["main"], plan)
-        await store(alone, embedded_valkey, events)
-        async with primaries.open_api(embedded_valkey) as spread, alone.open_api(embedded_valkey) as whole:
-            for asker in (plan.instructor, plan.assistant, plan.analyst, plan.students[0], None):
-                with covering() as coverage:
-                    told = await ask_all(make_site(spread), plan, asker)  # type: ignore[arg-type]
-                wanted = await ask_all(make_site(whole), plan, asker)  # type: ignore[arg-type]
-                assert coverage.used == set(NAMES)
-                assert coverage.missing == {}
-                for name in wanted:
-                    assert are_alike(told[name], wanted[name]), f"{name}: {told[name]} / {wanted[name]}"[:4_000]
-                if asker == plan.instructor:
-                    assert len(wanted["slow cells"]["rows"]) == 16
-                    assert wanted["report"]["figures"]["runs"] > EVENTS / 3
-                    assert len(wanted["sessions"]["rows"]) > STUDENTS / 2
-                    assert len(wanted["replay"]["frames"]) > 20
+    plan, events = await teach(primaries, embedded_valkey, seed)
+    await found_class(alone.urls["main"], plan)
+    await store(alone, embedded_valkey, events)
+    async with primaries.open_api(embedded_valkey) as spread, alone.open_api(embedded_valkey) as whole:
+        for asker in (plan.instructor, plan.assistant, plan.analyst, plan.students[0], None):
+            with covering() as coverage:
+                told = await ask_all(make_site(spread), plan, asker)  # type: ignore[arg-type]
+            wanted = await ask_all(make_site(whole), plan, asker)  # type: ignore[arg-type]
+            assert coverage.used == set(NAMES)
+            assert coverage.missing == {}
+            for name in wanted:
+                assert are_alike(told[name], wanted[name]), f"{name}: {told[name]} / {wanted[name]}"[:4_000]
+            if asker == plan.instructor:
+                assert len(wanted["slow cells"]["rows"]) == 16
+                assert wanted["report"]["figures"]["runs"] > EVENTS / 3
+                assert len(wanted["sessions"]["rows"]) > STUDENTS / 2
+                assert len(wanted["replay"]["frames"]) > 20
 
 
 async def test_a_move_in_between_shows_nobody_twice_and_leaves_nobody_out(
     primaries: Primaries, embedded_valkey: str
 ) -> None:
-    async with teaching(primaries, embedded_valkey) as (plan, _), primaries.open_api(embedded_valkey) as stores:
+    plan, _ = await teach(primaries, embedded_valkey)
+    async with primaries.open_api(embedded_valkey) as stores:
         site = make_site(stores)
 
         async def count_runs() -> int:
@@ -340,13 +349,8 @@ async def killed(primaries: Primaries, *names: str) -> AsyncIterator[None]:
 async def test_what_is_missing_is_said_and_a_file_is_whole_or_none(
     primaries: Primaries, embedded_valkey: str, browser: Browser
 ) -> None:
-    async with (
-        teaching(primaries, embedded_valkey) as (plan, _),
-        primaries.serve_api(embedded_valkey) as (url, _),
-        httpx2.AsyncClient(base_url=url, timeout=30) as http,
-        open_owner(primaries.urls["main"]) as owner,
-    ):
-        people = People(owner, EncryptedField(KEY.encode()))
+    plan, _ = await teach(primaries, embedded_valkey)
+    async with serving(primaries, embedded_valkey) as (http, people):
         headers = {
             "Authorization": f"Bearer {await people.create_staff_token(plan.instructor)}",
             "Cache-Control": "no-store",
@@ -393,7 +397,8 @@ async def test_what_is_missing_is_said_and_a_file_is_whole_or_none(
             for look in LOOKS:
                 code = await people.create_link(plan.instructor)
                 async with open_page(browser, **look) as page:
-                    await page.goto(f"{url}/courses/{plan.course_id}/report/{plan.meeting_id}#code={code}")
+                    report = f"/courses/{plan.course_id}/report/{plan.meeting_id}#code={code}"
+                    await page.goto(str(http.base_url.join(report)))
                     await expect(page.locator("[data-missing]")).to_be_visible(timeout=60_000)
                     assert await find_barriers(page) == []
                     await photograph(page, "report-2-of-3-databases", look)
@@ -406,8 +411,8 @@ async def test_what_is_missing_is_said_and_a_file_is_whole_or_none(
 async def test_who_sees_less_now_is_not_shown_more_by_a_database_that_has_not_heard(
     primaries: Primaries, embedded_valkey: str
 ) -> None:
+    plan, _ = await teach(primaries, embedded_valkey)
     async with (
-        teaching(primaries, embedded_valkey) as (plan, _),
         primaries.open_api(embedded_valkey) as stores,
         connect(primaries.urls["main"]) as directory,
         connect(primaries.urls["b"]) as late,
@@ -446,13 +451,8 @@ async def test_who_sees_less_now_is_not_shown_more_by_a_database_that_has_not_he
 async def test_a_person_s_own_export_holds_their_rows_wherever_they_are(
     primaries: Primaries, embedded_valkey: str
 ) -> None:
-    async with (
-        teaching(primaries, embedded_valkey) as (plan, events),
-        primaries.serve_api(embedded_valkey) as (url, _),
-        httpx2.AsyncClient(base_url=url, timeout=30) as http,
-        open_owner(primaries.urls["main"]) as owner,
-    ):
-        people = People(owner, EncryptedField(KEY.encode()))
+    plan, events = await teach(primaries, embedded_valkey)
+    async with serving(primaries, embedded_valkey) as (http, people):
         for name in NAMES:
             student = next(one for one in plan.students if choose(get_shard_number(one)) == name)
             token = await people.create_staff_token(student)

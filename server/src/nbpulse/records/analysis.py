@@ -7,7 +7,7 @@ none of it, and to an analyst `users` is empty: whom a row is about has no name 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime, timedelta, tzinfo
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -246,34 +246,51 @@ class CourseHistory:
         self, course_id: UUID, span: Span, notebook_id: UUID | None, limit: int, skip: int
     ) -> Table:
         """Error groups by how many students met them; the messages themselves stay sealed."""
-        values = (course_id, *span, notebook_id)
-        async with connect_parts(self._people, "common_errors", is_staff=True) as parts:
-            if parts.is_one:
-                return await _read_table(parts.directory, _COMMON_ERRORS, (*values, limit, skip))
-            rows = add_up_errors(await parts.fetch(_COMMON_ERRORS, *values, None, 0))
-            return await _make_table(parts.directory, _COMMON_ERRORS, rows[skip : skip + limit])
+        values, page = (course_id, *span, notebook_id), (limit, skip)
+        return await self._gather(
+            "common_errors", _COMMON_ERRORS, values, page, of_part=(_COMMON_ERRORS, None, 0), add_up=add_up_errors
+        )
 
     async def list_slow_cells(
         self, course_id: UUID, span: Span, notebook_id: UUID | None, limit: int, skip: int
     ) -> Table:
         """Cells by how long their runs took; aborted runs and those without a duration are no runs here."""
-        values = (course_id, *span, notebook_id)
-        async with connect_parts(self._people, "slow_cells", is_staff=True) as parts:
-            if parts.is_one:
-                return await _read_table(parts.directory, _SLOW_CELLS, (*values, limit, skip))
-            rows = add_up_durations(await parts.fetch(_DURATIONS, *values))
-            return await _make_table(parts.directory, _SLOW_CELLS, rows[skip : skip + limit])
+        values, page = (course_id, *span, notebook_id), (limit, skip)
+        return await self._gather(
+            "slow_cells", _SLOW_CELLS, values, page, of_part=(_DURATIONS,), add_up=add_up_durations
+        )
 
     async def list_recovery_times(
         self, course_id: UUID, span: Span, notebook_id: UUID | None, limit: int, skip: int
     ) -> Table:
         """Cells by the time from each error in the window to the same student's next ok on it, still in the window."""
-        values = (course_id, *span, notebook_id)
-        async with connect_parts(self._people, "recovery_times", is_staff=True) as parts:
+        values, page = (course_id, *span, notebook_id), (limit, skip)
+        return await self._gather(
+            "recovery_times", _RECOVERY_TIMES, values, page, of_part=(_RECOVERY_VALUES,), add_up=add_up_recoveries
+        )
+
+    async def _gather(
+        self,
+        name: PostgresQuery,
+        query: str,
+        values: tuple[object, ...],
+        page: tuple[int, int],
+        *,
+        of_part: tuple[str, *tuple[object, ...]],
+        add_up: Callable[[Iterable[Mapping[str, Any]]], list[dict[str, Any]]],
+    ) -> Table:
+        """
+        A `page` (at most how many rows, after how many) of `query` at one database; of what `add_up` makes of several.
+
+        `of_part`: what each of several is asked, and what its parameters are behind `values`.
+        """
+        limit, skip = page
+        async with connect_parts(self._people, name, is_staff=True) as parts:
             if parts.is_one:
-                return await _read_table(parts.directory, _RECOVERY_TIMES, (*values, limit, skip))
-            rows = add_up_recoveries(await parts.fetch(_RECOVERY_VALUES, *values))
-            return await _make_table(parts.directory, _RECOVERY_TIMES, rows[skip : skip + limit])
+                return await _read_table(parts.directory, query, (*values, limit, skip))
+            question, *more = of_part
+            rows = add_up(await parts.fetch(question, *values, *more))
+            return await _make_table(parts.directory, query, rows[skip : skip + limit])
 
     async def _read(self, name: PostgresQuery, query: str, *values: object) -> Table:
         async with self._people.connect(name, is_staff=True) as connection:
