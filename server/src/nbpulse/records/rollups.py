@@ -280,7 +280,9 @@ async def _read(here: asyncpg.Connection, present: Sequence[StateKey], seen: See
         )
     if any(event.event_type in HELP_EVENT_TYPES for event, _ in seen):
         helps = await here.fetchval(_READ_HELPS, *columns)
-    ran = [event for event, _ in seen if event.event_type == "cell_execution"]
+    ran = [
+        event for event, _ in seen if event.event_type == "cell_execution" and (event.user_id, event.course_id) in keys
+    ]
     if slots := _list_slots(ran):
         user_ids = list({event.user_id for event in ran})
         runs = await here.fetchval(_READ_RUNS, [slot[0] for slot in slots], [slot[1] for slot in slots], user_ids)
