@@ -69,6 +69,7 @@ async def measure(site: Site, rate: int, seconds: float) -> Figures:
     await site.connect()
     for url in site.urls.values():
         await ask(url, "CREATE EXTENSION IF NOT EXISTS pg_walinspect")
+        await ask(url, "SELECT pg_create_physical_replication_slot('bench', TRUE)")  # keeps the log past a checkpoint
     async with Load(site.port, 100, make_paired_posts(site.students, rate), other_ports=site.other_ports) as load:
         load.may_reopen = True
         await load.run_open(rate, 1.1 * 2 * CELLS * STUDENTS / rate)
