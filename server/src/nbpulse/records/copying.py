@@ -138,6 +138,11 @@ class Load:
             ):
                 await self._connection.execute(statement)
 
+    def order(self, tables: Iterable[Table]) -> list[Table]:
+        """Each after those it refers to here: where the archive was made (on Citus) there may be fewer references."""
+        places = {name: place for place, name in enumerate(self._tables)}
+        return sorted(tables, key=lambda table: places[table.name])
+
     async def load_table(self, table: Table, chunks: Iterator[bytes]) -> None:
         """Raises StartupError (NB-3072) when its rows do not fit; the whole load is then undone."""
         if not set(table.columns) <= set(self._tables.get(table.name, ())):
