@@ -37,7 +37,7 @@ async def create_database(server_url: str, revision: str = "head", ports: Mappin
     The superuser's URL of a new, migrated database on `server_url`: a copy of the first one, which nobody uses. Of an
     older `revision` it is made by itself. `ports`: of a cluster, see `create_cluster_database`.
     """
-    if server_url == CITUS_URL:
+    if server_url == CITUS_URL and revision == "head":  # older ones know no cluster
         from nbpulse.migrations import citus  # Alembic, as below
 
         url = await create_cluster_database(server_url, ports)
@@ -82,6 +82,8 @@ async def create_cluster_database(server_url: str, ports: Mapping[int, int] | No
             add = "citus_add_node" if node["groupid"] else "citus_set_coordinator_host"
             port = (ports or {}).get(node["nodeport"], node["nodeport"])
             await coordinator.execute(f"SELECT {add}($1, $2)", node["nodename"], port)
+        # What `migrate --citus` sets: without it the driver's look-up of types takes many seconds, distributed or not.
+        await coordinator.execute(f"ALTER DATABASE {name} SET citus.override_table_visibility = off")
     return url
 
 

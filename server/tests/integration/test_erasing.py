@@ -68,7 +68,8 @@ async def list_holders(machine: Machine, user_id: UUID) -> list[str]:
             row["name"]
             for row in tables
             if await connection.fetchval(
-                f"SELECT EXISTS (SELECT FROM {row['name']} t WHERE t::text LIKE '%' || $1 || '%')", str(user_id)
+                f"SELECT EXISTS (SELECT FROM {row['name']} t WHERE to_jsonb(t)::text LIKE '%' || $1 || '%')",
+                str(user_id),
             )
         ]
 

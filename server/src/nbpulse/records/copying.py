@@ -56,6 +56,11 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_inherits i
 JOIN pg_class p ON p.oid = i.inhparent JOIN pg_namespace pn ON pn.oid = p.relnamespace
 WHERE {_OURS} AND c.relispartition AND pg_get_expr(c.relpartbound, c.oid) <> 'DEFAULT' ORDER BY 2
 """  # noqa: S608 - constants
+# By one connection to each node, which from then on sees that moment. Of the rows none is read.
+_REACH_NODES: Final = (
+    "SET LOCAL citus.max_adaptive_executor_pool_size = 1",
+    "SELECT FROM event_ids WHERE now() < '-infinity'",
+)
 # What comes from a file becomes part of a statement only in this form.
 _NAME: Final = re.compile(r"(public|timeseries)\.[a-z_0-9]+")
 _BOUNDS: Final = re.compile(r"FOR VALUES FROM \('?[-+:.0-9 ]+'?\) TO \('?[-+:.0-9 ]+'?\)")
@@ -103,13 +108,28 @@ async def _begin_snapshot(pool: asyncpg.Pool) -> AsyncIterator[Snapshot]:
         pool.acquire() as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
-        revision = await connection.fetchval("SELECT version_num FROM public.alembic_version")
-        await connection.execute("SET LOCAL ROLE app_maintenance")
+        async with _hold_batches(pool) as is_on_citus:
+            revision = await connection.fetchval("SELECT version_num FROM public.alembic_version")
+            await connection.execute("SET LOCAL ROLE app_maintenance")
+            if is_on_citus:
+                for statement in _REACH_NODES:
+                    await connection.execute(statement)
         tables = await _list_tables(connection)
         rows = await connection.fetch(_LIST_PARTITIONS)
         partitions = [Partition(row["parent"], row["name"], row["bounds"]) for row in rows]
         canaries = dict(await connection.fetch("SELECT key_id, canary FROM sealing_keys"))
         yield Snapshot(connection, revision, tables, partitions, canaries)
+
+
+@asynccontextmanager
+async def _hold_batches(pool: asyncpg.Pool) -> AsyncIterator[bool]:
+    """On Citus, and it says whether: its nodes' moments would not be one if a batch were stored between them."""
+    if not await pool.fetchval("SELECT to_regclass('pg_catalog.pg_dist_node') IS NOT NULL"):
+        yield False
+        return
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute("LOCK TABLE learner_states IN SHARE MODE")  # which every batch writes to
+        yield True
 
 
 async def read_clock(pool: asyncpg.Pool) -> datetime:
