@@ -205,7 +205,7 @@ async def list_holders(database_url: str, sought: UUID) -> list[str]:
             row["name"]
             for row in tables
             if await connection.fetchval(
-                f"SELECT EXISTS (SELECT FROM {row['name']} t WHERE to_jsonb(t)::text LIKE '%' || $1 || '%')",
+                f"SELECT EXISTS (SELECT 1 FROM {row['name']} t WHERE t::text LIKE '%' || $1 || '%')",
                 str(sought),
             )
         ]

@@ -164,19 +164,20 @@ async def test_the_month_s_partitions_are_made_and_dropped_on_every_node() -> No
 
 
 @needs_cluster
-async def test_a_backup_made_there_comes_back_there_and_is_distributed_again(
-    make_valkey: Callable[[], str], tmp_path: Path
+@pytest.mark.parametrize("is_distributed_before", [True, False])
+async def test_a_backup_made_there_comes_back_there(
+    make_valkey: Callable[[], str], tmp_path: Path, is_distributed_before: bool
 ) -> None:
     assert CITUS_URL is not None
     old = await make_machine(CITUS_URL, make_valkey(), tmp_path / "old")
     await teach(old)
-    before = await fingerprint(old.database_url)
     assert old.run("backup", tmp_path / "b.zip")[0] == 0
     new = await make_successor(CITUS_URL, make_valkey(), old, tmp_path / "new")
-    for command in (("restore", tmp_path / "b.zip"), ("migrate", "--citus")):
+    distribute, restore = ("migrate", "--citus"), ("restore", tmp_path / "b.zip")
+    for command in (distribute, restore) if is_distributed_before else (restore, distribute):
         code, said = new.run(*command)
         assert code == 0, said
-        assert await fingerprint(new.database_url) == before
+    assert await fingerprint(new.database_url) == await fingerprint(old.database_url)
     async with connect(new.database_url) as owner:
         assert await owner.fetchval("SELECT count(*) FROM citus_shards WHERE table_name = 'events'::regclass") > 0
 

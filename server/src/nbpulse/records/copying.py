@@ -225,7 +225,7 @@ async def _begin_load(pool: asyncpg.Pool, tables: Sequence[Table]) -> AsyncItera
             if name in opened:  # a table that an older schema has
                 await connection.execute(f"DELETE FROM {name}")  # noqa: S608 - a constant
         for name in found:
-            if await connection.fetchval(f"SELECT EXISTS (SELECT FROM {name})"):  # noqa: S608
+            if await connection.fetchval(f"SELECT EXISTS (SELECT 1 FROM {name})"):  # noqa: S608
                 raise StartupError("NB-3074", place=name)
         yield Load(connection, found)
         for name in opened:
