@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,8 +14,9 @@ import pytest
 from redis.asyncio import Redis
 
 from callers import Callers, open_callers, read_table
+from machines import run_nbpulse
 from nbpulse.resources import Resources, open_resources
-from stage import KEY, make_run
+from stage import KEY, Stage, make_run
 from stores import CITUS_URL, connect, count_rows, create_database, make_settings
 from torture.proxies import Proxy
 from working import is_drained, until, work
@@ -96,6 +100,13 @@ async def join_both_nodes(callers: Callers, proxy: Proxy) -> list[dict[str, Any]
     return students
 
 
+async def examine_nodes(stage: Stage, data_dir: Path) -> list[str]:
+    """What `nbpulse doctor` says of the nodes, sorted."""
+    urls = {"NBPULSE_DATABASE_URL": stage.database_url, "NBPULSE_REDIS_URL": stage.redis_url}
+    _, answered, _ = await asyncio.to_thread(run_nbpulse, "doctor", "--json", data_dir=data_dir, **urls)
+    return sorted(one["result"] for one in json.loads(answered)["checks"] if one["name"] == "node")
+
+
 async def check_all_is_there(callers: Callers, accepted: list[str]) -> None:
     async with connect(callers.stage.database_url) as owner:
         stored = [str(row[0]) for row in await owner.fetch("SELECT event_id FROM events")]
@@ -105,7 +116,9 @@ async def check_all_is_there(callers: Callers, accepted: list[str]) -> None:
     assert await count_rows(callers.stage.database_url, "dead_letters") == [0]
 
 
-async def test_while_a_node_is_away_nothing_accepted_is_lost_and_nobody_gets_a_bare_error(embedded_valkey: str) -> None:
+async def test_while_a_node_is_away_nothing_accepted_is_lost_and_nobody_gets_a_bare_error(
+    embedded_valkey: str, tmp_path: Path
+) -> None:
     async with open_class(embedded_valkey) as (callers, proxy):
         stage = callers.stage
         students = await join_both_nodes(callers, proxy)
@@ -125,6 +138,7 @@ async def test_while_a_node_is_away_nothing_accepted_is_lost_and_nobody_gets_a_b
             assert (await stage.http.get("/health/ready")).status_code == 200, "events are still taken"
             assert (await stage.snapshot())["students"] == board["students"], "an open board stays as it was"
             assert await find_faults(callers) == []
+            assert await examine_nodes(stage, tmp_path) == ["failure", "ok"]
             assert not await is_drained(worker.stream)
 
             await proxy.__aenter__()
