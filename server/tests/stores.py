@@ -187,6 +187,22 @@ async def count_rows(database_url: str, *tables: str) -> list[int]:
         return [await connection.fetchval(f"SELECT count(*) FROM {table}") for table in tables]
 
 
+async def list_holders(database_url: str, sought: UUID) -> list[str]:
+    """Tables in which this id stands anywhere, in whatever column."""
+    async with connect(database_url) as connection:
+        tables = await connection.fetch(
+            "SELECT c.oid::regclass::text AS name FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace"
+            " WHERE nspname IN ('public', 'timeseries') AND relkind IN ('r', 'p') AND NOT relispartition ORDER BY 1"
+        )
+        return [
+            row["name"]
+            for row in tables
+            if await connection.fetchval(
+                f"SELECT EXISTS (SELECT FROM {row['name']} t WHERE t::text LIKE '%' || $1 || '%')", str(sought)
+            )
+        ]
+
+
 def spread(user_ids: Sequence[UUID], course_id: UUID, count: int) -> list[ReceivedEvent]:
     """`count` runs, one student after the other."""
     return [make_event(user_ids[number % len(user_ids)], course_id) for number in range(count)]

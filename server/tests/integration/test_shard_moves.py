@@ -17,8 +17,8 @@ from uuid import UUID
 import pytest
 
 from nbpulse.errors import StartupError, Unavailable
+from nbpulse.placement import spread_shards
 from nbpulse.resources import Resources
-from nbpulse.sharding import spread_shards
 from nbpulse.shards import get_shard_number
 from primaries import Primaries, keep_figures, run_primaries
 from stores import connect, make_class, make_event

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -49,6 +50,14 @@ SUBCOMMANDS += [f"user {name}" for name in ("add", "link", "list", "disable", "e
 SUBCOMMANDS += ["roster import"]
 SUBCOMMANDS += ["shard list", "shard add", "shard move", "shard verify"]
 SUBCOMMANDS += ["audit list", "audit verify", "audit anchor"]
+
+
+def test_a_command_imports_no_store_before_it_needs_one() -> None:
+    """Every command and every process of `up` pays for what the command line imports."""
+    question = "import nbpulse.cli, sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    told = subprocess.run([sys.executable, "-c", question], capture_output=True, text=True, timeout=60, check=True)
+    heavy = {"alembic", "asyncpg", "fastapi", "httpx2", "prometheus_client", "redis", "rich", "sqlalchemy", "structlog"}
+    assert heavy & set(told.stdout.split()) == set()
 
 
 def run_main(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:

@@ -95,6 +95,15 @@ async def hold_moves(directory: asyncpg.Pool) -> AsyncIterator[None]:
         yield  # the pool gives the lock back with the connection
 
 
+@asynccontextmanager
+async def hold_still(directory: asyncpg.Pool) -> AsyncIterator[None]:
+    """No shard moves meanwhile. Raises StartupError: one does (NB-3129), a move was stopped half-way (NB-3137)."""
+    async with hold_moves(directory):
+        if moves := await list_moves(directory):
+            raise StartupError("NB-3137", shards=", ".join(f"shard_{one.shard}" for one in moves))
+        yield
+
+
 async def list_moves(directory: asyncpg.Pool) -> list[Move]:
     """Those that were begun and have not ended."""
     rows = await directory.fetch("SELECT shard, source, target FROM shard_moves ORDER BY started_at, shard")

@@ -38,7 +38,7 @@ async def open_owner(database_url: str, *, alone: str = "") -> AsyncIterator[asy
     """
     try:
         pool = await asyncpg.create_pool(
-            database_url, min_size=1, max_size=2, timeout=10, server_settings={"timezone": "UTC", "jit": "off"}
+            database_url, min_size=1, max_size=4, timeout=10, server_settings={"timezone": "UTC", "jit": "off"}
         )
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
         raise StartupError("NB-3053", detail=f"{type(error).__name__}: {error}") from error
