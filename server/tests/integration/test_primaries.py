@@ -41,8 +41,9 @@ async def read_lsn(url: str) -> int:
 
 
 async def test_every_event_is_in_the_database_its_key_names_and_the_directory_shows_all(
-    primaries: Primaries, embedded_valkey: str
+    primaries: Primaries, embedded_valkey: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(rollups, "FINISH_S", 60.0)
     course_id, students = await make_class(primaries.urls["main"], STUDENTS)
     before = {name: await read_lsn(url) for name, url in primaries.urls.items()}
     stored = 0
@@ -183,6 +184,7 @@ async def test_what_is_done_meanwhile_is_shown_at_once_and_a_hand_before_anybody
     primaries: Primaries, embedded_valkey: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rollups, "GATHER_S", 600.0)
+    monkeypatch.setattr(rollups, "FINISH_S", 60.0)
     course_id, students = await make_class(primaries.urls["main"], 24)
     groups = [[one for one in students if choose(get_shard_number(one)) == name] for name in NAMES[:2]]
     async with primaries.open_worker(embedded_valkey) as worker:
@@ -205,6 +207,7 @@ async def test_what_a_killed_worker_owed_is_brought_by_another_and_no_old_row_co
     primaries: Primaries, embedded_valkey: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rollups, "GATHER_S", 600.0)
+    monkeypatch.setattr(rollups, "FINISH_S", 60.0)
     monkeypatch.setattr(routing, "ROLLUP_AGE_S", 0.0)
     course_id, students = await make_class(primaries.urls["main"], 24)
     async with primaries.open_worker(embedded_valkey) as late:

@@ -13,6 +13,7 @@ API writes (an inbox's number) are never touched, and nobody who was erased come
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -24,7 +25,6 @@ import structlog
 
 from nbpulse.events import HELP_EVENT_TYPES, ReceivedEvent
 from nbpulse.metrics import name_query
-from nbpulse.patience import sleep_until
 from nbpulse.records.failures import UNAVAILABLE
 from nbpulse.records.inboxes import note_hand
 from nbpulse.records.learners import CellKey, Exercises, StateKey, teach_notebooks
@@ -34,7 +34,7 @@ GATHER_S: Final = 0.5
 SHOWN_S: Final = 0.75
 """Within which the directory shows what was stored, where nothing is away: who misses a row looks after so long."""
 _KEYS_MAX: Final = 1_000
-_FINISH_S: Final = 2.0
+FINISH_S: Final = 2.0
 _log = structlog.get_logger(__name__)
 _RECENT: Final = timedelta(hours=1)
 _HALF_MINUTE_S: Final = 30
@@ -205,13 +205,17 @@ class Payer:
     async def finish(self) -> None:
         """Pay what is owed, within 2 s; the rest is left to other workers."""
         self._ends.set()
-        if self._waiting is not None:
-            await asyncio.wait([self._waiting], timeout=_FINISH_S)
+        if (waiting := self._waiting) is not None:
+            _, late = await asyncio.wait([waiting], timeout=FINISH_S)
+            if late:
+                waiting.cancel()
+                await asyncio.gather(waiting, return_exceptions=True)
 
     async def _pay_later(self) -> None:
         try:
             while self._owed:
-                await sleep_until(GATHER_S, self._ends)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._ends.wait(), GATHER_S)
                 try:
                     await self._pay()
                 except UNAVAILABLE as error:
