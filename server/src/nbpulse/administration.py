@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import json
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
@@ -23,14 +24,17 @@ from nbpulse.errors import NotFound, StartupError, Unavailable
 from nbpulse.offline import open_database
 from nbpulse.preparation import DEMO_SHORT_NAME, ensure_course
 from nbpulse.records import derived, merging, points
-from nbpulse.records.courses import Courses
+from nbpulse.records.courses import Courses, clear_removed
 from nbpulse.records.dead_letters import DeadLetter, DeadLetters
 from nbpulse.records.own_tokens import list_tokens
 from nbpulse.records.owner import find_user_id, open_owner, open_owners
 from nbpulse.records.people import People
 from nbpulse.settings import Settings
+from nbpulse.shards import MAIN
 from nbpulse.simulator import TRUTH_FILE, measure_trouble, rank_by_need, read_truth
 from nbpulse.terminal import answer, disarm, get_text, say
+
+_HEAR_S: Final = 30.0
 
 
 @asynccontextmanager
@@ -302,7 +306,8 @@ def remove_demo(data_dir: Path, settings: Settings) -> None:
     """
     The demo course and all in it, removed from the running nbpulse's database, else from the one that lies there.
 
-    Raises StartupError (NB-3025) while the simulated class is still at work.
+    Raises StartupError: the simulated class is still at work (NB-3025); a further database is away (NB-3135), shards
+    move (NB-3129, NB-3137), or one does not follow the directory (NB-3138).
     """
     running = read_running(data_dir)
     if running is not None and (pid := running["pids"].get("demo")):
@@ -314,10 +319,18 @@ def remove_demo(data_dir: Path, settings: Settings) -> None:
 
 
 async def _delete_demo(database_url: str, settings: Settings) -> int | None:
-    async with open_owner(database_url, alone="demo --remove") as pool:
+    async with open_owners(database_url) as pools:
+        pool = pools[MAIN]
         courses = Courses(pool, EncryptedField(settings.read_encryption_keys()))
         course = await courses.find_course(DEMO_SHORT_NAME)
-        return await courses.delete_course(course.id) if course else None
+        count = await courses.delete_course(course.id) if course else None
+        for name, home in pools.items():  # also what one that was killed has left
+            until_s = time.monotonic() + _HEAR_S
+            while await clear_removed(home, pool):
+                if time.monotonic() > until_s:
+                    raise StartupError("NB-3138", name=name)
+                await asyncio.sleep(0.1)
+    return count
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -11,16 +11,16 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
 from nbpulse.crypto import EncryptedField
-from nbpulse.errors import StartupError
 from nbpulse.live import name_session, name_summary
 from nbpulse.records import accounting, erasing, tombstones
+from nbpulse.records.moves import hold_still
 from nbpulse.records.owner import OwnerPool, open_owners
 from nbpulse.records.tombstones import Leftover
 from nbpulse.resources import OuterStores, open_outer_stores
@@ -72,7 +72,7 @@ class Eraser:
 
     async def describe_course(self, short_name: str) -> erasing.HeldCourse | None:
         """What a course holds."""
-        return await erasing.find_course(self.pool, short_name)
+        return await erasing.find_course(self.pool, short_name, others=self.others)
 
     async def readmit(self, provider: str, subject: str) -> bool:
         """Let somebody who was erased come in again from another system; False where they were not kept out."""
@@ -88,27 +88,24 @@ class Eraser:
         return _add(erased.rows, await self._erase_elsewhere(erased.leftover))
 
     async def _erase_elsewhere(self, leftover: Leftover) -> dict[str, int]:
-        """What further databases have of people who are gone from the directory; rows by table."""
-        needles, rows = [str(one).encode() for one in leftover.user_ids], dict[str, int]()
-        for pool in self.others if leftover.user_ids else ():
-            _add(
-                rows,
-                await erasing.erase_elsewhere(
-                    *(pool, self.seal, leftover.user_ids, lambda: self._find_in_hand(needles)),
-                    directory=self.pool,
-                    others=self.others,
-                ),
-            )
+        """What further databases have of people or a course gone from the directory; rows by table."""
+        needles, rows = _list_needles(leftover), dict[str, int]()
+
+        async def find() -> list[tuple[str, str]]:
+            return await self._find_in_hand(needles)
+
+        for pool in self.others:
+            if leftover.user_ids:
+                more = await erasing.erase_elsewhere(
+                    *(pool, self.seal, leftover.user_ids, find), directory=self.pool, others=self.others
+                )
+                _add(rows, more)
+            if leftover.course_id:
+                _add(rows, await erasing.clear_course(pool, self.seal, leftover, find))
         return rows
 
     async def erase_course(self, course_id: UUID, report: Report = _ignore) -> dict[str, int]:
-        """
-        The students who are in no other course, one after the other, then the course. As `erase_user`.
-
-        Raises StartupError (NB-3121): there are further databases.
-        """
-        if self.others:
-            raise StartupError("NB-3121", command="erase-course")
+        """The students who are in no other course, one after the other, then the course. As `erase_user`."""
         student_ids = await erasing.list_only_here(self.pool, course_id)
         total: dict[str, int] = {}
         for number, student_id in enumerate(student_ids):
@@ -119,6 +116,7 @@ class Eraser:
             self.pool, self.seal, self.marker, course_id, lambda: self._find_in_hand(needles)
         )
         await self._keep_marks()
+        _add(total, await self._erase_elsewhere(erased.leftover))
         report(len(student_ids) + 1, len(student_ids) + 1)
         return _add(total, erased.rows)
 
@@ -159,8 +157,7 @@ class Eraser:
         for series in self.stores.series:
             if not await series.erase_points(erasure):
                 self.can_erase_series = False
-        needles = [str(one).encode() for one in (*leftover.user_ids, leftover.course_id) if one]
-        await self._clear_stream(needles)
+        await self._clear_stream(_list_needles(leftover))
         keys = [name_session(str(one)) for one in (*leftover.user_ids, *leftover.member_ids)]
         keys += [name_summary(str(one)) for one in leftover.notebook_ids]
         await self.stores.cache.forget(leftover.course_ids, leftover.user_ids, keys)
@@ -200,9 +197,12 @@ class Eraser:
 async def open_eraser(
     settings: Settings, database_url: str, redis_url: str, *, settle_s: float | None = None
 ) -> AsyncIterator[Eraser]:
-    """On the stores of these URLs, and InfluxDB where the settings name it. Raises StartupError."""
+    """
+    On the stores of these URLs, and InfluxDB where the settings name it; no shard moves meanwhile. Raises StartupError.
+    """
     async with (
         open_owners(database_url) as pools,
+        hold_still(pools[MAIN]) if len(pools) > 1 else nullcontext(),
         open_outer_stores(settings, pools[MAIN], redis_url) as stores,
     ):
         pool, *others = pools.values()
@@ -215,6 +215,10 @@ async def open_eraser(
             SETTLE_S if settle_s is None else settle_s,
             others=others,
         )
+
+
+def _list_needles(leftover: Leftover) -> list[bytes]:
+    return [str(one).encode() for one in (*leftover.user_ids, leftover.course_id) if one]
 
 
 def _add(total: dict[str, int], more: dict[str, Any]) -> dict[str, int]:

@@ -93,6 +93,7 @@ PostgresQuery = Literal[
     "delete_course",
     "open_rehearsal",
     "remove_demo_course",
+    "clear_removed",
     # the board
     "load_class",
     "load_pulse",

@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+import stores
 from machines import Machine, drain, make_empty_database, make_machine
 from nbpulse.accounting import Auditor
 from nbpulse.connections import open_redis
@@ -58,19 +59,7 @@ async def count_entries(machine: Machine) -> int:
 
 
 async def list_holders(machine: Machine, user_id: UUID) -> list[str]:
-    """Tables in which the user's id stands anywhere, in whatever column."""
-    async with connect(machine.database_url) as connection:
-        tables = await connection.fetch(
-            "SELECT c.oid::regclass::text AS name FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace"
-            " WHERE nspname IN ('public', 'timeseries') AND relkind IN ('r', 'p') AND NOT relispartition ORDER BY 1"
-        )
-        return [
-            row["name"]
-            for row in tables
-            if await connection.fetchval(
-                f"SELECT EXISTS (SELECT FROM {row['name']} t WHERE t::text LIKE '%' || $1 || '%')", str(user_id)
-            )
-        ]
+    return await stores.list_holders(machine.database_url, user_id)
 
 
 async def test_a_user_and_who_was_merged_into_them_are_in_no_table_any_more(machine: Machine) -> None:

@@ -12,18 +12,24 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 
+from nbpulse import administration
 from nbpulse.crypto import EncryptedField, make_key
 from nbpulse.doctor import run_doctor
 from nbpulse.erasure import Eraser, open_eraser
-from nbpulse.errors import StartupError
+from nbpulse.errors import AccessDenied, StartupError
 from nbpulse.events import ReceivedEvent
+from nbpulse.identity import asking_as
+from nbpulse.preparation import DEMO_SHORT_NAME
+from nbpulse.records import erasing
+from nbpulse.records.courses import clear_removed, remove_demo_course
 from nbpulse.records.databases import OtherSchema
 from nbpulse.resources import Resources
 from nbpulse.shards import SHARD_COUNT, get_shard_number
 from primaries import SHARD_TABLES, Primaries, run_primaries
-from stores import KEY, connect, make_class, make_error, make_event
+from stores import KEY, connect, list_holders, make_class, make_error, make_event
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -233,9 +239,146 @@ async def test_every_database_is_sealed_anew(primaries: Primaries, embedded_valk
     await asyncio.to_thread(lambda: primaries.invoke("rotate-keys", "--drop-old", **old_first))
 
 
+async def list_all_holders(primaries: Primaries, sought: UUID) -> set[str]:
+    """Tables of any database in which this id stands."""
+    return {table for url in primaries.urls.values() for table in await list_holders(url, sought)}
+
+
+async def make_two_courses(
+    primaries: Primaries, worker: Resources
+) -> tuple[UUID, UUID, list[UUID], list[ReceivedEvent]]:
+    """
+    Two courses with work in both databases; who is in the first alone; what is to stay: the second's, two of whose
+    people are in both.
+    """
+    course_id, students = await make_class(primaries.urls["main"], draw_students(8))
+    other_id, more = await make_class(primaries.urls["main"], draw_students(4))
+    both = [next(one for one in students if choose(one) == home) for home in primaries.urls]
+    async with connect(primaries.urls["main"]) as directory:
+        await directory.executemany(
+            "INSERT INTO enrolments (user_id, course_id, role) VALUES ($1, $2, 'student')",
+            [(one, other_id) for one in both],
+        )
+    kept = make_work([*more, *both], other_id)
+    await store(worker, [*make_work(students, course_id), *kept])
+    return course_id, other_id, [one for one in students if one not in both], kept
+
+
+async def check_gone(primaries: Primaries, worker: Resources, course_id: UUID, gone: list[UUID]) -> None:
+    """Nothing of the course, nor of those who were only in it, in any database; what comes late is dropped."""
+    assert await list_all_holders(primaries, course_id) <= {"audit_log"}
+    for one in gone:
+        assert await list_all_holders(primaries, one) <= {"audit_log"}
+    late = [make_event(one, course_id) for one in gone]
+    recorded = await worker.ledger.record_events(late)
+    assert (recorded.stored_count, recorded.postponed) == (0, frozenset())
+    await asyncio.to_thread(primaries.run, "verify")
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+async def test_a_course_is_erased_from_every_database_and_its_people_s_other_work_stays(
+    primaries: Primaries, embedded_valkey: str, monkeypatch: pytest.MonkeyPatch, *, is_killed: bool
+) -> None:
+    async with primaries.open_worker(embedded_valkey) as worker:
+        course_id, other_id, gone, kept = await make_two_courses(primaries, worker)
+        settings = primaries.make_settings(embedded_valkey)
+
+        class Killed(Exception):
+            pass
+
+        async def die(*_: object) -> dict[str, int]:
+            raise Killed
+
+        async with open_eraser(settings, primaries.urls["main"], embedded_valkey, settle_s=0) as eraser:
+            held = await eraser.describe_course(course_id.hex)
+            assert held is not None
+            assert held.rows["events"] == 8 * 6
+            if is_killed:
+                with monkeypatch.context() as patched:
+                    patched.setattr(erasing, "clear_course", die)
+                    with pytest.raises(Killed):
+                        await eraser.erase_course(course_id)
+            else:
+                assert (await eraser.erase_course(course_id))["events"] == 8 * 6
+        if is_killed:
+            assert "events" in await list_holders(primaries.urls["b"], course_id)
+        async with open_eraser(settings, primaries.urls["main"], embedded_valkey, settle_s=0) as eraser:
+            assert await eraser.finish_all() >= 1
+        await check_gone(primaries, worker, course_id, gone)
+        found = await primaries.count("events", f"course_id = '{other_id}'")
+        assert sum(found.values()) == len(kept)
+        assert min(found.values()) > 0
+        late = make_event(kept[0].user_id, other_id)
+        await store(worker, [late])
+
+
+async def test_a_demo_is_removed_from_every_database_also_after_a_kill(
+    primaries: Primaries, embedded_valkey: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with primaries.open_worker(embedded_valkey) as worker:
+        course_id, other_id, gone, kept = await make_two_courses(primaries, worker)
+        async with connect(primaries.urls["main"]) as directory:
+            await directory.execute(
+                "UPDATE courses SET short_name = $2, is_demo = TRUE WHERE id = $1", course_id, DEMO_SHORT_NAME
+            )
+
+        class Killed(Exception):
+            pass
+
+        async def die(*_: object) -> int:
+            raise Killed
+
+        with monkeypatch.context() as patched:
+            patched.setattr(administration, "clear_removed", die)
+            with pytest.raises(Killed):
+                await asyncio.to_thread(lambda: primaries.invoke("demo", "--remove", redis_url=embedded_valkey))
+        assert "events" in await list_holders(primaries.urls["b"], course_id)
+        await asyncio.to_thread(lambda: primaries.invoke("demo", "--remove", redis_url=embedded_valkey))
+        await check_gone(primaries, worker, course_id, gone)
+        assert sum((await primaries.count("events", f"course_id = '{other_id}'")).values()) == len(kept)
+
+
+async def test_a_rehearsal_ends_at_once_and_a_worker_clears_the_other_databases(
+    primaries: Primaries, embedded_valkey: str
+) -> None:
+    async with primaries.open_worker(embedded_valkey) as worker, primaries.open_api(embedded_valkey) as api:
+        course_id, other_id, gone, kept = await make_two_courses(primaries, worker)
+        async with connect(primaries.urls["main"]) as directory:
+            teacher = await directory.fetchval("INSERT INTO users (username) VALUES ($1) RETURNING id", uuid4().hex)
+            await directory.execute(
+                "INSERT INTO enrolments (user_id, course_id, role) VALUES ($1, $2, 'instructor')", teacher, course_id
+            )
+            await directory.execute("UPDATE courses SET is_demo = TRUE WHERE id = $1", course_id)
+        with asking_as(gone[0]), pytest.raises(AccessDenied):
+            await remove_demo_course(api.people, course_id)
+        with asking_as(teacher):
+            assert await remove_demo_course(api.people, course_id) == len(gone)
+
+        async def clear() -> bool:
+            waiting = 0
+
+            async def clear_one(home: asyncpg.Pool) -> None:
+                nonlocal waiting
+                waiting += await clear_removed(home, worker.pool)
+
+            await worker.ledger.in_each(clear_one)
+            return waiting == 0
+
+        # While a shard is between two databases it waits.
+        async with connect(primaries.urls["main"]) as directory:
+            await directory.execute("INSERT INTO shard_moves (shard, source, target) VALUES (1, 'b', 'main')")
+            with pytest.raises(StartupError, match="NB-3137"):
+                await clear()
+            await directory.execute("DELETE FROM shard_moves")
+        async with asyncio.timeout(60):
+            while not await clear():  # noqa: ASYNC110 - another server's work
+                await asyncio.sleep(0.05)
+        await check_gone(primaries, worker, course_id, gone)
+        assert sum((await primaries.count("events", f"course_id = '{other_id}'")).values()) == len(kept)
+
+
 async def test_what_is_left_is_refused_by_name(primaries: Primaries, embedded_valkey: str) -> None:
-    course_id, _ = await make_class(primaries.urls["main"], draw_students(2))
-    for command in ("backup x.zip", "merge-users x y", f"erase-course {course_id.hex} --yes {course_id.hex}"):
+    for command in ("backup x.zip", "merge-users x y"):
         with pytest.raises(StartupError) as refused:
             await asyncio.to_thread(lambda: primaries.invoke(*command.split(), redis_url=embedded_valkey))  # noqa: B023
         assert refused.value.code == "NB-3121"

@@ -1,22 +1,26 @@
 """Courses and their staff, as the operator's commands make and remove them.
 
 Promises: making what is there already changes nothing; removing a course takes every row that bears its students'
-work, and the people who were only in it, in one transaction.
+work, and the people who were only in it, in one transaction of the directory; further databases of students' rows
+follow, whatever is killed in between.
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Final
 from uuid import UUID
 
 import asyncpg
 import msgspec
 
 from nbpulse.crypto import EncryptedField
-from nbpulse.errors import AccessDenied
+from nbpulse.errors import AccessDenied, Unavailable
+from nbpulse.metrics import named_query
 from nbpulse.records.audit import note_audit
-from nbpulse.records.databases import check_whole
+from nbpulse.records.failures import UNAVAILABLE
 from nbpulse.records.members import CODE_LIFE
+from nbpulse.records.moves import hold_still
 from nbpulse.records.people import People
 from nbpulse.records.tokens import make_code
 
@@ -32,6 +36,8 @@ class Course(msgspec.Struct, frozen=True):
 
 
 _READ_COURSE = "SELECT id, title, short_name, join_code, is_demo FROM courses"
+_LIST_COURSES: Final = "SELECT DISTINCT course_id FROM learner_states"
+_LIST_PRESENT: Final = "SELECT id FROM courses WHERE id = ANY($1::uuid[])"
 
 
 class Courses:
@@ -88,8 +94,8 @@ class Courses:
             )
 
     async def delete_course(self, course_id: UUID) -> int:
-        """Remove the course and all work in it; how many students went with it."""
-        async with self._people.connect("delete_course", look=check_whole) as connection:
+        """Remove the course and all work in it here (`clear_removed` in other databases); how many students went."""
+        async with self._people.connect("delete_course") as connection:
             await connection.execute("SET LOCAL statement_timeout = '10min'")
             count: int = await connection.fetchval("SELECT remove_course($1)", course_id)
             await note_audit(connection, "course_removed", course_id=course_id, facts={"students": count})
@@ -113,14 +119,38 @@ async def open_rehearsal(people: People) -> Course:
 
 async def remove_demo_course(people: People, course_id: UUID) -> int:
     """
-    Remove a demo or rehearsal course with all work in it; how many students went with it.
+    Remove a demo or rehearsal course with all work in it here; how many students went with it. What other databases
+    have of it goes within a minute, by a worker (`clear_removed`).
 
     Raises AccessDenied (NB-1103) for any other course, and for who is not of its staff.
     """
-    async with people.connect("remove_demo_course", look=check_whole) as connection:
+    async with people.connect("remove_demo_course") as connection:
         await connection.execute("SET LOCAL statement_timeout = '60s'")
         count: int | None = await connection.fetchval("SELECT remove_demo_course($1)", course_id)
         if count is None:
             raise AccessDenied("NB-1103")
         await note_audit(connection, "course_removed", course_id=course_id, facts={"students": count})
     return count
+
+
+@named_query("clear_removed")
+async def clear_removed(home: asyncpg.Pool, directory: asyncpg.Pool) -> int:
+    """
+    What the database `home` has of courses that are no more; of how many the directory's word has not come there yet.
+
+    Not while shards move: of a row that is in two databases it would be counted twice that it went. Raises Unavailable
+    (NB-2003); StartupError (NB-3129, NB-3137) while they do, where there is something to remove.
+    """
+    if home is directory:
+        return 0
+    try:
+        there = [row[0] for row in await home.fetch(_LIST_COURSES, timeout=30)]
+        present = {row[0] for row in await directory.fetch(_LIST_PRESENT, there, timeout=5)}
+        gone = [one for one in there if one not in present]
+        if not gone:
+            return 0
+        async with hold_still(directory):
+            done = [await home.fetchval("SELECT forget_course($1)", one, timeout=600) for one in gone]
+    except UNAVAILABLE as error:
+        raise Unavailable("NB-2003") from error
+    return done.count(None)

@@ -90,12 +90,6 @@ async def is_map_spread(connection: asyncpg.Connection) -> bool:
     return bool(await connection.fetchval(_IS_SPREAD))
 
 
-async def check_whole(connection: asyncpg.Connection) -> None:
-    """Raises Unavailable (NB-2036): what is removed here would be a part, as if it were all."""
-    if await is_map_spread(connection):
-        raise Unavailable("NB-2036", retry_after_s=600)
-
-
 async def hold_shards(connection: asyncpg.Connection, shards: Iterable[int], places: ShardMap) -> None:
     """
     Keep these shards here until the transaction ends: a move waits for it. Raises NotHere.

@@ -124,6 +124,7 @@ SELECT user_id FROM learner_states WHERE course_id = $1 UNION SELECT user_id FRO
 _TOKENS: Final = "SELECT id, secret_hash FROM tokens WHERE "
 
 
+_OF_COURSE: Final = ("events", "learning_sessions")
 # Of a further database's tables those that are the directory's, and what it has of all learners.
 SHOWN_BY_DIRECTORY: Final = frozenset((*PUBLISHED, *ROLLED_UP))
 
@@ -187,8 +188,8 @@ async def _describe(pool: asyncpg.Pool, seal: EncryptedField, row: asyncpg.Recor
     )
 
 
-async def find_course(pool: asyncpg.Pool, short_name: str) -> HeldCourse | None:
-    """The course of that short name."""
+async def find_course(pool: asyncpg.Pool, short_name: str, *, others: Sequence[asyncpg.Pool] = ()) -> HeldCourse | None:
+    """The course of that short name, with what the databases beside this one (`others`) have of it."""
     course = await pool.fetchrow("SELECT id, title FROM courses WHERE short_name = $1", short_name)
     if course is None:
         return None
@@ -196,11 +197,18 @@ async def find_course(pool: asyncpg.Pool, short_name: str) -> HeldCourse | None:
         "SELECT count(*) FROM enrolments WHERE course_id = $1 AND role = 'student'", course["id"]
     )
     only_here = await list_only_here(pool, course["id"])
-    counts = {}
-    for table in ("events", "learning_sessions", "help_requests", "messages", "interventions", "consents"):
-        query = f"SELECT count(*) FROM {table} WHERE course_id = $1"  # noqa: S608 - constants
-        counts[table] = await pool.fetchval(query, course["id"])
+    counts = await _count_course(
+        pool, course["id"], (*_OF_COURSE, "help_requests", "messages", "interventions", "consents")
+    )
+    for other in others:
+        for table, count in (await _count_course(other, course["id"], _OF_COURSE)).items():
+            counts[table] += count
     return HeldCourse(course["id"], course["title"], students, students - len(only_here), counts)
+
+
+async def _count_course(pool: asyncpg.Pool, course_id: UUID, tables: Iterable[str]) -> dict[str, int]:
+    query = "SELECT count(*) FROM {} WHERE course_id = $1"
+    return {table: await pool.fetchval(query.format(table), course_id) for table in tables}
 
 
 async def find_ids(pool: asyncpg.Pool, user_id: UUID) -> list[UUID]:
@@ -335,17 +343,30 @@ async def erase_course(
         tokens = await connection.fetch(f"{_TOKENS} course_id = $1", course_id)
         await tombstones.add(connection, "token", [marker.mark_token(row["id"], row["secret_hash"]) for row in tokens])
         rows = {"events": await connection.fetchval("SELECT count(*) FROM events WHERE course_id = $1", course_id)}
-        for table in ("series_standings", "series_marks"):
-            await connection.execute(
-                f"DELETE FROM {table} WHERE notebook_id = ANY($1::uuid[])",  # noqa: S608 - constants
-                leftover.notebook_ids,
-            )
         rows["series_debt"] = await debts.drop_points(connection, seal, lambda point: point.course_id == course_id)
         needles = [str(course_id).encode()]
         rows["dead_letters"] = await dead_letters.drop_nameless(connection, seal, needles, among=member_ids)
         await connection.fetchval("SELECT remove_course($1)", course_id)
         await note_audit(connection, "course_erased", course_id=course_id, facts={"events": rows["events"]})
     return Erased(mark, leftover, rows)
+
+
+async def clear_course(
+    home: asyncpg.Pool, seal: EncryptedField, leftover: Leftover, find_entries: FindEntries
+) -> dict[str, int]:
+    """
+    What a further database, `home`, has of a course that `erase_course` has removed from the directory; rows by table.
+
+    Doing it again does what is left. The course goes here too, as the people of `erase_elsewhere` do.
+    """
+    course_id = leftover.course_id
+    async with home.acquire() as connection, connection.transaction():
+        await connection.fetch("SELECT FROM learner_states WHERE course_id = $1 ORDER BY user_id FOR UPDATE", course_id)
+        await connection.fetch("SELECT FROM courses WHERE id = $1 FOR UPDATE", course_id)
+        await _spend_known(connection, leftover.member_ids, await find_entries())
+        owed = await debts.drop_points(connection, seal, lambda point: point.course_id == course_id)
+        events = await connection.fetchval("SELECT clear_course($1)", course_id)
+    return {"events": events, "series_debt": owed}
 
 
 class _Learned(NamedTuple):

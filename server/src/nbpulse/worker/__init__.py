@@ -9,6 +9,7 @@ shared with whoever else is at work (stream/leases.py).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -26,6 +27,7 @@ from nbpulse.pipeline import Recorded, measure
 from nbpulse.records import derived, interventions, meetings, upkeep
 from nbpulse.records.accounting import Accounts, forget_spent
 from nbpulse.records.audit import find_anchor
+from nbpulse.records.courses import clear_removed
 from nbpulse.records.retention import FOR_EVER, Retention, keep_retention
 from nbpulse.resources import Resources
 from nbpulse.stream import LANES
@@ -72,6 +74,8 @@ class Worker:
             asyncio.create_task(self._repeat("spent_entries", 3600.0, lambda: in_each(forget_spent))),
             asyncio.create_task(self._repeat("shard_map", 10.0, self._resources.databases.refresh)),
             asyncio.create_task(self._repeat("rollups_owed", 5.0, ledger.keep_rollups)),
+            asyncio.create_task(self._repeat("recent_runs", 3600.0, ledger.forget_runs)),
+            asyncio.create_task(self._repeat("removed_courses", 30.0, self._clear_removed)),
             asyncio.create_task(self._repeat("debts", 5.0, self._pay_debts)),
             asyncio.create_task(self._repeat("connections", SWEEP_S, self._resources.cache.sweep_connections)),
             asyncio.create_task(self._repeat("rollups", 5.0, self._resources.series.refresh_rollups)),
@@ -179,6 +183,11 @@ class Worker:
         if withdrawals := [*changed.withdrawals, *answered]:
             await self._resources.stream.append(withdrawals)
 
+    async def _clear_removed(self) -> None:
+        pool = self._resources.pool
+        with contextlib.suppress(StartupError):  # shards move: the next time
+            await self._resources.ledger.in_each(lambda one: clear_removed(one, pool))
+
     async def _watch_stream(self) -> None:
         self._backlog = await self._resources.stream.measure_backlog()
         metrics.stream_backlog_events.set(self._backlog)
@@ -218,8 +227,8 @@ async def run(
         backoff = Backoff("stream")
         while not stop.is_set():
             try:
-                await resources.stream.ensure_groups()
-                await worker.auditor.begin()
+                if await resources.stream.ensure_groups():
+                    await worker.auditor.begin()  # else the first quiet moment with all servers is what it counts from
                 await worker.renew_leases()
                 break
             except Unavailable as error:
