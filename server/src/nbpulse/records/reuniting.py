@@ -72,7 +72,7 @@ _ADD_UP: Final = (
         removed = c.removed + excluded.removed
     """,
 )
-# Points may be kept longer than events, which go by whole months: of an older month none says that its event is missing.
+# Events go by whole months, points may stay: of a month before the first event's, none says that its event is missing.
 _DROP_POINTS: Final = """
 WITH known AS MATERIALIZED (SELECT user_id, ordinal, occurred_at FROM event_ids WHERE user_id = ANY($1::uuid[])),
 oldest AS (SELECT user_id, date_trunc('month', min(occurred_at), 'UTC') AS at FROM known GROUP BY user_id),
