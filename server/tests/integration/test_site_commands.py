@@ -1,4 +1,4 @@
-"""Commands over several real databases: each does its whole work in every one of them, or is refused by name."""
+"""Commands over several real databases: each does its whole work in every one of them."""
 
 from __future__ import annotations
 
@@ -423,13 +423,6 @@ async def test_the_audit_log_of_every_database_is_verified(primaries: Primaries)
             await there.execute(change, last, '{"rows": 1}')
             await there.execute("ALTER TABLE audit_log ENABLE TRIGGER refuse_change")
     await asyncio.to_thread(primaries.invoke, "audit", "verify")
-
-
-async def test_what_is_left_is_refused_by_name(primaries: Primaries, embedded_valkey: str) -> None:
-    for command in ("merge-users x y",):
-        with pytest.raises(StartupError) as refused:
-            await asyncio.to_thread(lambda: primaries.invoke(*command.split(), redis_url=embedded_valkey))  # noqa: B023
-        assert refused.value.code == "NB-3121"
 
 
 async def test_a_database_of_another_schema_is_refused_by_name_and_one_that_is_away_is_not(

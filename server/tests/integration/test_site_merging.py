@@ -90,7 +90,7 @@ async def test_two_users_of_any_two_databases_become_one(
             command = ("merge-users", keep.hex, drop.hex)
             await asyncio.to_thread(lambda: primaries.invoke(*command, redis_url=embedded_valkey))
 
-        is_direct = keep_at == drop_at == "main" or keep_at == drop_at and killed_before in ("close", "clear")
+        is_direct = keep_at == drop_at == "main" or (keep_at == drop_at and killed_before in ("close", "clear"))
         if killed_before is not None and not is_direct:
 
             async def die(*_: object, **__: object) -> None:
@@ -125,7 +125,7 @@ async def check_one(
         runs = len(own & {one.event_id for one in events if one.event_type == "cell_execution"})
         executions = "SELECT sum(cell_executions) FROM learning_sessions WHERE user_id = $1"
         assert await connection.fetchval(executions, keep) == runs
-        seal = EncryptedField(KEY)
+        seal = EncryptedField(KEY.encode())
         for table, column in (("events", "error_message"), ("event_contents", "source"), ("help_requests", "message")):
             sealed = await connection.fetch(f"SELECT {column} FROM {table} WHERE user_id = $1 AND {column} <> ''", keep)
             assert sealed

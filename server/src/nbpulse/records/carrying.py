@@ -131,9 +131,9 @@ async def take_over(site: Site, seal: EncryptedField, keep_id: UUID, drop_id: UU
         moved = await merging.merge_rows(connection, seal, keep_id, drop_id, is_directory=home is directory)
         async for batch in points.read_chosen(connection, seal, keep_id, "moved", full_text=full_texts):
             await debts.note(connection, tuple(batch), seal if full_texts else None)
-        if source is home:
+        if source is home or home is directory:
             await merging.retire(connection, keep_id, drop_id)
-        elif home is not directory:
+        else:
             await connection.execute("DELETE FROM learner_states WHERE user_id = $1", drop_id)
         if home is not directory:
             courses = [row[0] for row in await connection.fetch(_COURSES, [keep_id])]

@@ -100,8 +100,9 @@ _CLEAR_POINTS = (
     "DELETE FROM timeseries.learning_progress WHERE user_id = $1",
     "DELETE FROM timeseries.performance_metrics WHERE user_id = $1",
 )
-# Where the first's rows are in another database, the directory shows what is brought from there (rollups.py): cells
-# that come are counted, so these are not any more.
+# Where the first's rows are in another database, the directory shows what is brought from there (rollups.py), be it
+# before or after this: cells that are new there are counted, so the second's are not any more; and the first's, whose
+# revision was counted anew, may bear a lower one than here.
 _SHOW = (
     """
     INSERT INTO learner_states (user_id, shard, course_id)
@@ -115,11 +116,13 @@ _SHOW = (
     """,
     "UPDATE help_requests SET user_id = $1, shard = $3 WHERE user_id = $2",
     """
-    WITH gone AS (DELETE FROM learner_cells WHERE user_id IN ($1, $2) AND $3 >= 0 RETURNING notebook_id, cell_id),
-    counts AS (SELECT notebook_id, cell_id, count(*)::int AS students FROM gone GROUP BY notebook_id, cell_id)
-    UPDATE notebook_cells c SET student_count = c.student_count - k.students FROM counts k
+    WITH gone AS (
+        DELETE FROM learner_cells WHERE user_id = $2 AND $1::uuid <> $2 AND $3 >= 0 RETURNING notebook_id, cell_id
+    )
+    UPDATE notebook_cells c SET student_count = c.student_count - 1 FROM gone k
     WHERE (c.notebook_id, c.cell_id) = (k.notebook_id, k.cell_id)
     """,
+    "UPDATE learner_cells SET revision = 0 WHERE user_id = $1 AND $2::uuid <> $1 AND $3 >= 0",
 )
 _SHOW_RUNS = """
 INSERT INTO recent_runs AS r SELECT * FROM json_populate_recordset(NULL::recent_runs, $1::json)
