@@ -23,7 +23,11 @@ from stores import KEY, connect, list_holders, make_class, make_error, make_even
 NAMES = ("main", "a", "b")
 STEPS = ("close", "take_over", "tell_directory", "clear")
 # Who stays, who goes, and before which step the first try is killed. The directory's own pair is one database's way.
-CASES: list[tuple[str, str, str | None]] = [("main", "b", None), ("a", "main", "clear"), ("b", "b", "tell_directory")]
+CASES: list[tuple[str, str, str | None]] = [
+    ("main", "b", "take_over"),
+    ("a", "main", "clear"),
+    ("b", "b", "tell_directory"),
+]
 CASES += [("a", "b", step) for step in STEPS[1:]]
 if os.environ.get("NBPULSE_TEST_SCALE") == "full":
     CASES = [(*pair, step) for pair in itertools.product(NAMES, NAMES) for step in (None, *STEPS)]

@@ -51,13 +51,13 @@ class RoutedLedger:
         now = time.monotonic()
         return any(self._rests.get(key, 0.0) > now for key in (number, self._databases.places[number].database))
 
-    async def record_events(self, events: Sequence[ReceivedEvent], *, debt_id: UUID | None = None) -> Recorded:
+    async def record_events(self, events: Sequence[ReceivedEvent]) -> Recorded:
         """
         Store `events` (1..1000) where they belong, but for those that are to wait (`postponed`).
 
         Raises Unavailable (NB-2003) when the directory is away; what leaves `PostgresLedger.record_events` else.
         """
-        debt_id = debt_id or uuid4()
+        debt_id = uuid4()
         parts: dict[str, list[ReceivedEvent]] = {}
         waiting = []
         for event in events:
@@ -91,7 +91,7 @@ class RoutedLedger:
             stored = await self._record_part(name, kept, debt_id) if kept else _NOTHING
             return _add_up([stored, _postpone(left)])
         except UsersMerged as merged:
-            return await self._record_merged(part, merged.into, debt_id)
+            return await self._record_merged(part, merged.into)
         except Unavailable as error:
             if name == MAIN:
                 raise
@@ -105,10 +105,14 @@ class RoutedLedger:
             self._rest([name], rest_s)
             return _postpone(part)
 
-    async def _record_merged(self, part: list[ReceivedEvent], into: Mapping[UUID, UUID], debt_id: UUID) -> Recorded:
-        """As the users they have become, wherever these are; what is to wait is named as it came."""
+    async def _record_merged(self, part: list[ReceivedEvent], into: Mapping[UUID, UUID]) -> Recorded:
+        """
+        As the users they have become, wherever these are; what is to wait is named as it came.
+
+        A batch of its own, with a debt of its own: in one of these databases the first batch may have left its own.
+        """
         renamed = [msgspec.structs.replace(one, user_id=into.get(one.user_id, one.user_id)) for one in part]
-        recorded = await self.record_events(renamed, debt_id=debt_id)
+        recorded = await self.record_events(renamed)
         waiting = [
             one for one, new in zip(part, renamed, strict=True) if (new.user_id, new.event_id) in recorded.postponed
         ]
