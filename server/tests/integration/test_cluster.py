@@ -11,26 +11,30 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx2
+import msgspec
 import pytest
 from redis.exceptions import RedisError
 from websockets.asyncio.client import ClientConnection
 
-from clusters import ValkeyCluster, ask, run_cluster, until
+from clusters import ValkeyCluster, ask, kill, run_cluster, until
 from machines import drain, fingerprint, make_machine, make_successor, read_streams, run_nbpulse, teach
 from nbpulse.cluster import Cluster
 from nbpulse.connections import open_redis
 from nbpulse.errors import StartupError, Unavailable
 from nbpulse.hub.sharded import ShardedSubscriber
-from nbpulse.shards import SHARD_COUNT
+from nbpulse.migrations.runner import with_login
+from nbpulse.parts import open_patiently
+from nbpulse.shards import SHARD_COUNT, get_shard_number
 from nbpulse.stream import STREAM_KEYS, EventStream
 from nbpulse.stream.copying import StreamCopy
 from nbpulse.stream.erasing import StreamErasure
 from nbpulse.stream.leases import BEAT_S, LEASE_S, Leases, name_lease
 from stage import Stage, make_run, open_stage
-from stores import connect, count_rows, make_event
+from stores import WORKER_PASSWORD, connect, count_rows, make_class, make_event, make_settings
+from working import work
 
 
 @pytest.fixture(scope="module")
@@ -337,6 +341,62 @@ async def test_a_server_that_is_away_stops_no_worker_at_the_others(cluster: Valk
             for server in (replica, primary):
                 os.kill(server.pid, signal.SIGCONT)
         await until(lambda: reads(set(range(SHARD_COUNT)), 1))
+        await until(cluster.is_whole)
+
+
+async def test_api_and_worker_start_while_a_server_and_its_replica_are_away(
+    stage_database: str, cluster: ValkeyCluster
+) -> None:
+    async with open_redis(cluster.url) as redis:
+        await redis.flushall()
+        stream = EventStream(redis)
+        await stream.ensure_groups()
+        await stream.close()
+    primary = await cluster.find_owner(STREAM_KEYS["events"][0])
+    replica = await cluster.find_replica(primary)
+    served = {shard for shard, key in enumerate(STREAM_KEYS["events"]) if await cluster.find_owner(key) is not primary}
+    course_id, students = await make_class(stage_database, 24)
+    own, beside = ([one for one in students if (get_shard_number(one) in served) == is_there] for is_there in (0, 1))
+    settings = msgspec.structs.replace(
+        make_settings(stage_database, cluster.url),
+        promise="failover",
+        api_database_url=with_login(stage_database, "nbpulse_api", WORKER_PASSWORD),
+    )
+
+    async def are_stored(users: list[UUID]) -> bool:
+        async with connect(stage_database) as owner:
+            query = "SELECT count(DISTINCT user_id) FROM events WHERE course_id = $1 AND user_id = ANY($2)"
+            return bool(await owner.fetchval(query, course_id, users) == len(users))
+
+    for server in (primary, replica):
+        kill(server)
+    try:
+        async with (
+            open_patiently(settings, "nbpulse_api", 4) as api,
+            open_patiently(settings, "nbpulse_worker", 4) as resources,
+            work(resources),
+        ):
+            assert api.promise == "failover"
+            with pytest.raises(Unavailable):
+                await api.stream.append([make_event(own[0], course_id)])
+            await api.stream.append([make_event(one, course_id) for one in beside])
+            await until(lambda: are_stored(beside))
+            for server in (replica, primary):
+                server.launch()
+            await until(cluster.is_whole)
+
+            async def is_taken() -> bool:
+                with suppress(Unavailable):
+                    await api.stream.append([make_event(one, course_id) for one in own])
+                    return True
+                return False
+
+            await until(is_taken)
+            await until(lambda: are_stored(own))
+    finally:
+        for server in (primary, replica):
+            if server.poll() is not None:
+                server.launch()
         await until(cluster.is_whole)
 
 

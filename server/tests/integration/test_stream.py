@@ -217,3 +217,18 @@ async def test_a_silent_server_is_given_up_on_within_a_second_and_a_killed_one_l
             await stream.append(runs)
             assert await stream.measure_backlog() >= 20
             await stream.close()
+
+
+async def test_a_server_that_was_started_anew_between_two_deliveries_costs_nobody_an_answer(data_dir: Path) -> None:
+    with run_valkey(data_dir) as server:
+        async with Redis.from_url(server.url) as client:
+            stream = EventStream(client, consumer="worker-1")
+            await stream.ensure_groups()
+            await stream.append(make_runs(10))
+            os.kill(server.pid, signal.SIGKILL)
+            server.stop()
+            server.start()
+            await client.ping()  # its ends have come to this process by now too
+            await stream.append(make_runs(10))
+            assert len(await read_all(stream)) == 20
+            await stream.close()

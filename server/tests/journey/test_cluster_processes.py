@@ -35,10 +35,11 @@ async def test_a_dead_primary_and_moving_slots_cost_nothing_that_was_accepted(em
         assert run.accepted > 100
         assert run.gaps == []
         assert run.own_statuses.get(503, 0) > 0, "its server was never missed"
-        # (A busy machine keeps one of them waiting for over a second now and then.)
         assert run.beside_statuses.keys() <= {202, 503}
-        refused = run.beside_statuses.get(503, 0) + run.beside_unanswered
-        assert refused < run.beside_statuses[202] / 10, "the students of other servers were made to feel it"
+        assert run.beside_refused == []
+        # A busy machine keeps some of them waiting for longer than an append may take (19 of 162, at a load of 20).
+        late = len(run.beside_late) + run.beside_unanswered
+        assert late < run.beside_statuses[202] / 3, "the students of other servers were made to feel it"
 
 
 def _write(runs: list[Survived]) -> None:
@@ -50,7 +51,9 @@ def _write(runs: list[Survived]) -> None:
         "takeover_s": sorted(round(run.takeover_s, 2) for run in runs),
         "own_refused": sum(run.own_statuses.get(503, 0) for run in runs),
         "beside_accepted": sum(run.beside_statuses[202] for run in runs),
-        "beside_refused": sum(run.beside_statuses.get(503, 0) + run.beside_unanswered for run in runs),
+        "beside_refused": [told for run in runs for told in run.beside_refused],
+        "beside_late": [told for run in runs for told in run.beside_late],
+        "beside_unanswered": sum(run.beside_unanswered for run in runs),
         "own_wait_s": sorted(run.own_wait_s for run in runs),
         "beside_wait_s": sorted(run.beside_wait_s for run in runs),
     }

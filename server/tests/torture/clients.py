@@ -61,6 +61,14 @@ async def _join(url: str, join_code: str, names: list[str]) -> list[Student]:
     return students
 
 
+class Refusal(NamedTuple):
+    """A request that was answered 503: when it was (monotonic), after how long, and what the answer said."""
+
+    at_s: float
+    after_s: float
+    code: str
+
+
 class Journal:
     """One client's file. Lines: `new <id> <user> <type> <cell> <status>`, `ok <id> <word>`, `no <id> <code>`."""
 
@@ -101,6 +109,7 @@ class LoadClient:
         self.journal = journal
         self.students = students
         self.statuses: Counter[int] = Counter()
+        self.refusals: list[Refusal] = []
         self.unanswered_count = 0
         self.slowest_answer_s = 0.0
         self.longest_told_wait_s = 0.0
@@ -244,8 +253,11 @@ class LoadClient:
         except UnansweredError:
             self.unanswered_count += 1
             return 0.05 + self._random.random() * 0.2
-        self.slowest_answer_s = max(self.slowest_answer_s, time.monotonic() - asked_s)
+        answered_s = time.monotonic()
+        self.slowest_answer_s = max(self.slowest_answer_s, answered_s - asked_s)
         self.statuses[answer.status] += 1
+        if answer.status == 503:
+            self.refusals.append(Refusal(answered_s, answered_s - asked_s, answer.read()["code"]))
         if answer.status in {202, 422}:
             await self._take_answer(student, batch, answer)
             return 0.0

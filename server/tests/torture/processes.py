@@ -25,6 +25,8 @@ from nbpulse.records.courses import Courses
 from nbpulse.records.people import People
 from nbpulse.shards import get_shard_number
 from nbpulse.stream import STREAM_KEYS, EventStream
+from nbpulse.stream.appender import APPEND_DEADLINE_S
+from nbpulse.stream.link import CONFIRMATION_SHARE
 from rolling import Watching, find_differences
 from stores import KEY, WORKER_PASSWORD
 from torture.checker import await_debts_paid, check_ledger, read_journals
@@ -41,7 +43,8 @@ _RATE_PER_S = 30
 class Survived:
     """
     One death and one resharding. `own`: students whose shard the dead server had; `beside`: all others. Waits are from
-    an event's receipt to its storing, the longest of each kind.
+    an event's receipt to its storing, the longest of each kind. The others' refusals, in words: `beside_refused` came
+    at once, `beside_late` when the time for an append had passed.
     """
 
     accepted: int = 0
@@ -50,6 +53,8 @@ class Survived:
     takeover_s: float = 0.0
     own_statuses: dict[int, int] = field(default_factory=dict)
     beside_statuses: dict[int, int] = field(default_factory=dict)
+    beside_refused: list[str] = field(default_factory=list)
+    beside_late: list[str] = field(default_factory=list)
     beside_unanswered: int = 0
     own_wait_s: float = 0.0
     beside_wait_s: float = 0.0
@@ -218,6 +223,12 @@ async def lose_a_primary_and_move_slots(
         await connection.close()
     found.accepted, found.lost, found.problems = verdict.acknowledged, len(verdict.lost), verdict.problems
     found.own_statuses, found.beside_statuses = (dict(client.statuses) for client in clients)
+    late_until_s = 0.0
+    for refusal in sorted(clients[1].refusals):
+        told = f"{refusal.code} {refusal.at_s - killed_s:+.2f} s after the death, within {refusal.after_s:.2f} s"
+        if refusal.after_s >= APPEND_DEADLINE_S * CONFIRMATION_SHARE:
+            late_until_s = refusal.at_s + 1.0  # a server that has just not answered is left alone for a moment
+        (found.beside_late if refusal.at_s < late_until_s else found.beside_refused).append(told)
     found.beside_unanswered = clients[1].unanswered_count
     return found
 

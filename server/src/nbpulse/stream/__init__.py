@@ -201,7 +201,8 @@ class EventStream:
 
     async def ensure_groups(self) -> bool:
         """
-        Make every stream and the group on it, read from the beginning; True when this server had none of them.
+        Make every stream and the group on it, read from the beginning; whether each server has done so: where one of a
+        cluster is away, `read` makes its groups when it is back. Raises Unavailable: none did.
 
         A server that was known and has lost its mark is another one or an emptied one: said aloud, and counted.
         """
@@ -213,18 +214,18 @@ class EventStream:
             ],
             query_type="make_groups",
         )
-        for answer in answers:
-            if isinstance(answer, Exception) and "BUSYGROUP" not in str(answer):
-                raise Unavailable("NB-2001") from answer
-        generation, groups = answers[1], answers[2:]
-        is_new = [not isinstance(answer, Exception) for answer in groups]
+        failures = [one for one in answers if isinstance(one, Exception) and "BUSYGROUP" not in str(one)]
+        if failures and (isinstance(self._control, Link) or len(failures) == len(answers)):
+            raise Unavailable("NB-2001") from failures[0]
+        generation = self._generation if isinstance(answers[1], Exception) else answers[1]
+        is_any_new = any(not isinstance(answer, Exception) for answer in answers[2:])
         # Of a cluster one server may have come back empty, and the mark be on another.
-        if self._generation is not None and (self._generation != generation or any(is_new)):
+        if self._generation is not None and (self._generation != generation or is_any_new):
             metrics.stream_generation_changes.inc()
             _log.error("stream.emptied", code="NB-4004", before=self._generation, now=generation)
         self._generation = generation
         self._touched.update(_ALL_KEYS)  # a worker before us may have acknowledged and died before it trimmed
-        return all(is_new)
+        return not failures
 
     async def read(self, lane: Lane, shards: Collection[int] = _ALL_SHARDS, *, block_ms: int = 500) -> list[Delivery]:
         """
@@ -340,7 +341,10 @@ class EventStream:
         return None if count < 0 else int(count)
 
     async def trim(self) -> None:
-        """Remove what every group has acknowledged from the streams touched since the last time. Raises Unavailable."""
+        """
+        Remove what every group has acknowledged from the streams touched since the last time; where one server of a
+        cluster is away, from its streams later. Raises Unavailable: none did.
+        """
         owed, self._unacknowledged = self._unacknowledged, []
         try:
             await self.ack(owed)
@@ -349,13 +353,18 @@ class EventStream:
             raise
         if not self._touched:
             return
-        keys, self._touched = sorted(self._touched), set()
+        parts, self._touched = self._control.part(sorted(self._touched), bytes), set()
         try:
-            trims: list[Command] = [(b"EVAL", TRIM, len(part), *part) for part in self._control.part(keys, bytes)]
-            self._touched.update(*await self._ask(trims, "trim"))
+            trims: list[Command] = [(b"EVAL", TRIM, len(part), *part) for part in parts]
+            answers = await self._control.call(trims, query_type="trim")
         except Unavailable:
-            self._touched.update(keys)
+            self._touched.update(*parts)
             raise
+        failures = [answer for answer in answers if isinstance(answer, Exception)]
+        for part, answer in zip(parts, answers, strict=True):
+            self._touched.update(part if isinstance(answer, Exception) else answer)
+        if len(failures) == len(answers):
+            raise Unavailable("NB-2001") from failures[0]
 
     async def _read_new(self, lane: Lane, keys: Sequence[bytes], block_ms: int) -> list[Delivery]:
         end, count = time.monotonic() + block_ms / 1000, BATCH_EVENTS // len(keys)

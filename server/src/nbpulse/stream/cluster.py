@@ -70,15 +70,25 @@ class ClusterLink(Asking):
         return answers
 
     async def call_everywhere(
-        self, *command: bytes | str | int, query_type: RedisQuery, deadline_s: float
-    ) -> list[Any]:
-        """The answers of every server, replicas too, to a command without a key. Raises Unavailable: of one is none."""
+        self, commands: Sequence[Command], *, query_type: RedisQuery, deadline_s: float
+    ) -> list[list[Any] | Unavailable]:
+        """
+        What every known server, replicas too, answers to commands without a key; an Unavailable where it does not.
+
+        Raises Unavailable: none does.
+        """
         await self._ensure_map(deadline_s)
-        asked = [
-            self._open(server).call([command], deadline_s, query_type=query_type)
-            for server in self._cluster.get_nodes()
-        ]
-        return [answer for (answer,) in await asyncio.gather(*asked)]
+
+        async def ask(server: ClusterNode) -> list[Any] | Unavailable:
+            try:
+                return await self._open(server).call(commands, deadline_s, query_type=query_type)
+            except Unavailable as error:
+                return error
+
+        given = await asyncio.gather(*map(ask, self._cluster.get_nodes()))
+        if all(isinstance(one, Unavailable) for one in given):
+            raise Unavailable("NB-2001")
+        return given
 
     def part(self, items: Sequence[_Item], name_key: Callable[[_Item], bytes]) -> list[Sequence[_Item]]:
         """`items` in groups whose keys one command may name together."""

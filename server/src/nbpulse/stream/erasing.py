@@ -16,7 +16,7 @@ from nbpulse.errors import Unavailable
 from nbpulse.stream import GROUP, STREAM_KEYS
 from nbpulse.stream.cluster import open_link
 from nbpulse.stream.copying import StreamCopy
-from nbpulse.stream.link import pair_answer
+from nbpulse.stream.link import Command, pair_answer
 
 _DEADLINE_S: Final = 30.0
 _CONSUMER: Final = b"erasure"
@@ -95,18 +95,28 @@ class StreamErasure:
             await self._ask([(command, one.stream, *group, one.entry_id) for one in entries], may_refuse=True)
 
     async def rewrite_files(self) -> None:
-        """Begin to write the server's files anew without what is gone; where it writes none, nothing happens."""
-        await self._link.call_everywhere(b"BGREWRITEAOF", query_type="erase_entries", deadline_s=_DEADLINE_S)
+        """
+        Begin to write the server's files anew without what is gone; where it writes none, nothing happens. Raises
+        Unavailable: a server of several is away, and keeps it.
+        """
+        await self._ask_everywhere((b"BGREWRITEAOF",))
 
     async def is_rewriting(self) -> bool:
-        """Whether the files are still being written."""
-        answers = await self._link.call_everywhere(
-            b"INFO", b"persistence", query_type="erase_entries", deadline_s=_DEADLINE_S
-        )
+        """Whether the files are still being written. Raises Unavailable, as above."""
+        answers = await self._ask_everywhere((b"INFO", b"persistence"))
         for answer in answers:
             if isinstance(answer, Exception):
                 raise Unavailable("NB-2001") from answer
         return any(b"aof_rewrite_in_progress:1" in one or b"aof_rewrite_scheduled:1" in one for one in answers)
+
+    async def _ask_everywhere(self, command: Command) -> list[Any]:
+        """Each server's answer, or refusal."""
+        found = []
+        for given in await self._link.call_everywhere([command], query_type="erase_entries", deadline_s=_DEADLINE_S):
+            if isinstance(given, Unavailable):
+                raise given
+            found += given
+        return found
 
     async def _find_delivered(self) -> dict[bytes, bytes]:
         """Up to which entry our group has been handed each stream."""

@@ -19,8 +19,8 @@ from nbpulse.metrics import RedisQuery, redis_query_durations
 
 ANSWER_DEADLINE_S: Final = 2.0
 Command = Sequence[bytes | str | int]
-# Of the deadline, when a replica's confirmation is given up; so the connection is in step for the next call.
-_CONFIRMATION_SHARE: Final = 0.8
+CONFIRMATION_SHARE: Final = 0.8
+"""Of the deadline, when a replica's confirmation is given up; so the connection is in step for the next call."""
 # A replica that was asked while it still synced tells of that by itself only a second later: it is asked anew instead.
 _ASK_REPLICA_AGAIN_MS: Final = 20
 _Item = TypeVar("_Item")
@@ -50,7 +50,8 @@ class Link(Asking):
     """
     One connection of its own: commands out in one write, answers back in order, nothing ever sent twice.
 
-    It opens itself when first used and again after a failure; a server that just failed is left alone for 100 ms.
+    It opens itself when first used, again after a failure, and where the server has closed it since the last call (it
+    was started anew, or replaced): that costs nobody an answer. A server that just failed is left alone for 100 ms.
     One that `confirms` has every call confirmed by a replica too: written, and where the server can say so (WAITAOF)
     on its disk.
     """
@@ -77,11 +78,12 @@ class Link(Asking):
         async with self._turn:
             if time.monotonic() - self._failed_at < 0.1:
                 raise Unavailable("NB-2001")
-            started, patience_s = time.monotonic(), deadline_s * _CONFIRMATION_SHARE
+            started, patience_s = time.monotonic(), deadline_s * CONFIRMATION_SHARE
             timing = redis_query_durations[query_type].time() if query_type and commands else nullcontext()
             try:
                 with timing:
                     async with asyncio.timeout(deadline_s):
+                        await self._drop_if_closed()
                         answers = await self._exchange(commands)
                         is_confirmed = not self._confirms or await self._await_replica(until=started + patience_s)
             except (RedisError, OSError, TimeoutError) as error:
@@ -99,10 +101,10 @@ class Link(Asking):
         return answers
 
     async def call_everywhere(
-        self, *command: bytes | str | int, query_type: RedisQuery, deadline_s: float
-    ) -> list[Any]:
-        """The answers of every server, here of the one, to a command without a key; a refusal stands in its place."""
-        return await self.call([command], deadline_s, query_type=query_type)
+        self, commands: Sequence[Command], *, query_type: RedisQuery, deadline_s: float
+    ) -> list[list[Any] | Unavailable]:
+        """What every server, here the one, answers to commands without a key. Raises Unavailable: it does not."""
+        return [await self.call(commands, deadline_s, query_type=query_type)]
 
     def part(self, items: Sequence[_Item], _: Callable[[_Item], bytes]) -> list[Sequence[_Item]]:
         """`items` in groups whose keys one command may name together: here all of them."""
@@ -115,6 +117,14 @@ class Link(Asking):
     async def close(self) -> None:
         """Close the connection; a later call opens it again."""
         async with self._turn:
+            await self._drop()
+
+    async def _drop_if_closed(self) -> None:
+        """Between calls nothing is to be read but its end. Never within one: a new connection confirms nothing."""
+        try:
+            if self._connection is not None and await self._connection.can_read():
+                await self._drop()
+        except RedisError:
             await self._drop()
 
     async def _exchange(self, commands: Sequence[Command]) -> list[Any]:

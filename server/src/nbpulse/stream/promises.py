@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-from nbpulse.errors import StartupError
+from nbpulse.errors import StartupError, Unavailable
 from nbpulse.stream.cluster import AnyLink
 from nbpulse.stream.link import ANSWER_DEADLINE_S, Link, pair_answer
 
@@ -25,33 +25,34 @@ _SETTINGS: Final = (
 
 async def read_promise(link: AnyLink) -> Promise | None:
     """
-    The least that any of the servers keeps; None where CONFIG is forbidden. `failover` says that they can keep it: it
-    is kept by appends that are confirmed.
+    The least that any of the servers keeps, of a cluster those that answer; None where CONFIG is forbidden. `failover`
+    says that they can keep it: it is kept by appends that are confirmed.
 
     Raises Unavailable, StartupError (NB-3101): the server is one of a cluster, and was named as if it were not.
     """
-    answers = await link.call_everywhere(
-        "CONFIG", "GET", *_SETTINGS, query_type="read_settings", deadline_s=ANSWER_DEADLINE_S
-    )
-    if any(isinstance(answer, Exception) for answer in answers):
+    questions = ("CONFIG", "GET", *_SETTINGS), ("INFO", "replication")
+    given = await link.call_everywhere(questions, query_type="read_settings", deadline_s=ANSWER_DEADLINE_S)
+    answers = [one for one in given if not isinstance(one, Unavailable)]
+    if any(isinstance(answer, Exception) for answer, _ in answers):
         return None
-    roles = await link.call_everywhere("INFO", "replication", query_type="read_settings", deadline_s=ANSWER_DEADLINE_S)
-    settings = [{name.decode(): value.decode() for name, value in pair_answer(answer)} for answer in answers]
+    settings = [{name.decode(): value.decode() for name, value in pair_answer(answer)} for answer, _ in answers]
+    facts = [_read_info(answer) for _, answer in answers]
     if isinstance(link, Link) and settings[0].get("cluster-enabled") == "yes":
         raise StartupError("NB-3101")
-    kept = [_read_one(one, _read_info(role)) for one, role in zip(settings, roles, strict=True)]
+    # A cluster's primary may have just lost its replica, or have been it: its appends are refused until it has another.
+    has_replica = any(int(one.get("connected_slaves", 0)) > 0 for one in facts)
+    kept = [_read_one(*one, has_replica=has_replica) for one in zip(settings, facts, strict=True)]
     return min(kept, key=RANKS.__getitem__)
 
 
-def _read_one(settings: Mapping[str, str], facts: Mapping[str, str]) -> Promise:
+def _read_one(settings: Mapping[str, str], facts: Mapping[str, str], *, has_replica: bool) -> Promise:
     if settings.get("appendonly") != "yes" or settings.get("maxmemory-policy") != "noeviction":
         return "memory"
     if settings.get("appendfsync") != "always" or settings.get("no-appendfsync-on-rewrite") != "no":
         return "memory" if settings.get("appendfsync") == "no" else "process"
     if facts.get("role") == "slave":
         return "failover"  # it stands in for a primary, which is counted by itself
-    has_replica = int(facts.get("connected_slaves", 0)) > 0 and int(settings.get("min-replicas-to-write", 0)) > 0
-    return "failover" if has_replica else "power"
+    return "failover" if has_replica and int(settings.get("min-replicas-to-write", 0)) > 0 else "power"
 
 
 def _read_info(answer: Any) -> dict[str, str]:

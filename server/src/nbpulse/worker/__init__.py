@@ -226,8 +226,8 @@ async def run(
         backoff = Backoff("stream")
         while not stop.is_set():
             try:
-                await resources.stream.ensure_groups()
-                await worker.auditor.begin()
+                if await resources.stream.ensure_groups():
+                    await worker.auditor.begin()  # else the first quiet moment with all servers is what it counts from
                 await worker.renew_leases()
                 break
             except Unavailable as error:
