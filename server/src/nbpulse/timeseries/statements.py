@@ -53,12 +53,12 @@ ON CONFLICT (user_id, time_ns, course_id, notebook_path, cell_type) DO UPDATE SE
 
 # --- rollups ----------------------------------------------------------------------------------------------------------
 
-# DO UPDATE, not DO NOTHING: it takes the row's lock, so that a refresh that is about to clear the mark waits for these
-# points, or these points wait for it and mark the minute again.
+# DO UPDATE, not DO NOTHING: it takes the row's lock (and writes nothing else), so that a refresh that is about to clear
+# the mark waits for these points, or these points wait for it and mark the minute again.
 MARK = """
 INSERT INTO timeseries.stale_minutes (minute_ns, user_id, course_id)
 SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::uuid[])
-ON CONFLICT (minute_ns, user_id, course_id) DO UPDATE SET minute_ns = excluded.minute_ns
+ON CONFLICT (minute_ns, user_id, course_id) DO UPDATE SET minute_ns = excluded.minute_ns WHERE FALSE
 """
 LOCK_STALE = """
 SELECT minute_ns, user_id, course_id FROM timeseries.stale_minutes
