@@ -19,6 +19,7 @@ from nbpulse.resources import Resources
 from nbpulse.shards import SHARD_COUNT, get_shard_number
 from primaries import Primaries, run_primaries
 from stores import KEY, connect, list_holders, make_class, make_error, make_event
+from working import until
 
 NAMES = ("main", "a", "b")
 STEPS = ("close", "take_over", "tell_directory", "clear")
@@ -145,8 +146,13 @@ async def check_one(
 
 async def check_shown(directory: asyncpg.Connection, course_id: UUID, keep: UUID, runs: int) -> None:
     """What the live pages read, and the time series."""
-    cells = dict(await directory.fetch("SELECT cell_id, attempt_count FROM learner_cells WHERE user_id = $1", keep))
-    assert cells == {"both": 3, "mine": 1, "theirs": 3, "between": 2, "late": 1}
+    expected = {"both": 3, "mine": 1, "theirs": 3, "between": 2, "late": 1}
+
+    async def is_shown() -> bool:
+        query = "SELECT cell_id, attempt_count FROM learner_cells WHERE user_id = $1"
+        return dict(await directory.fetch(query, keep)) == expected
+
+    await until(is_shown)
     seen = await directory.fetch(
         "SELECT c.cell_id, c.student_count FROM notebook_cells c JOIN notebooks n ON n.id = c.notebook_id"
         " WHERE n.course_id = $1",

@@ -41,15 +41,6 @@ _OWE_SHOWN: Final = "INSERT INTO rollup_debts (id, user_ids, course_ids) VALUES 
 _RETIRE: Final = """
 UPDATE learner_states SET state = NULL, help_text = NULL, notebook_id = NULL WHERE user_id = $1
 """
-_LATEST_RUNS: Final = f"""
-SELECT json_agg(r) FROM (
-    SELECT e.user_id, e.shard, e.course_id, e.notebook_id, floor(extract(epoch FROM e.occurred_at) / 30)::int
-        AS half_minute, count(*)::int AS runs, (count(*) FILTER (WHERE e.data->>'status' = 'error'))::int AS errors
-    FROM events e WHERE e.user_id = $1 AND e.occurred_at > now() - interval '1 hour' AND e.notebook_id IS NOT NULL
-        AND {rollups.IS_RUN}
-    GROUP BY 1, 2, 3, 4, 5
-) r
-"""  # noqa: S608 - constants
 
 
 class Site(NamedTuple):
@@ -106,9 +97,7 @@ async def close(source: asyncpg.Pool, directory: asyncpg.Pool, keep_id: UUID, dr
         courses += [row[0] for row in await connection.fetch(_COURSES, [drop_id])]
         await connection.execute(_CLOSE, drop_id, get_shard_number(drop_id), keep_id, sorted(set(courses)))
     if source is not directory:
-        for debt in await rollups.find(source, 0, limit=1_000_000):
-            if any(user_id == drop_id for user_id, _ in debt.keys):
-                await rollups.pay(debt, source, directory)
+        await _show(drop_id, source, directory)
 
 
 async def take_over(site: Site, seal: EncryptedField, keep_id: UUID, drop_id: UUID, *, full_texts: bool) -> int:
@@ -159,15 +148,19 @@ async def _carry(source: asyncpg.Pool, target: asyncpg.Connection, user_id: UUID
 async def tell_directory(site: Site, seal: EncryptedField, keep_id: UUID, drop_id: UUID, moved: int) -> None:
     """The directory's part; what the live pages show of the first is brought anew."""
     directory, home = site.directory, site.find_home(keep_id)
-    runs = None if home is directory else await home.fetchval(_LATEST_RUNS, keep_id)
     async with directory.acquire() as connection, connection.transaction():
-        await merging.merge_person(connection, seal, keep_id, drop_id, shows_only=home is not directory, runs=runs)
+        await merging.merge_person(connection, seal, keep_id, drop_id, shows_only=home is not directory)
         facts: Facts = {"merged_user_id": str(drop_id), "events": moved}
         await note_audit(connection, "users_merged", subject_id=keep_id, facts=facts)
     if home is not directory:
-        for debt in await rollups.find(home, 0, limit=1_000_000):
-            if any(user_id == keep_id for user_id, _ in debt.keys):
-                await rollups.pay(debt, home, directory)
+        await _show(keep_id, home, directory)
+
+
+async def _show(user_id: UUID, home: asyncpg.Pool, directory: asyncpg.Pool) -> None:
+    """Bring to the directory what is owed of a user."""
+    owed = [one for one in await rollups.find(home, 0, limit=1_000_000) if any(key[0] == user_id for key in one.keys)]
+    if owed:
+        await rollups.pay(owed, home, directory)
 
 
 async def clear(source: asyncpg.Pool, home: asyncpg.Pool, seal: EncryptedField, keep_id: UUID, drop_id: UUID) -> None:

@@ -124,11 +124,6 @@ _SHOW = (
     """,
     "UPDATE learner_cells SET revision = 0 WHERE user_id = $1 AND $2::uuid <> $1 AND $3 >= 0",
 )
-_SHOW_RUNS = """
-INSERT INTO recent_runs AS r SELECT * FROM json_populate_recordset(NULL::recent_runs, $1::json)
-ORDER BY user_id, notebook_id, half_minute ON CONFLICT (user_id, shard, notebook_id, half_minute) DO UPDATE
-    SET runs = greatest(r.runs, excluded.runs), errors = greatest(r.errors, excluded.errors)
-"""
 # Sessions and cells are counted anew from the ledger: a number added up twice could not be told apart afterwards.
 _DROP_EMPTY_SESSIONS = """
 DELETE FROM learning_sessions s WHERE user_id = $1
@@ -239,12 +234,11 @@ async def merge_person(
     drop_id: UUID,
     *,
     shows_only: bool = False,
-    runs: str | None = None,
 ) -> None:
     """
     What the directory alone has of the second becomes the first's, and the second another name of theirs.
 
-    `shows_only`: the first's own rows are in another database; then `runs` are their latest, as JSON.
+    `shows_only`: the first's own rows are in another database.
     """
     shard = get_shard_number(keep_id)
     if shows_only:
@@ -252,8 +246,6 @@ async def merge_person(
         for statement in _SHOW:
             await connection.execute(statement, keep_id, drop_id, shard)
     await connection.execute("DELETE FROM recent_runs WHERE user_id = $1", drop_id)
-    if runs is not None:
-        await connection.execute(_SHOW_RUNS, runs)
     await _reseal(connection, seal, keep_id, drop_id, _SEALED_PERSON)
     for statement in _MOVE_PERSON:
         await connection.execute(statement, keep_id, drop_id, shard)

@@ -25,11 +25,6 @@ _FOLDED: Final = {
     for one in ("learning_sessions", "learner_states", "help_requests", "learner_cells", "series_debt", "event_counts")
 }
 _MAKE: Final = "CREATE TEMPORARY TABLE {name} (LIKE {table}) ON COMMIT DROP"
-# The directory was read later than the part: of these people it may show what is in no ledger.
-_FIND_AHEAD: Final = """
-SELECT array_agg(DISTINCT s.user_id) FROM learner_states s LEFT JOIN part_learner_states p USING (user_id, course_id)
-WHERE s.shard = ANY($1::smallint[]) AND s.revision <> coalesce(p.revision, 0)
-"""
 _FOLD: Final = (
     """
     UPDATE learner_states s SET revision = 0, last_ordinal = 0, state = NULL, last_activity_at = NULL,
@@ -72,21 +67,29 @@ _ADD_UP: Final = (
         removed = c.removed + excluded.removed
     """,
 )
-# Events go by whole months, points may stay: of a month before the first event's, none says that its event is missing.
+# The directory was read later than the part: it may have points whose events are in no ledger. Events go by whole
+# months, points may stay: of a month before the first event's, none says that its event is missing.
 _DROP_POINTS: Final = """
-WITH known AS MATERIALIZED (SELECT user_id, ordinal, occurred_at FROM event_ids WHERE user_id = ANY($1::uuid[])),
-oldest AS (SELECT user_id, date_trunc('month', min(occurred_at), 'UTC') AS at FROM known GROUP BY user_id),
-gone AS (
-    DELETE FROM timeseries.cell_executions p WHERE p.user_id = ANY($1::uuid[])
+WITH theirs AS MATERIALIZED (
+    SELECT user_id, ordinal % 1000000 AS rest, round(extract(epoch FROM occurred_at) * 1000)::bigint AS ms, occurred_at
+    FROM event_ids WHERE shard = ANY($1::smallint[])
+), known AS (
+    SELECT user_id, rest, ms + off AS ms FROM theirs, generate_series(-1, 1) off
+), oldest AS MATERIALIZED (
+    SELECT user_id, date_trunc('month', min(occurred_at), 'UTC') AS at FROM theirs GROUP BY user_id
+), gone AS (
+    DELETE FROM timeseries.cell_executions p
+    WHERE ('x' || substr(md5(p.user_id::text), 1, 8))::bit(32)::bigint % 64 = ANY($1::smallint[])
         AND p.time_ns / 1000000000 >= coalesce((SELECT extract(epoch FROM at) FROM oldest o
             WHERE o.user_id = p.user_id), 0)
-        AND NOT EXISTS (SELECT FROM known k WHERE k.user_id = p.user_id
-            AND k.ordinal % 1000000 = p.time_ns % 1000000
-            AND abs(p.time_ns / 1000000 - extract(epoch FROM k.occurred_at) * 1000) <= 1)
+        AND NOT EXISTS (SELECT FROM known k WHERE k.user_id = p.user_id AND k.rest = p.time_ns % 1000000
+            AND k.ms = p.time_ns / 1000000)
     RETURNING p.time_ns, p.user_id, p.course_id
+), stale AS (
+    INSERT INTO timeseries.stale_minutes (minute_ns, user_id, course_id)
+    SELECT DISTINCT time_ns / 60000000000 * 60000000000, user_id, course_id FROM gone ON CONFLICT DO NOTHING
 )
-INSERT INTO timeseries.stale_minutes (minute_ns, user_id, course_id)
-SELECT DISTINCT time_ns / 60000000000 * 60000000000, user_id, course_id FROM gone ON CONFLICT DO NOTHING
+SELECT array_agg(DISTINCT user_id) FROM gone
 """
 _DROP_DERIVED: Final = (
     "DELETE FROM timeseries.learning_progress WHERE user_id = ANY($1::uuid[])",
@@ -132,13 +135,12 @@ class Reunion:
 
     async def end(self, part: Part) -> None:
         """Make one of the part and what is there; its tables are all loaded."""
-        ahead = await self._connection.fetchval(_FIND_AHEAD, part.shards)
         for statement in _FOLD:
             await self._connection.execute(statement, part.shards)
         for statement in _ADD_UP:
             await self._connection.execute(statement)
-        if ahead:
-            for statement in (_DROP_POINTS, *_DROP_DERIVED):
+        if ahead := await self._connection.fetchval(_DROP_POINTS, part.shards):
+            for statement in _DROP_DERIVED:
                 await self._connection.execute(statement, ahead)
         await self._connection.execute(
             f"DROP TABLE {', '.join(_name(one) for one in part.tables if one.name in _FOLDED)}"
