@@ -113,7 +113,7 @@ class Site(Nbpulse):
 
     async def count_between(self, start: datetime | None, end: datetime | None) -> int:
         counts = [
-            await _ask(
+            await ask(
                 url,
                 "SELECT count(*) AS rows FROM events WHERE recorded_at >= coalesce($1::timestamptz, '-infinity')"
                 " AND recorded_at < coalesce($2::timestamptz, 'infinity')",
@@ -125,7 +125,7 @@ class Site(Nbpulse):
         return sum(int(rows[0]["rows"]) for rows in counts)
 
 
-async def _ask(url: str, question: str, *values: object) -> list[Any]:
+async def ask(url: str, question: str, *values: object) -> list[Any]:
     connection = await asyncpg.connect(url)
     try:
         return list(await connection.fetch(question, *values))
@@ -137,10 +137,10 @@ async def _read_databases(site: Site) -> dict[str, dict[str, int]]:
     """Of each database the bytes of WAL written since it was made, its ledger rows and its bytes on disk by part."""
     found: dict[str, dict[str, int]] = {}
     for name, url in site.urls.items():
-        (one,) = await _ask(
+        (one,) = await ask(
             url, "SELECT (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint AS wal, (SELECT count(*) FROM events) AS rows"
         )
-        sizes = {f"{row['part']}_bytes": int(row["bytes"]) for row in await _ask(url, BYTES_BY_PART)}
+        sizes = {f"{row['part']}_bytes": int(row["bytes"]) for row in await ask(url, BYTES_BY_PART)}
         found[name] = {"wal_bytes": int(one["wal"]), "rows": int(one["rows"])} | sizes
     return found
 
@@ -150,10 +150,10 @@ async def measure_grid_point(site: Site, seconds: float) -> Figures:
     async with Load(site.port, 100, make_posts(site.students, 1), other_ports=site.other_ports) as load:
         await load.run_open(GRID_RATE_PER_S, 4)  # everybody is known, pages and plans are there
         await load.settle()
-        await _drain(site, load)
+        await drain(site, load)
         before, cpu_before = await _read_databases(site), measure_cpu_s(site.list_pids())
         steady = await _watch(site, load, GRID_RATE_PER_S, seconds)
-        await _drain(site, load)
+        await drain(site, load)
     after, cpu_after = await _read_databases(site), measure_cpu_s(site.list_pids())
     stored = sum(one["rows"] - before[name]["rows"] for name, one in after.items())
     fast = await measure_throughput(site, BATCH_EVENTS, seconds / 2)
@@ -177,7 +177,7 @@ async def measure_grid_point(site: Site, seconds: float) -> Figures:
     }
 
 
-async def _drain(site: Site, load: Load) -> None:
+async def drain(site: Site, load: Load) -> None:
     """Wait until all that was accepted is stored. Raises TimeoutError."""
     async with asyncio.timeout(60):
         while await site.count_between(None, None) < load.tally.accepted:  # noqa: ASYNC110 - another process stores

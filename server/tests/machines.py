@@ -23,7 +23,7 @@ from nbpulse.records.dead_letters import DeadLetters
 from nbpulse.resources import Resources, open_resources
 from nbpulse.settings import Settings
 from nbpulse.stream import GROUP, get_stream_key
-from stores import connect, create_database, make_class, make_event
+from stores import CITUS_URL, connect, create_cluster_database, create_database, make_class, make_event
 from working import is_drained, until, work
 
 ODD = '週\t1\\N\n"it\'s" é \\. ノート.ipynb'
@@ -103,6 +103,8 @@ def run_nbpulse(*arguments: str | Path, data_dir: Path, **settings: str) -> tupl
 
 
 async def make_empty_database(server_url: str) -> str:
+    if server_url == CITUS_URL:
+        return await create_cluster_database(server_url)
     name = f"t{uuid4().hex[:12]}"
     async with connect(server_url) as admin:
         await admin.execute(f"CREATE DATABASE {name}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -32,15 +32,15 @@ _originals: dict[str, str] = {}
 """By server: the database that others are copies of. Twelve migrations for every test took minutes."""
 
 
-async def create_database(server_url: str, revision: str = "head") -> str:
+async def create_database(server_url: str, revision: str = "head", ports: Mapping[int, int] | None = None) -> str:
     """
     The superuser's URL of a new, migrated database on `server_url`: a copy of the first one, which nobody uses. Of an
-    older `revision` it is made by itself.
+    older `revision` it is made by itself. `ports`: of a cluster, see `create_cluster_database`.
     """
-    if server_url == CITUS_URL:
+    if server_url == CITUS_URL and revision == "head":  # older ones know no cluster
         from nbpulse.migrations import citus  # Alembic, as below
 
-        url = await create_cluster_database(server_url)
+        url = await create_cluster_database(server_url, ports)
         await _migrate(url)
         async with citus.connect(url) as connection:
             await citus.distribute(connection, PASSWORDS, lambda _done, _total: None)
@@ -58,8 +58,12 @@ async def create_database(server_url: str, revision: str = "head") -> str:
     return url
 
 
-async def create_cluster_database(server_url: str) -> str:
-    """The superuser's URL of a new database without our schema, on the Citus nodes of the one that is given."""
+async def create_cluster_database(server_url: str, ports: Mapping[int, int] | None = None) -> str:
+    """
+    The superuser's URL of a new database without our schema, on the Citus nodes of the one that is given.
+
+    `ports`: the ports under which nodes are known to it instead of their own, where something stands before them.
+    """
     name = f"t{uuid4().hex[:12]}"
     async with connect(server_url) as given:
         nodes = await given.fetch("SELECT nodename, nodeport, groupid FROM pg_dist_node ORDER BY groupid")
@@ -76,7 +80,10 @@ async def create_cluster_database(server_url: str) -> str:
     async with connect(url) as coordinator:
         for node in nodes:
             add = "citus_add_node" if node["groupid"] else "citus_set_coordinator_host"
-            await coordinator.execute(f"SELECT {add}($1, $2)", node["nodename"], node["nodeport"])
+            port = (ports or {}).get(node["nodeport"], node["nodeport"])
+            await coordinator.execute(f"SELECT {add}($1, $2)", node["nodename"], port)
+        # What `migrate --citus` sets: without it the driver's look-up of types takes many seconds, distributed or not.
+        await coordinator.execute(f"ALTER DATABASE {name} SET citus.override_table_visibility = off")
     return url
 
 
@@ -198,7 +205,8 @@ async def list_holders(database_url: str, sought: UUID) -> list[str]:
             row["name"]
             for row in tables
             if await connection.fetchval(
-                f"SELECT EXISTS (SELECT FROM {row['name']} t WHERE t::text LIKE '%' || $1 || '%')", str(sought)
+                f"SELECT EXISTS (SELECT 1 FROM {row['name']} t WHERE t::text LIKE '%' || $1 || '%')",
+                str(sought),
             )
         ]
 

@@ -236,7 +236,7 @@ async def _load_tables(archive: ArchiveReader, load: Load, report: Callable[[int
             done += chunk.count(b"\n")
             report(done)
 
-    for table in archive.manifest.tables:
+    for table in load.order(archive.manifest.tables):
         await load.load_table(table, follow(table.rows))
     return done
 

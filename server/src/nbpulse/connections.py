@@ -125,8 +125,18 @@ async def _time_use(
     acquiring: AbstractAsyncContextManager[asyncpg.Connection], database: Database, query_type: PostgresQuery
 ) -> AsyncIterator[asyncpg.Connection]:
     with database_query_duration.labels(database, query_type).time():
-        async with acquiring as connection:
-            yield connection
+        try:
+            async with acquiring as connection:
+                yield connection
+        except asyncpg.InternalServerError as error:
+            if _is_of_lost_node(error):
+                raise ConnectionResetError(str(error)) from error
+            raise
+
+
+def _is_of_lost_node(error: asyncpg.InternalServerError) -> bool:
+    """Whether Citus lost one of its nodes in the middle of a statement, which it calls an internal error."""
+    return "failure on connection" in str(error) or "while executing command on" in (error.context or "")
 
 
 async def _close_pool(pool: asyncpg.Pool) -> None:

@@ -159,6 +159,9 @@ async def _look_at_postgresql(settings: Settings) -> Findings:
             supported = 15 <= facts["major"] <= 18
             found = f"PostgreSQL {facts['major']}"
             yield Check("postgresql", "ok" if supported else "failure", found, "" if supported else "PostgreSQL 15-18")
+            for node, answers in await owner.check_nodes(pool):
+                found, fix = (node, "") if answers else (get_text("found_silent", server=node), get_text("todo_node"))
+                yield Check("node", "ok" if answers else "failure", found, fix)
             weak = [name for name in ("fsync", "synchronous_commit", "full_page_writes") if facts[name] == "off"]
             fix = "; ".join(f"ALTER SYSTEM SET {name} = on" for name in weak)
             yield Check("durability", "failure" if weak else "ok", ", ".join(weak) or get_text("found_durable"), fix)

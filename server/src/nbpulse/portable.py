@@ -56,6 +56,10 @@ class ExportWriter:
         self._counts[name] = count
         return count
 
+    def discard(self) -> None:
+        """Leave it unfinished; to be said before the file is closed, or its end is still written there some time."""
+        self._zip.close()
+
     def close(self, **facts: Any) -> dict[str, int]:
         """End with the manifest: the facts, and how many rows each table has, which is also the answer."""
         manifest = {"format": FORMAT, "made_at": datetime.now(UTC), **facts, "rows": self._counts}

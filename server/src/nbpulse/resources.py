@@ -142,6 +142,8 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
             ]
             hub = await stack.enter_async_context(_open_hub(settings))
             providers = await stack.enter_async_context(_open_providers(settings, hub))
+        ledger = RoutedLedger(databases, seal, full_texts=settings.has_full_texts)
+        stack.push_async_callback(ledger.finish)
         history = HistoryPool(pool, replicas, lag_max_s=settings.replica_lag_max_s)
         yield Resources(
             pool=pool,
@@ -155,12 +157,12 @@ async def open_resources(settings: Settings, *, login: str, pool_size: int) -> A
                 client, of_address=settings.limit_address_guesses, of_account=settings.limit_account_guesses
             ),
             publisher=LivePublisher(client),
-            hub=LiveHub(client, classes, cache.read_presence, stream.measure_backlog),
+            hub=LiveHub(client, classes, cache.read_presence, stream.measure_backlog, ledger.get_show_delay_s),
             people=People(pool, seal, Marker(settings.make_tombstone_key), databases),
             hasher=hasher,
             classes=classes,
             series=await stack.enter_async_context(_open_series(settings, history)),
-            ledger=RoutedLedger(databases, seal, full_texts=settings.has_full_texts),
+            ledger=ledger,
             jupyterhub=hub,
             providers=providers,
             promise=await _check_promise(settings, stream),

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from nbpulse.embedded import EmbeddedPostgres, EmbeddedValkey
 from servers import make_data_dir, run_postgres_15, run_server
 from stage import Stage, open_stage
-from stores import create_database
+from stores import CITUS_URL, create_database
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,10 @@ async def stage(stage_database: str, embedded_valkey: str) -> AsyncIterator[Stag
 
 @pytest.fixture(scope="session")
 def server_18() -> Iterator[str]:
-    """For backups alone: a restore sets the passwords of the server's logins."""
+    """For backups alone: a restore sets the passwords of the server's logins. The Citus cluster where one is given."""
+    if CITUS_URL:
+        yield CITUS_URL
+        return
     with make_data_dir() as directory, run_server(EmbeddedPostgres(directory)) as url:
         yield url
 

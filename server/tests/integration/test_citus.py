@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from uuid import UUID
 
+import asyncpg
 import pytest
 
+from machines import fingerprint, make_machine, make_successor, teach
+from nbpulse.connections import open_pool
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import StartupError
 from nbpulse.migrations import citus, migrate
+from nbpulse.records.copying import open_snapshot
 from nbpulse.records.merging import merge_users
 from nbpulse.records.owner import open_owner
 from nbpulse.shards import get_shard_number
 from stage import KEY, Stage, make_run
-from stores import CITUS_URL, PASSWORDS, connect, count_rows, create_cluster_database, create_database, make_class
+from stores import (
+    CITUS_URL,
+    PASSWORDS,
+    connect,
+    count_rows,
+    create_cluster_database,
+    create_database,
+    make_class,
+    open_stores,
+    spread,
+)
 
 needs_cluster = pytest.mark.skipif(
     CITUS_URL is None, reason="NBPULSE_TEST_CITUS_URL names no Citus cluster: nothing is said of one"
@@ -145,3 +161,50 @@ async def test_the_month_s_partitions_are_made_and_dropped_on_every_node() -> No
         gone += await owner.fetch("SELECT * FROM delete_expired_rows('2026-12-01', NULL, 10000, true)")
         assert {row["name"]: row["count"] for row in gone if row["count"]} == {"events_2026_11": 3, "events": 3}
         assert await owner.fetchval("SELECT count(*) FROM events") == 0
+
+
+@needs_cluster
+@pytest.mark.parametrize("is_distributed_before", [True, False])
+async def test_a_backup_made_there_comes_back_there(
+    make_valkey: Callable[[], str], tmp_path: Path, is_distributed_before: bool
+) -> None:
+    assert CITUS_URL is not None
+    old = await make_machine(CITUS_URL, make_valkey(), tmp_path / "old")
+    await teach(old)
+    assert old.run("backup", tmp_path / "b.zip")[0] == 0
+    new = await make_successor(CITUS_URL, make_valkey(), old, tmp_path / "new")
+    distribute, restore = ("migrate", "--citus"), ("restore", tmp_path / "b.zip")
+    for command in (distribute, restore) if is_distributed_before else (restore, distribute):
+        code, said = new.run(*command)
+        assert code == 0, said
+    assert await fingerprint(new.database_url) == await fingerprint(old.database_url)
+    async with connect(new.database_url) as owner:
+        assert await owner.fetchval("SELECT count(*) FROM citus_shards WHERE table_name = 'events'::regclass") > 0
+
+
+@needs_cluster
+async def test_a_backup_is_of_one_moment_on_every_node(embedded_valkey: str) -> None:
+    assert CITUS_URL is not None
+    url = await create_database(CITUS_URL)
+    course_id, users = await make_class(url, 12)
+    tables = ("events", "event_ids", "learner_cells", "learning_sessions", "learner_states")
+    async with open_stores(url, embedded_valkey) as stores, open_owner(url) as pool:
+        await stores.ledger.record_events(spread(users, course_id, 24))
+        before = await count_rows(url, *tables)
+        async with open_snapshot(pool) as snapshot:
+            assert await snapshot.connection.fetchval("SELECT count(*) FROM courses") == 1
+            await stores.ledger.record_events(spread([*reversed(users)], course_id, 60))
+            found = [await snapshot.connection.fetchval(f"SELECT count(*) FROM {table}") for table in tables]
+        assert found == before
+    assert (await count_rows(url, "events")) == [84]
+
+
+async def test_a_node_that_is_lost_in_the_middle_of_a_statement_is_a_database_that_is_away(
+    embedded_postgres: str,
+) -> None:
+    """Citus calls it an internal error; what PostgreSQL itself calls so stays one."""
+    lost, own = "failure on connection marked as essential: node-2:5432", "cache lookup failed for type 7"
+    async with open_pool(embedded_postgres, 1) as pool:
+        for message, expected in ((lost, ConnectionResetError), (own, asyncpg.InternalServerError)):
+            with pytest.raises(expected, match=message):
+                await pool.execute(f"DO $$ BEGIN RAISE EXCEPTION '{message}' USING ERRCODE = 'XX000'; END $$")

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 from stage import Stage, make_run
+from stores import connect
 
 
 def make_sitting(run_count: int, *, at: datetime, without: frozenset[int] = frozenset()) -> list[dict[str, Any]]:
@@ -31,13 +32,8 @@ async def ask(stage: Stage, token: str | None = None) -> list[dict[str, Any]]:
 
 async def settle(stage: Stage) -> None:
     """As if everything had come five minutes ago: what is on its way is not missed yet."""
-    import asyncpg
-
-    connection = await asyncpg.connect(stage.database_url)
-    try:
-        await connection.execute("UPDATE events SET received_at = received_at - interval '5 minutes'")
-    finally:
-        await connection.close()
+    async with connect(stage.database_url) as owner:
+        await owner.execute("UPDATE events SET received_at = $1", datetime.now(UTC) - timedelta(minutes=5))
 
 
 async def test_staff_are_told_what_is_missing_and_students_are_not(stage: Stage) -> None:

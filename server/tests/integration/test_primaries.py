@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from nbpulse.events import ReceivedEvent
+from nbpulse.records import rollups, routing
 from nbpulse.resources import Resources
 from nbpulse.shards import SHARD_COUNT, get_shard_number
 from primaries import SHARD_TABLES, Primaries, keep_figures, run_primaries
@@ -40,8 +41,9 @@ async def read_lsn(url: str) -> int:
 
 
 async def test_every_event_is_in_the_database_its_key_names_and_the_directory_shows_all(
-    primaries: Primaries, embedded_valkey: str
+    primaries: Primaries, embedded_valkey: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(rollups, "FINISH_S", 60.0)
     course_id, students = await make_class(primaries.urls["main"], STUDENTS)
     before = {name: await read_lsn(url) for name, url in primaries.urls.items()}
     stored = 0
@@ -163,3 +165,58 @@ async def test_a_person_who_has_not_come_from_the_directory_yet_waits_alone(
             await late.execute("ALTER SUBSCRIPTION nbpulse_directory ENABLE")
         assert await until_recorded(worker, [first], set()) == 1
         assert await late.fetchval("SELECT count(*) FROM events WHERE user_id = $1", new) == 1
+
+
+async def read_shown(url: str, course_id: UUID) -> tuple[int, int, int]:
+    """What the directory shows of a class: learners with news, attempts in all their cells, runs of the last hour."""
+    async with connect(url) as directory:
+        row = await directory.fetchrow(
+            "SELECT (SELECT count(*) FROM learner_states WHERE course_id = $1 AND revision > 0),"
+            " (SELECT coalesce(sum(attempt_count), 0) FROM learner_cells WHERE course_id = $1),"
+            " (SELECT coalesce(sum(runs), 0) FROM recent_runs WHERE course_id = $1)",
+            course_id,
+        )
+    assert row is not None
+    return tuple(row)
+
+
+async def test_what_is_done_meanwhile_is_shown_at_once_and_a_hand_before_anybody_is_told(
+    primaries: Primaries, embedded_valkey: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollups, "GATHER_S", 600.0)
+    monkeypatch.setattr(rollups, "FINISH_S", 60.0)
+    course_id, students = await make_class(primaries.urls["main"], 24)
+    groups = [[one for one in students if choose(get_shard_number(one)) == name] for name in NAMES[:2]]
+    async with primaries.open_worker(embedded_valkey) as worker:
+        for _ in range(4):
+            await until_recorded(worker, [make_event(one, course_id) for one in students], set())
+        assert await read_shown(primaries.urls["main"], course_id) == (0, 0, 0)
+        asked = make_event(groups[0][0], course_id, "help_request", data={"message": "?"})
+        await until_recorded(worker, [asked], set())
+        count = len(groups[0])
+        assert await read_shown(primaries.urls["main"], course_id) == (count, 4 * count, 4 * count)
+        async with connect(primaries.urls["main"]) as directory:
+            shown = "SELECT count(*) FROM help_requests h JOIN learner_states USING (user_id) WHERE hand_revision > 0"
+            assert await directory.fetchval(f"{shown} AND h.course_id = $1", course_id) == 1
+    # Who stops brings the rest.
+    assert await read_shown(primaries.urls["main"], course_id) == (24, 96, 96)
+    assert sum((await primaries.count("rollup_debts")).values()) == 0
+
+
+async def test_what_a_killed_worker_owed_is_brought_by_another_and_no_old_row_comes_after_it(
+    primaries: Primaries, embedded_valkey: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollups, "GATHER_S", 600.0)
+    monkeypatch.setattr(rollups, "FINISH_S", 60.0)
+    monkeypatch.setattr(routing, "ROLLUP_AGE_S", 0.0)
+    course_id, students = await make_class(primaries.urls["main"], 24)
+    async with primaries.open_worker(embedded_valkey) as late:
+        await until_recorded(late, [make_event(one, course_id) for one in students], set())
+        assert await read_shown(primaries.urls["main"], course_id) == (0, 0, 0)
+        async with primaries.open_worker(embedded_valkey, "worker-2") as other:
+            await other.ledger.keep_rollups()
+            assert await read_shown(primaries.urls["main"], course_id) == (24, 24, 24)
+        # As if their shards had moved and had news there: what the late one still has in hand is not written over it.
+        async with connect(primaries.urls["main"]) as directory:
+            await directory.execute("UPDATE recent_runs SET runs = runs + 1 WHERE course_id = $1", course_id)
+    assert await read_shown(primaries.urls["main"], course_id) == (24, 24, 48)

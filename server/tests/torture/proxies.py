@@ -16,7 +16,11 @@ Watch = Callable[[int, Direction, bytes], Awaitable[bool]]
 
 
 class Proxy:
-    """Listens on a free loopback port and passes to one address; `mode` may change while it runs."""
+    """
+    Listens on a free loopback port and passes to one address; `mode` may change while it runs.
+
+    Opened again after it was closed it listens on the same port.
+    """
 
     def __init__(self, host: str, port: int, *, watch: Watch | None = None, seed: int = 1) -> None:
         self.mode: Mode = "pass"
@@ -29,7 +33,7 @@ class Proxy:
         self._count = 0
 
     async def __aenter__(self) -> Proxy:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

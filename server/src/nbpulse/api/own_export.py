@@ -41,14 +41,15 @@ async def export_own(request: Request) -> Response:
             "NB-1346", policy="exports", limit=1, window_s=EVERY_S, retry_after_s=EVERY_S, minutes=EVERY_S // 60
         )
     file: IO[bytes] = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115 - closed when it is sent
+    writer = ExportWriter(file)
     try:
-        writer = ExportWriter(file)
         async with connect_parts(context.people, "export_person", whose=person.user_id) as parts:
             await exporting.write_tables(parts.directory, context.people.seal, [person.user_id], writer, [parts.home])
             await note_audit(parts.directory, "data_exported", subject_id=person.user_id, facts={"by": "self"})
         writer.close(user_id=person.user_id, left_out=_LEFT_OUT)
         file.seek(0)
     except BaseException:
+        writer.discard()
         file.close()
         raise
     name = f"nbpulse-{datetime.now(UTC):%Y-%m-%d}.zip"

@@ -26,8 +26,9 @@ class Run(msgspec.Struct, frozen=True, array_like=True, order=True):
     """
     One finished execution in a learner's recent past; ordered by when it happened.
 
-    `fingerprint`: the error's group on its cell. `mistake`: the same mistake on any cell; "" for none, and of runs
-    stored before it was known. `duration_ms`: 0 where it is not collected.
+    `event_id`: the first 8 digits, which order the runs of one instant. `fingerprint`: the error's group on its cell.
+    `mistake`: the same mistake on any cell; "" for none, and of runs stored before it was known. `duration_ms`: 0 where
+    it is not collected.
     """
 
     at_ms: int
@@ -180,7 +181,7 @@ def _describe_run(event: ReceivedEvent, notebook_id: str, at_ms: int) -> Run:
     return Run(
         at_ms=at_ms,
         sequence=event.sequence,
-        event_id=event.event_id.hex,
+        event_id=event.event_id.hex[:8],
         notebook_id=notebook_id,
         cell_id=event.cell_id or "",
         status=status,

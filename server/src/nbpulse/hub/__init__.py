@@ -68,11 +68,14 @@ class LiveHub:
         source: ClassSource,
         read_presence: Callable[[UUID], Awaitable[Mapping[str, int]]],
         measure_backlog: Callable[[], Awaitable[int]],
+        read_delay_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
+        """`read_delay_s`: how long after it was published `source` may not show a learner's state yet."""
         self._redis = redis
         self._source = source
         self._read_presence = read_presence
         self._measure_backlog = measure_backlog
+        self._read_delay_s = read_delay_s
         self._process = secrets.token_hex(6)
         self._views_made = 0
         self._wires: dict[UUID, _Wire] = {}
@@ -148,9 +151,9 @@ class LiveHub:
         if (view := wire.views.get(key)) is not None:
             return view
         self._views_made += 1
-        view = View(f"{self._process}{self._views_made:04x}", course_id, loaded)
-        # Published while we read: at the latest the next look at PostgreSQL brings it in.
-        view.wants_reconcile = True
+        view = View(f"{self._process}{self._views_made:04x}", course_id, loaded, self._read_delay_s)
+        # Published while we read, or before and not there yet: at the latest the next look at PostgreSQL brings it in.
+        view.want_rows()
         wire.views[key] = view
         with contextlib.suppress(Unavailable):
             for user_id, at_ms in (await self._read_presence(course_id)).items():
@@ -211,6 +214,7 @@ class LiveHub:
             wire.is_confirmed.set()
             for view in wire.views.values():
                 view.wants_reconcile = True
+                view.want_rows()
             for listeners in wire.listeners.values():
                 for listener in listeners:
                     listener.wake()
@@ -255,8 +259,7 @@ class LiveHub:
             await asyncio.sleep(max(0.0, TICK_S - (time.monotonic() - started)))
 
     def _reconcile_if_due(self, view: View, now: float) -> None:
-        is_wanted = view.wants_reconcile or view.wants_roster
-        if view not in self._healing and (is_wanted or now - view.reconciled_at >= RECONCILE_S):
+        if view not in self._healing and (view.is_due(now) or now - view.reconciled_at >= RECONCILE_S):
             task = asyncio.create_task(self._reconcile(view))
             self._healing[view] = task
             task.add_done_callback(lambda _: self._healing.pop(view, None))

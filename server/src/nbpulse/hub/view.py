@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 from uuid import UUID
@@ -114,7 +115,10 @@ class View:
     shown others, it goes, and the boards on it ask for one of their own.
     """
 
-    def __init__(self, epoch: str, course_id: UUID, loaded: LoadedClass) -> None:
+    def __init__(
+        self, epoch: str, course_id: UUID, loaded: LoadedClass, read_delay_s: Callable[[], float] = lambda: 0.0
+    ) -> None:
+        """`read_delay_s`: how long after it was published PostgreSQL may not show a learner's state yet."""
         self.epoch = epoch
         self.course_id = course_id
         self.notebook_id = loaded.notebook_id
@@ -125,6 +129,8 @@ class View:
         self.reader_id = get_asker()
         self.use()
         self.wants_reconcile = False
+        self._read_delay_s = read_delay_s
+        self._rows_due_at = math.inf
         self.wants_roster = False
         self.is_gone = False
         self.reconciled_at = time.monotonic()
@@ -174,6 +180,14 @@ class View:
             self.wants_reconcile = True  # for the announcements
         return self._projection
 
+    def want_rows(self) -> None:
+        """Learners' rows may tell what this view has not heard: read them as soon as they are there."""
+        self._rows_due_at = min(self._rows_due_at, time.monotonic() + self._read_delay_s())
+
+    def is_due(self, now: float) -> bool:
+        """Whether something is to be asked of PostgreSQL before its time."""
+        return self.wants_reconcile or self.wants_roster or now >= self._rows_due_at
+
     @property
     def is_left(self) -> bool:
         """True when the class works in another notebook than this one: who follows the class is taken there."""
@@ -195,24 +209,28 @@ class View:
         for state in message.states:
             if not self.classroom.has_learner(state.user_id):
                 # Of another team perhaps: looked for once, and again at each look at PostgreSQL.
-                self.wants_roster |= state.user_id not in self._unseen
+                if state.user_id not in self._unseen:
+                    self.wants_roster = True
+                    self.want_rows()
                 self._unseen.add(state.user_id)
                 continue
             if state.revision > self.classroom.get_revision(state.user_id) + 1:
                 self._skipped.add(state.user_id)
-                self.wants_reconcile = True
+                self.want_rows()
             self._apply(state)
             if any(self._is_new_cell(cell.notebook_id, cell.cell_id) for cell in state.cells):
-                self.wants_reconcile = True
+                self.want_rows()
         if message.received_ms:
             self._received_ms = message.received_ms
             self._lag_ms = max(0, round(time.time() * 1000) - message.received_ms)
 
     async def reconcile(self, source: ClassSource) -> None:
         """Compare with PostgreSQL and take in what differs. Raises Unavailable."""
-        skipped, self._skipped = self._skipped, set()
         roster_wanted, self.wants_roster, self.wants_reconcile = self.wants_roster, False, False
         self.reconciled_at = time.monotonic()
+        skipped: set[str] = set()
+        if self._rows_due_at <= self.reconciled_at or math.isinf(self._rows_due_at):
+            skipped, self._skipped, self._rows_due_at = self._skipped, skipped, math.inf
         try:
             if self._projection is not None:
                 self._projection.announcements = await source.load_announcements(self.course_id)

@@ -15,7 +15,6 @@ from zoneinfo import ZoneInfo
 
 import asyncpg
 import msgspec
-from asyncpg.prepared_stmt import PreparedStatement
 
 from nbpulse.errors import NotFound
 from nbpulse.metrics import PostgresQuery
@@ -29,7 +28,7 @@ ROWS_MAX: Final = 5_000
 # A course's condition and its policy's say the same, which the planner takes for two: of a course among hundreds it
 # expects one row, and would look up each row's notebook, and each row's student among all of the course's, one by one.
 # So notebooks are read once beforehand or after grouping, students are an array, and names are asked of each student
-# once, since the policy of `users` is a function for each row.
+# once, since the policy of `users` looks each of them up.
 _SESSIONS = """
 WITH known AS MATERIALIZED (SELECT id, path FROM notebooks WHERE course_id = $1), page AS MATERIALIZED (
     SELECT id, user_id, notebook_id, started_at, ended_at, total_duration_ms, cell_executions, error_count
@@ -298,22 +297,25 @@ class CourseHistory:
 
 
 async def _read_table(connection: asyncpg.Connection, query: str, values: Sequence[object]) -> Table:
-    statement = await connection.prepare(query)
-    rows = await statement.fetch(*values)
-    return _compose(statement, [tuple(row) for row in rows])
+    columns = await _find_columns(connection, query)
+    return Table(*columns, [tuple(row) for row in await connection.fetch(query, *values)])
 
 
 async def _make_table(connection: asyncpg.Connection, query: str, rows: Iterable[Mapping[str, Any]]) -> Table:
     """Rows that were put together from several databases, as the table that `query` makes of one."""
-    statement = await connection.prepare(query)
-    names = [column.name for column in statement.get_attributes()]
-    return _compose(statement, [tuple(row[name] for name in names) for row in rows])
+    names, types = await _find_columns(connection, query)
+    return Table(names, types, [tuple(row[name] for name in names) for row in rows])
 
 
-def _compose(statement: PreparedStatement, rows: list[tuple[Any, ...]]) -> Table:
-    columns = statement.get_attributes()
-    return Table(
-        tuple(column.name for column in columns),
-        tuple(_TYPES.get(column.type.name, "text") for column in columns),
-        rows,
-    )
+_columns: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {}
+
+
+async def _find_columns(connection: asyncpg.Connection, query: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names and types of a query's columns, asked once: a statement made for them is planned anew each time it runs."""
+    if query not in _columns:
+        attributes = (await connection.prepare(query)).get_attributes()
+        _columns[query] = (
+            tuple(column.name for column in attributes),
+            tuple(_TYPES.get(column.type.name, "text") for column in attributes),
+        )
+    return _columns[query]

@@ -56,6 +56,11 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_inherits i
 JOIN pg_class p ON p.oid = i.inhparent JOIN pg_namespace pn ON pn.oid = p.relnamespace
 WHERE {_OURS} AND c.relispartition AND pg_get_expr(c.relpartbound, c.oid) <> 'DEFAULT' ORDER BY 2
 """  # noqa: S608 - constants
+# By one connection to each node, which from then on sees that moment. Of the rows none is read.
+_REACH_NODES: Final = (
+    "SET LOCAL citus.max_adaptive_executor_pool_size = 1",
+    "SELECT FROM event_ids WHERE now() < '-infinity'",
+)
 # What comes from a file becomes part of a statement only in this form.
 _NAME: Final = re.compile(r"(public|timeseries)\.[a-z_0-9]+")
 _BOUNDS: Final = re.compile(r"FOR VALUES FROM \('?[-+:.0-9 ]+'?\) TO \('?[-+:.0-9 ]+'?\)")
@@ -103,13 +108,28 @@ async def _begin_snapshot(pool: asyncpg.Pool) -> AsyncIterator[Snapshot]:
         pool.acquire() as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
-        revision = await connection.fetchval("SELECT version_num FROM public.alembic_version")
-        await connection.execute("SET LOCAL ROLE app_maintenance")
+        async with _hold_batches(pool) as is_on_citus:
+            revision = await connection.fetchval("SELECT version_num FROM public.alembic_version")
+            await connection.execute("SET LOCAL ROLE app_maintenance")
+            if is_on_citus:
+                for statement in _REACH_NODES:
+                    await connection.execute(statement)
         tables = await _list_tables(connection)
         rows = await connection.fetch(_LIST_PARTITIONS)
         partitions = [Partition(row["parent"], row["name"], row["bounds"]) for row in rows]
         canaries = dict(await connection.fetch("SELECT key_id, canary FROM sealing_keys"))
         yield Snapshot(connection, revision, tables, partitions, canaries)
+
+
+@asynccontextmanager
+async def _hold_batches(pool: asyncpg.Pool) -> AsyncIterator[bool]:
+    """On Citus, and it says whether: its nodes' moments would not be one if a batch were stored between them."""
+    if not await pool.fetchval("SELECT to_regclass('pg_catalog.pg_dist_node') IS NOT NULL"):
+        yield False
+        return
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute("LOCK TABLE learner_states IN SHARE MODE")  # which every batch writes to
+        yield True
 
 
 async def read_clock(pool: asyncpg.Pool) -> datetime:
@@ -137,6 +157,11 @@ class Load:
                 f"REVOKE ALL ON {one.name} FROM app_reader, app_writer, app_user, nbpulse_operator",
             ):
                 await self._connection.execute(statement)
+
+    def order(self, tables: Iterable[Table]) -> list[Table]:
+        """Each after those it refers to here: where the archive was made (on Citus) there may be fewer references."""
+        places = {name: place for place, name in enumerate(self._tables)}
+        return sorted(tables, key=lambda table: places[table.name])
 
     async def load_table(self, table: Table, chunks: Iterator[bytes]) -> None:
         """Raises StartupError (NB-3072) when its rows do not fit; the whole load is then undone."""
@@ -200,7 +225,7 @@ async def _begin_load(pool: asyncpg.Pool, tables: Sequence[Table]) -> AsyncItera
             if name in opened:  # a table that an older schema has
                 await connection.execute(f"DELETE FROM {name}")  # noqa: S608 - a constant
         for name in found:
-            if await connection.fetchval(f"SELECT EXISTS (SELECT FROM {name})"):  # noqa: S608
+            if await connection.fetchval(f"SELECT EXISTS (SELECT 1 FROM {name})"):  # noqa: S608
                 raise StartupError("NB-3074", place=name)
         yield Load(connection, found)
         for name in opened:

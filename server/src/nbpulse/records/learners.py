@@ -15,6 +15,7 @@ import msgspec
 from nbpulse import classroom
 from nbpulse.classroom import CellState, LearnerState
 from nbpulse.crypto import EncryptedField
+from nbpulse.records.packing import StoredState, pack_state, unpack_state
 from nbpulse.shards import get_shard_number
 
 StateKey = tuple[UUID, UUID]
@@ -90,20 +91,6 @@ SELECT {CELL_COLUMNS} FROM learner_cells JOIN unnest($1::uuid[], $2::smallint[],
 """  # noqa: S608 - constants
 
 
-class _StoredState(msgspec.Struct, omit_defaults=True):
-    """What the `state` column holds; the rest of a LearnerState has columns of its own or is sealed."""
-
-    last_activity_ms: int = 0
-    last_run_ms: int = 0
-    notebook_id: str | None = None
-    notebook_at_ms: int = 0
-    recent: tuple[classroom.Run, ...] = ()
-    help: classroom.HelpRequest = classroom.HelpRequest()
-    kernel: classroom.KernelWord = classroom.KernelWord()
-
-
-_decode_state = msgspec.msgpack.Decoder(_StoredState).decode
-_encode_state = msgspec.msgpack.Encoder().encode
 _encode_json = msgspec.json.Encoder().encode
 
 
@@ -169,7 +156,7 @@ async def write_states(
         [key[1] for key in keys],
         [state.revision for state in ordered],
         [state.last_ordinal for state in ordered],
-        [_store_state(state) for state in ordered],
+        [pack_state(state) for state in ordered],
         [datetime.fromtimestamp(state.last_activity_ms / 1000, UTC) for state in ordered],
         [state.notebook_id for state in ordered],
         [
@@ -270,7 +257,7 @@ def _group_cells(rows: Iterable[asyncpg.Record]) -> dict[StateKey, list[CellStat
 
 def read_state(row: asyncpg.Record, seal: EncryptedField) -> LearnerState:
     """A LearnerState (without cells) from a row of learner_states with STATE_COLUMNS."""
-    stored = _decode_state(row["state"]) if row["state"] else _StoredState()
+    stored = unpack_state(row["state"]) if row["state"] else StoredState()
     help_request = stored.help
     if row["help_text"] is not None and help_request.is_open:
         text = seal.unseal(row["help_text"], table="learner_states", column="help_text", user_id=row["user_id"])
@@ -303,18 +290,4 @@ def read_cell(row: asyncpg.Record) -> CellState:
         last_status=row["last_status"],
         last_at_ms=round(row["last_at"].timestamp() * 1000),
         first_finished_ms=round(first.timestamp() * 1000) if first else None,
-    )
-
-
-def _store_state(state: LearnerState) -> bytes:
-    return _encode_state(
-        _StoredState(
-            last_activity_ms=state.last_activity_ms,
-            last_run_ms=state.last_run_ms,
-            notebook_id=state.notebook_id,
-            notebook_at_ms=state.notebook_at_ms,
-            recent=state.recent,
-            help=msgspec.structs.replace(state.help, text=None),
-            kernel=state.kernel,
-        )
     )

@@ -19,7 +19,7 @@ from nbpulse import classroom
 from nbpulse.classroom import LearnerState
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import Unavailable
-from nbpulse.events import ReceivedEvent
+from nbpulse.events import HELP_EVENT_TYPES, ReceivedEvent
 from nbpulse.metrics import name_query, named_query
 from nbpulse.pipeline import CellExecutionPoint, Recorded, RejectedPoint
 from nbpulse.records import accounting, debts, inboxes, learners, marks, rollups, sessions
@@ -150,6 +150,7 @@ class PostgresLedger:
         self._pool = pool
         self._directory = directory or pool
         self._is_directory = directory is None
+        self._payer = rollups.Payer(pool, self._directory)
         self._get_places = get_places
         self._seal = seal
         self._notebooks = notebooks
@@ -238,8 +239,8 @@ class PostgresLedger:
     async def pay_rollups(self, older_than_s: float) -> None:
         """Bring to the directory what a killed worker stored here and did not bring. Raises Unavailable (NB-2003)."""
         try:
-            for debt in await rollups.find(self._pool, older_than_s):
-                await rollups.pay(debt, self._pool, self._directory)
+            while owed := await rollups.find(self._pool, older_than_s):
+                await rollups.pay(owed, self._pool, self._directory)
         except UNAVAILABLE as error:
             raise Unavailable("NB-2003") from error
 
@@ -262,8 +263,13 @@ class PostgresLedger:
                 if not self._is_directory:
                     shown = await rollups.note(connection, [(item.event, item.notebook_id) for item in items])
         if shown is not None:
-            await rollups.pay(shown, self._pool, self._directory)
+            # A hand is looked up by who hears of it: it is shown before anybody is told.
+            await self._payer.owe(shown, at_once=any(item.event.event_type in HELP_EVENT_TYPES for item in items))
         return recorded
+
+    async def finish(self) -> None:
+        """Bring to the directory what is still owed of this process's batches, within 2 s."""
+        await self._payer.finish()
 
     async def _record(
         self,
@@ -383,7 +389,7 @@ class PostgresLedger:
         for item in new:
             key = (item.event.user_id, item.event.course_id)
             news.setdefault(key, []).append((item.event, item.notebook_id))
-            if item.event.event_type in ("help_request", "help_cancel"):
+            if item.event.event_type in HELP_EVENT_TYPES:
                 asks_help.add(key)
         folded = {}
         for key, events in news.items():

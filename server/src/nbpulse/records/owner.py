@@ -102,6 +102,10 @@ SELECT current_setting('server_version_num')::int / 10000 AS major, current_sett
     extract(epoch FROM clock_timestamp())::float8 AS now_s,
     (SELECT bool_and(rolcanlogin) FROM pg_roles WHERE rolname = ANY($1::text[])) AS has_logins
 """
+_CHECK_NODES = """
+SELECT nodename || ':' || nodeport AS name, citus_check_connection_to_node(nodename, nodeport) AS answers
+FROM pg_dist_node WHERE isactive AND noderole = 'primary' AND groupid > 0 ORDER BY 1
+"""
 _COUNT_WORK = """
 SELECT (SELECT count(*) FROM dead_letters WHERE replayed_at IS NULL) AS dead_letters,
     (SELECT count(*) FROM series_debt) AS debts,
@@ -114,6 +118,14 @@ SELECT (SELECT count(*) FROM dead_letters WHERE replayed_at IS NULL) AS dead_let
 async def examine(pool: asyncpg.Pool, logins: Iterable[str]) -> dict[str, Any]:
     """What `doctor` wants to know of the server: version, durability, its clock (seconds since 1970)."""
     return dict(await pool.fetchrow(_EXAMINE, list(logins)))
+
+
+async def check_nodes(pool: asyncpg.Pool) -> list[tuple[str, bool]]:
+    """Each node of the database's Citus cluster, as host:port, and whether the coordinator reaches it."""
+    if not await pool.fetchval("SELECT to_regclass('pg_catalog.pg_dist_node') IS NOT NULL"):
+        return []
+    rows = await pool.fetch(_CHECK_NODES)
+    return [(row["name"], row["answers"]) for row in rows]
 
 
 async def has_months_ahead(pool: asyncpg.Pool) -> bool:

@@ -146,10 +146,23 @@ class RoutedLedger:
         if len(self._databases.pools) == 1:
             return
         await self._in_each(lambda name: self._find_ledger(name).pay_rollups(ROLLUP_AGE_S))
+
+    async def forget_runs(self) -> None:
+        """What the directory knows of runs of more than a day ago. Raises Unavailable (NB-2003)."""
+        if len(self._databases.pools) == 1:
+            return
         try:
             await rollups.forget_runs(self._databases.main)
         except UNAVAILABLE as error:
             raise Unavailable("NB-2003") from error
+
+    def get_show_delay_s(self) -> float:
+        """How long after an event was stored the directory may not show it yet, in s; 0 where it stores all."""
+        return rollups.SHOWN_S if len(self._databases.pools) > 1 else 0.0
+
+    async def finish(self) -> None:
+        """Bring to the directory what this process still owes it, within 2 s."""
+        await asyncio.gather(*(ledger.finish() for ledger in self._ledgers.values()))
 
     async def in_each(self, job: Callable[[asyncpg.Pool], Awaitable[object]]) -> None:
         """

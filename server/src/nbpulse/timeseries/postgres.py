@@ -169,6 +169,9 @@ class PostgresTimeSeries:
         return await self._fetch(name, by_slot, *_bind(window, scope), *_find_whole(window, statements.SLOT_NS))
 
     async def _fetch(self, name: SeriesQuery, query: str, *values: object) -> list[Any]:
+        """`values`: none, or those of `_bind` first."""
+        if values and values[3] is None:
+            query = statements.ask_of_all(query)
         try:
             with name_query(name):
                 acquiring = self._pool.acquire(timeout=5)

@@ -74,6 +74,7 @@ class Worker:
             asyncio.create_task(self._repeat("spent_entries", 3600.0, lambda: in_each(forget_spent))),
             asyncio.create_task(self._repeat("shard_map", 10.0, self._resources.databases.refresh)),
             asyncio.create_task(self._repeat("rollups_owed", 5.0, ledger.keep_rollups)),
+            asyncio.create_task(self._repeat("recent_runs", 3600.0, ledger.forget_runs)),
             asyncio.create_task(self._repeat("removed_courses", 30.0, self._clear_removed)),
             asyncio.create_task(self._repeat("debts", 5.0, self._pay_debts)),
             asyncio.create_task(self._repeat("connections", SWEEP_S, self._resources.cache.sweep_connections)),
