@@ -67,6 +67,11 @@ class Ran:
     status: str = "?"
     shown: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def text(self) -> str:
+        """What it printed."""
+        return "".join(message["content"].get("text", "") for message in self.shown)
+
     def measure_distance_ms(self, duration_ms: float) -> float:
         """How far a duration is from busy -> idle, by the closer of the two ways to take it."""
         arrived_ms = (self.idle_s - self.busy_s) * 1000
