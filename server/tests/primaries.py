@@ -58,7 +58,7 @@ class Primaries(NamedTuple):
     urls: dict[str, str]
     servers: dict[str, LogicalPostgres]
 
-    def make_settings(self, redis_url: str, worker: str = "worker-1") -> Settings:
+    def make_settings(self, redis_url: str, worker: str = "worker-1", **more: Any) -> Settings:
         return Settings(
             data_dir=self.directory,
             database_url=self.urls["main"],
@@ -66,6 +66,7 @@ class Primaries(NamedTuple):
             encryption_keys=KEY,
             worker_name=worker,
             promise="memory",
+            **more,
         )
 
     @asynccontextmanager
@@ -77,13 +78,13 @@ class Primaries(NamedTuple):
             yield resources
 
     @asynccontextmanager
-    async def serve_api(self, redis_url: str) -> AsyncIterator[tuple[str, Resources]]:
-        """An API process on them: its URL, and its stores, each under the API's own login."""
+    async def serve_api(self, redis_url: str, **more: Any) -> AsyncIterator[tuple[str, Resources]]:
+        """An API process on them (`more`: settings): its URL, and its stores, each under the API's own login."""
         opened: list[Resources] = []
 
         @asynccontextmanager
         async def open_noted() -> AsyncIterator[Resources]:
-            async with self.open_api(redis_url) as resources:
+            async with self.open_api(redis_url, **more) as resources:
                 opened.append(resources)
                 yield resources
 
@@ -91,9 +92,10 @@ class Primaries(NamedTuple):
             yield url, opened[0]
 
     @asynccontextmanager
-    async def open_api(self, redis_url: str) -> AsyncIterator[Resources]:
+    async def open_api(self, redis_url: str, **more: Any) -> AsyncIterator[Resources]:
         """As an API process opens its stores."""
-        async with open_resources(self.make_settings(redis_url), login="nbpulse_api", pool_size=6) as resources:
+        settings = self.make_settings(redis_url, **more)
+        async with open_resources(settings, login="nbpulse_api", pool_size=6) as resources:
             yield resources
 
     def make_environment(self, redis_url: str = "") -> dict[str, str]:

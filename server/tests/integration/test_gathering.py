@@ -11,7 +11,7 @@ import random
 import signal
 import zipfile
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
@@ -20,6 +20,7 @@ import httpx2
 import msgspec
 import pytest
 from playwright.async_api import Browser, expect
+from redis.asyncio import Redis
 
 from browsing import LOOKS, find_barriers, open_page, photograph
 from nbpulse.crypto import EncryptedField
@@ -42,6 +43,7 @@ from nbpulse.resources import Resources
 from nbpulse.shards import SHARD_COUNT, get_shard_number
 from primaries import Primaries, run_primaries
 from stores import KEY, connect, make_event
+from working import is_drained, until, work
 
 IS_FULL = os.environ.get("NBPULSE_TEST_SCALE") == "full"
 STUDENTS, EVENTS, SEEDS = (200, 20_000, range(8)) if IS_FULL else (25, 700, range(2))
@@ -277,10 +279,12 @@ async def teach(primaries: Primaries, redis_url: str, seed: int = 0) -> tuple[Cl
 
 
 @asynccontextmanager
-async def serving(primaries: Primaries, redis_url: str) -> AsyncIterator[tuple[httpx2.AsyncClient, People]]:
-    """The API over the databases, and who makes tokens for it."""
+async def serving(
+    primaries: Primaries, redis_url: str, **more: Any
+) -> AsyncIterator[tuple[httpx2.AsyncClient, People]]:
+    """The API over the databases (`more`: settings), and who makes tokens for it."""
     async with (
-        primaries.serve_api(redis_url) as (url, _),
+        primaries.serve_api(redis_url, **more) as (url, _),
         httpx2.AsyncClient(base_url=url, timeout=30) as http,
         open_owner(primaries.urls["main"]) as owner,
     ):
@@ -406,6 +410,44 @@ async def test_what_is_missing_is_said_and_a_file_is_whole_or_none(
             while (await ask("sessions", limit=5_000)).json().get("databases") != whole.json()["databases"]:  # noqa: ASYNC110
                 await asyncio.sleep(0.2)
         assert (await ask("sessions", format="csv", identified=1)).status_code == 200
+
+
+async def test_api_and_worker_start_while_a_database_and_the_replica_are_away(
+    primaries: Primaries, embedded_valkey: str
+) -> None:
+    plan = make_plan(0)
+    await found_class(primaries.urls["main"], plan)
+    await await_people(primaries, plan)
+    async with Redis.from_url(embedded_valkey) as redis:
+        await redis.flushall()
+    at = {name: {one for one in plan.students if choose(get_shard_number(one)) == name} for name in NAMES}
+    assert all(at.values())
+    nowhere = "postgresql://postgres@127.0.0.1:9/nbpulse"
+    async with AsyncExitStack() as stack:
+        async with killed(primaries, "b"):
+            http, people = await stack.enter_async_context(serving(primaries, embedded_valkey, replica_urls=nowhere))
+            worker = await stack.enter_async_context(primaries.open_worker(embedded_valkey))
+            await stack.enter_async_context(work(worker))
+            token = await people.create_staff_token(plan.instructor)
+
+            async def list_students() -> tuple[int, set[UUID]]:
+                path = f"/api/v1/courses/{plan.course_id}/sessions"
+                headers = {"Authorization": f"Bearer {token}", "Cache-Control": "no-store"}
+                answer = await http.get(path, params={"limit": 5_000}, headers=headers)
+                assert answer.status_code == 200, answer.text
+                told = answer.json()
+                return told["databases"]["answered"], {UUID(row["user_id"]) for row in told["sessions"]}
+
+            async def are_listed(databases: int, students: set[UUID]) -> bool:
+                return await list_students() == (databases, students)
+
+            await worker.stream.append([make_event(one, plan.course_id) for one in plan.students])
+            await until(lambda: are_listed(2, at["main"] | at["a"]))
+            health = (await http.get("/health")).json()
+            assert health["replicas"]["error"] == "NB-2034"
+            assert await worker.stream.measure_backlog() >= len(at["b"])
+        await until(lambda: are_listed(3, set(plan.students)))
+        await until(lambda: is_drained(worker.stream))
 
 
 async def test_who_sees_less_now_is_not_shown_more_by_a_database_that_has_not_heard(

@@ -190,6 +190,7 @@ async def lose_a_primary_and_move_slots(
         found.takeover_s = time.monotonic() - killed_s
         await asyncio.sleep(1)
         await cluster.bring_back(primary)
+        whole_s = time.monotonic()
         await asyncio.sleep(0.5)
         live = f"nbpulse:live:{processes.facts['course_id']}".encode()
         for key in (*STREAM_KEYS["events"][seed % 8 :: 24], live, b"nbpulse:workers"):
@@ -224,11 +225,12 @@ async def lose_a_primary_and_move_slots(
     found.accepted, found.lost, found.problems = verdict.acknowledged, len(verdict.lost), verdict.problems
     found.own_statuses, found.beside_statuses = (dict(client.statuses) for client in clients)
     late_until_s = 0.0
-    for refusal in sorted(clients[1].refusals):
-        told = f"{refusal.code} {refusal.at_s - killed_s:+.2f} s after the death, within {refusal.after_s:.2f} s"
-        if refusal.after_s >= APPEND_DEADLINE_S * CONFIRMATION_SHARE:
-            late_until_s = refusal.at_s + 1.0  # a server that has just not answered is left alone for a moment
-        (found.beside_late if refusal.at_s < late_until_s else found.beside_refused).append(told)
+    for refusal, is_own in sorted((one, client is clients[0]) for client in clients for one in client.refusals):
+        if refusal.after_s >= APPEND_DEADLINE_S * CONFIRMATION_SHARE and not (is_own and refusal.at_s < whole_s):
+            late_until_s = refusal.at_s + 1.0  # who waited behind it is refused too, as for a moment whoever comes
+        if not is_own:
+            told = f"{refusal.code} {refusal.at_s - killed_s:+.2f} s after the death, within {refusal.after_s:.2f} s"
+            (found.beside_late if refusal.at_s < late_until_s else found.beside_refused).append(told)
     found.beside_unanswered = clients[1].unanswered_count
     return found
 

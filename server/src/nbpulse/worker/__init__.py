@@ -113,6 +113,19 @@ class Worker:
             await asyncio.gather(*background, return_exceptions=True)
             await self.leases.close()
 
+    async def begin(self) -> None:
+        """
+        See to the streams before anything is taken in hand. What one of several servers or databases that is away keeps
+        from being counted is counted from the first quiet moment with all of them. Raises Unavailable.
+        """
+        if not await self._resources.stream.ensure_groups():
+            return
+        try:
+            await self.auditor.begin()
+        except Unavailable:
+            if not self._resources.databases.list_others():
+                raise
+
     async def renew_leases(self) -> None:
         """Beat, and know which shards are ours. Raises Unavailable; StartupError: see `Leases.renew`."""
         in_hand = {shard for lane in self._lanes for shard in lane.shards}
@@ -227,8 +240,7 @@ async def run(
         backoff = Backoff("stream")
         while not stop.is_set():
             try:
-                if await resources.stream.ensure_groups():
-                    await worker.auditor.begin()  # else the first quiet moment with all servers is what it counts from
+                await worker.begin()
                 await worker.renew_leases()
                 break
             except Unavailable as error:
