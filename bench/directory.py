@@ -1,12 +1,13 @@
 """What the write-ahead log of a directory and its shard databases consists of, as a class goes on.
 
     PYTHONPATH=server/tests .venv/bin/python bench/directory.py [--primaries 4] [--rate 300] [--seconds 40]
+        [--wal-compression pglz]
 
 A class of 200 sends single posts at a constant rate; a run ends after as long as it may take (lognormal, 0.12 s in the
 median). First everybody has run every cell once: a learner's new cell is written once in a term. Then a checkpoint each
 20 s, for the full-page images that follow it: at 300 events/s each student sends within 20 s what one of a day sends
 between two checkpoints (5 minutes at 0.1 a second). The log is read with `pg_walinspect`. Writes
-bench/results/directory.json.
+bench/results/directory.json; with compression a result of its own.
 """
 
 from __future__ import annotations
@@ -65,9 +66,11 @@ async def _read_lsns(site: Site) -> dict[str, int]:
     return {name: (await ask(url, _LSN))[0]["lsn"] for name, url in site.urls.items()}
 
 
-async def measure(site: Site, rate: int, seconds: float) -> Figures:
+async def measure(site: Site, rate: int, seconds: float, wal_compression: str) -> Figures:
     await site.connect()
     for url in site.urls.values():
+        await ask(url, f"ALTER SYSTEM SET wal_compression = {wal_compression}")
+        await ask(url, "SELECT pg_reload_conf()")
         await ask(url, "CREATE EXTENSION IF NOT EXISTS pg_walinspect")
         await ask(url, "SELECT pg_create_physical_replication_slot('bench', TRUE)")  # keeps the log past a checkpoint
     async with Load(site.port, 100, make_paired_posts(site.students, rate), other_ports=site.other_ports) as load:
@@ -113,17 +116,20 @@ def main() -> None:
     parser.add_argument("--primaries", type=int, default=4, choices=(2, 4))
     parser.add_argument("--rate", type=int, default=300)
     parser.add_argument("--seconds", type=float, default=40)
+    parser.add_argument("--wal-compression", default="off", choices=("off", "pglz", "lz4", "zstd"))
     options = parser.parse_args()
+    method = options.wal_compression
     site = Site(Shape(options.primaries, 1, 1))
     try:
         site.start()
         gc.collect()
-        found = uvloop.run(measure(site, options.rate, options.seconds))
+        found = uvloop.run(measure(site, options.rate, options.seconds, method))
     finally:
         site.stop()
         site.remove()
     command = f"bench/directory.py --primaries {options.primaries} --rate {options.rate} --seconds {options.seconds:g}"
-    write_results({"directory": found}, describe_machine(), RESULTS, command)
+    command += f" --wal-compression {method}" * (method != "off")
+    write_results({"directory" + f"_{method}" * (method != "off"): found}, describe_machine(), RESULTS, command)
 
 
 if __name__ == "__main__":

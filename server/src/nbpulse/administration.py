@@ -23,9 +23,11 @@ from nbpulse.directory import read_running
 from nbpulse.errors import NotFound, StartupError, Unavailable
 from nbpulse.offline import open_database
 from nbpulse.preparation import DEMO_SHORT_NAME, ensure_course
-from nbpulse.records import derived, merging, points
+from nbpulse.records import carrying, derived, merging, points
 from nbpulse.records.courses import Courses, clear_removed
+from nbpulse.records.databases import list_places
 from nbpulse.records.dead_letters import DeadLetter, DeadLetters
+from nbpulse.records.moves import hold_all_still
 from nbpulse.records.own_tokens import list_tokens
 from nbpulse.records.owner import find_user_id, open_owner, open_owners
 from nbpulse.records.people import People
@@ -38,8 +40,8 @@ _HEAR_S: Final = 30.0
 
 
 @asynccontextmanager
-async def _open_people(settings: Settings, *, alone: str = "") -> AsyncIterator[tuple[Any, EncryptedField]]:
-    async with open_owner(_require_url(settings), alone=alone) as pool:
+async def _open_people(settings: Settings) -> AsyncIterator[tuple[Any, EncryptedField]]:
+    async with open_owner(_require_url(settings)) as pool:
         yield pool, EncryptedField(settings.read_encryption_keys())
 
 
@@ -61,13 +63,19 @@ def merge_people(settings: Settings, keep: str, drop: str) -> int:
     """
     Make the user `drop` part of `keep` (usernames or ids); how many events changed hands.
 
-    Raises NotFound (NB-3023), InvalidInput (NB-1021, NB-1022).
+    Raises NotFound (NB-3023), InvalidInput (NB-1021, NB-1022); on a site of several databases what
+    `carrying.merge_across` raises too.
     """
 
     async def merge() -> int:
-        async with _open_people(settings, alone="merge-users") as (pool, seal):
-            keep_id, drop_id = [await _find_user(pool, name) for name in (keep, drop)]
-            return await merging.merge_users(pool, seal, keep_id=keep_id, drop_id=drop_id)
+        seal = EncryptedField(settings.read_encryption_keys())
+        async with open_owners(_require_url(settings)) as pools, hold_all_still(pools):
+            keep_id, drop_id = [await _find_user(pools[MAIN], name) for name in (keep, drop)]
+            if len(pools) == 1:
+                return await merging.merge_users(pools[MAIN], seal, keep_id=keep_id, drop_id=drop_id)
+            places = {row["shard"]: row["database"] for row in await list_places(pools[MAIN])}
+            site, full_texts = carrying.Site(pools, places), settings.has_full_texts
+            return await carrying.merge_across(site, seal, keep_id=keep_id, drop_id=drop_id, full_texts=full_texts)
 
     return asyncio.run(merge())
 

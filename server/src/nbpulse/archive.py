@@ -20,7 +20,8 @@ import msgspec
 
 from nbpulse.errors import StartupError
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""Of an archive with parts; one without is of format 1, as ever."""
 _MANIFEST: Final = "manifest.json"
 _CHUNK_BYTES: Final = 1 << 18
 # Level 1 keeps up with the database; level 6 takes three times as long for a tenth less.
@@ -52,6 +53,15 @@ class Partition(msgspec.Struct, frozen=True):
     bounds: str
 
 
+class Part(msgspec.Struct, frozen=True):
+    """What a database beside the directory held: its shards, as `shard_map` had them, and their rows."""
+
+    name: str
+    shards: list[int]
+    tables: list[Table]
+    partitions: list[Partition]
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """
     All there is in an archive. `began_at` is the database's clock before the first byte was read.
@@ -68,6 +78,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     stream: Member
     tables: list[Table]
     partitions: list[Partition]
+    parts: list[Part] = []
 
 
 class MemberWriter:

@@ -13,7 +13,8 @@ from uuid import UUID
 
 import typer
 
-from nbpulse.errors import NotFound, StartupError
+from nbpulse.errors import InvalidInput, NotFound, StartupError
+from nbpulse.shards import MAIN
 from nbpulse.terminal import answer, get_text, say, show_progress
 
 if TYPE_CHECKING:
@@ -74,17 +75,33 @@ def _add_verify(audit: typer.Typer, connect: Connect) -> None:
         data: _Data = None,
         as_json: _Json = False,
     ) -> None:
-        from nbpulse.records.audit import verify_chain
-
         anchors = [_read_anchor(text) for text in anchor or ()]
-
-        async def run() -> Anchor | None:
-            async with _open(connect(data)) as pool:
-                with show_progress(get_text("audit_verifying")) as report:
-                    return await verify_chain(pool, anchors, report)
-
-        _show_anchor(asyncio.run(run()), as_json=as_json)
+        ends = asyncio.run(_verify(connect(data), anchors))
+        _show_anchor(ends.pop(MAIN), as_json=as_json)
+        for name, end in ends.items():
+            say(get_text("audit_verified_in", name=name, end=end or "-"))
         say(get_text("audit_verified", count=len(anchors)))
+
+
+async def _verify(settings: Settings, anchors: list[Anchor]) -> dict[str, Anchor | None]:
+    """
+    Where each database's log ends; the anchors are the directory's. Raises what `verify_chain` does, of a further
+    database StartupError (NB-3139).
+    """
+    from nbpulse.records.audit import verify_chain
+    from nbpulse.records.owner import open_owners
+
+    ends: dict[str, Anchor | None] = {}
+    async with open_owners(_require_url(settings)) as pools:
+        for name, pool in pools.items():
+            try:
+                with show_progress(get_text("audit_verifying")) as report:
+                    ends[name] = await verify_chain(pool, anchors if name == MAIN else (), report)
+            except InvalidInput as error:
+                if name == MAIN:
+                    raise
+                raise StartupError("NB-3139", name=name, id=error.facts["id"]) from error
+    return ends
 
 
 def _add_anchor(audit: typer.Typer, connect: Connect) -> None:
@@ -105,10 +122,14 @@ def _add_anchor(audit: typer.Typer, connect: Connect) -> None:
 async def _open(settings: Settings) -> AsyncIterator[Any]:
     from nbpulse.records.owner import open_owner
 
+    async with open_owner(_require_url(settings)) as pool:
+        yield pool
+
+
+def _require_url(settings: Settings) -> str:
     if not settings.database_url:
         raise StartupError("NB-3052", setting="NBPULSE_DATABASE_URL")
-    async with open_owner(settings.database_url) as pool:
-        yield pool
+    return settings.database_url
 
 
 def _read_anchor(text: str) -> Anchor:

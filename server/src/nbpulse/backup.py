@@ -1,6 +1,7 @@
 """`nbpulse backup` and `nbpulse restore`: everything in one file, and everything back on an empty machine.
 
 Promises:
+- Of several databases it is one file; what each held comes back into one, whose shards can be moved again.
 - Nothing lost: the streams are read first and PostgreSQL's snapshot is taken then, so whatever was accepted before the
   backup began is in one of them; what was processed in between is in both, and the ledger counts it once.
 - A class that runs goes on meanwhile. The file has its name only when it is whole.
@@ -16,7 +17,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path
@@ -32,6 +34,7 @@ from nbpulse.archive import (
     Manifest,
     Member,
     MemberWriter,
+    Part,
     Table,
     read_archive,
     write_archive,
@@ -43,10 +46,13 @@ from nbpulse.keys import write_keys
 from nbpulse.offline import open_stores
 from nbpulse.preparation import ensure_schema, find_newest_revision, list_revisions, make_passwords, migrate_schema
 from nbpulse.records.copying import Load, Snapshot, open_load, open_snapshot, read_clock
-from nbpulse.records.owner import open_owner, read_revision
+from nbpulse.records.moves import hold_all_still
+from nbpulse.records.owner import open_owner, open_owners, read_revision
+from nbpulse.records.reuniting import PART_TABLES, Reunion
 from nbpulse.records.sealing import check_canaries, hold_rotation, make_canary
 from nbpulse.resources import open_stream_copy
 from nbpulse.settings import Settings
+from nbpulse.shards import MAIN
 from nbpulse.stream.copying import StreamCopy, decode_entry, read_place
 from nbpulse.terminal import answer, get_text, say, show_progress
 
@@ -62,7 +68,8 @@ def back_up(settings: Settings, file: Path, *, overwrite: bool, with_keys: bool,
 
     Raises StartupError: the file is there (NB-3070) or cannot be written (NB-3071), the database has no tables of ours
     (NB-3076), its login does not see every row (NB-3063), new keys are being taken into use (NB-3062), the keys are
-    missing (NB-3075) or others (NB-3060).
+    missing (NB-3075) or others (NB-3060); of several databases one is away (NB-3135) or behind (NB-3136), or a shard
+    moves (NB-3129, NB-3137).
     """
     began_s = time.monotonic()
     with (
@@ -84,32 +91,51 @@ def back_up(settings: Settings, file: Path, *, overwrite: bool, with_keys: bool,
 async def _write(
     archive: ArchiveWriter, settings: Settings, database_url: str, redis_url: str, report: Report, *, with_keys: bool
 ) -> Manifest:
-    async with open_owner(database_url, alone="backup") as pool:
+    async with open_owners(database_url) as pools:
+        pool = pools[MAIN]
         if await read_revision(pool) is None:
             raise StartupError("NB-3076")
-        # No key comes or goes between the stream, the snapshot and what is said of keys.
-        async with hold_rotation(pool), open_stream_copy(redis_url) as stream:
+        # No key comes or goes between the stream, the snapshots and what is said of keys; no row changes its database.
+        async with hold_all_still(pools), hold_rotation(pool), open_stream_copy(redis_url) as stream:
             seal = EncryptedField(keys := _read_keys(settings))
             began_at = await read_clock(pool)
             with archive.add("stream") as member:
                 async for batch in stream.read():
                     member.write(b"".join(entry.encode(seal) for entry in batch))
             entries = member.finish()
-            # Only now: see the promise at the top.
-            async with open_snapshot(pool) as snapshot:
-                check_canaries(seal, snapshot.canaries.values())
-                tables = await _write_tables(archive, snapshot, report)
+            # Only now: see the promise at the top. The directory last: whom the others' rows speak of is there.
+            async with AsyncExitStack() as stack:
+                others = {
+                    name: await stack.enter_async_context(open_snapshot(one, PART_TABLES))
+                    for name, one in pools.items()
+                    if name != MAIN
+                }
+                snapshot = await stack.enter_async_context(open_snapshot(pool))
+                canaries = _check_snapshots(seal, snapshot, others)
+                total = sum([await one.count_rows() for one in (snapshot, *others.values())])
+                tell = _count_towards(report, total)
+                tables = await _write_tables(archive, snapshot, tell)
+                parts = [
+                    Part(
+                        name,
+                        [shard for shard, database in snapshot.places if database == name],
+                        await _write_tables(archive, other, tell, place=f"{name}/"),
+                        other.partitions,
+                    )
+                    for name, other in others.items()
+                ]
     manifest = Manifest(
-        format=FORMAT,
+        format=FORMAT if parts else 1,
         nbpulse=__version__,
         revision=snapshot.revision,
         began_at=began_at,
         # The newest key has sealed the stream's entries, whether the database knows it yet or not.
-        canaries={seal.key_ids[0]: make_canary(seal)} | snapshot.canaries,
+        canaries={seal.key_ids[0]: make_canary(seal)} | canaries,
         keys=_write_keys(archive, keys) if with_keys else None,
         stream=entries,
         tables=tables,
         partitions=snapshot.partitions,
+        parts=parts,
     )
     archive.close(manifest)
     return manifest
@@ -122,15 +148,37 @@ def _read_keys(settings: Settings) -> list[bytes]:
     return settings.read_encryption_keys()
 
 
-async def _write_tables(archive: ArchiveWriter, snapshot: Snapshot, report: Report) -> list[Table]:
-    total, done, tables = await snapshot.count_rows(), 0, []
+def _check_snapshots(seal: EncryptedField, directory: Snapshot, others: Mapping[str, Snapshot]) -> dict[str, str]:
+    """Every database's canaries. Raises StartupError: keys are missing (NB-3060), a database is behind (NB-3136)."""
+    canaries: dict[str, str] = {}
+    for name, one in (*others.items(), (MAIN, directory)):
+        if one.revision != directory.revision:
+            raise StartupError("NB-3136", name=name, found=one.revision, expected=directory.revision)
+        check_canaries(seal, one.canaries.values())
+        canaries |= one.canaries
+    return canaries
+
+
+def _count_towards(report: Report, total: int) -> Callable[[int], None]:
+    done = 0
+
+    def tell(rows: int) -> None:
+        nonlocal done
+        done += rows
+        report(done, total)
+
+    return tell
+
+
+async def _write_tables(
+    archive: ArchiveWriter, snapshot: Snapshot, tell: Callable[[int], None], *, place: str = ""
+) -> list[Table]:
+    tables = []
     for name, columns in snapshot.tables.items():
-        with archive.add(name) as member:
+        with archive.add(f"{place}{name}") as member:
 
             def write(data: bytes, member: MemberWriter = member) -> None:
-                nonlocal done
-                done += member.write(data)
-                report(done, total)
+                tell(member.write(data))
 
             await snapshot.copy_table(name, write)
         tables.append(Table(name, columns, member.finish()))
@@ -145,10 +193,11 @@ def _write_keys(archive: ArchiveWriter, keys: list[bytes]) -> Member:
 
 def restore(settings: Settings, file: Path, *, keep_stream: bool, as_json: bool) -> None:
     """
-    Bring back what `back_up` wrote, into empty stores; with `keep_stream` beside a stream that was not lost.
+    Bring back what `back_up` wrote, into empty stores; with `keep_stream` beside a stream that was not lost. What was
+    in several databases comes into one.
 
     Raises StartupError, and then nothing is there: no whole backup (NB-3072), of a newer nbpulse (NB-3073), the stores
-    are not empty (NB-3074), the keys are missing (NB-3075) or others (NB-3060).
+    are not empty (NB-3074) or several databases (NB-3121), the keys are missing (NB-3075) or others (NB-3060).
     """
     began_s = time.monotonic()
     with read_archive(file) as archive:
@@ -169,6 +218,8 @@ def restore(settings: Settings, file: Path, *, keep_stream: bool, as_json: bool)
     if as_json:
         answer(json.dumps(facts))
     say(get_text("restore_done", **facts))
+    if manifest.parts:
+        say(get_text("restore_of_several", count=len(manifest.parts) + 1))
 
 
 async def _erase_again(settings: Settings, database_url: str, redis_url: str) -> None:
@@ -205,15 +256,16 @@ async def _read(
 ) -> tuple[datetime, datetime] | None:
     database_url, redis_url = urls
     manifest = archive.manifest
-    total = manifest.stream.rows + sum(table.rows.rows for table in manifest.tables)
-    async with open_owner(database_url) as pool:
+    total = manifest.stream.rows + _count_rows(manifest)
+    async with open_owner(database_url, alone="restore") as pool:
         found = await read_revision(pool)
         if found is None:
             await migrate_schema(database_url, make_passwords(settings), manifest.revision)
         elif found != manifest.revision:
             raise StartupError("NB-3074", place=f"schema {found}")
         async with open_load(pool, manifest.tables) as load:
-            await load.make_partitions(manifest.partitions)
+            for partitions in (manifest.partitions, *(part.partitions for part in manifest.parts)):
+                await load.make_partitions(partitions)
             done = await _load_tables(archive, load, lambda rows: report(rows, total))
             span = await load.finish(manifest.began_at)
             async with open_stream_copy(redis_url) as stream:
@@ -238,6 +290,14 @@ async def _load_tables(archive: ArchiveReader, load: Load, report: Callable[[int
 
     for table in load.order(archive.manifest.tables):
         await load.load_table(table, follow(table.rows))
+    if archive.manifest.parts:
+        reunion = Reunion(load)
+        for part in archive.manifest.parts:
+            await reunion.begin(part)
+            for table in part.tables:
+                await reunion.load_table(table, follow(table.rows))
+            await reunion.end(part)
+        await reunion.finish()
     return done
 
 
@@ -267,8 +327,9 @@ async def _add_entries(
     await stream.rewind()
 
 
-def _count_rows(manifest: Manifest, name: str) -> int:
-    return sum(table.rows.rows for table in manifest.tables if table.name == name)
+def _count_rows(manifest: Manifest, name: str | None = None) -> int:
+    tables = (*manifest.tables, *(table for part in manifest.parts for table in part.tables))
+    return sum(table.rows.rows for table in tables if name in (None, table.name))
 
 
 def _describe(file: Path, manifest: Manifest, began_s: float) -> dict[str, Any]:
@@ -279,7 +340,7 @@ def _describe(file: Path, manifest: Manifest, began_s: float) -> dict[str, Any]:
         "size_bytes": size_bytes,
         "size_mb": round(size_bytes / 1e6, 1),
         "events": _count_rows(manifest, _LEDGER),
-        "rows": sum(table.rows.rows for table in manifest.tables),
+        "rows": _count_rows(manifest),
         "stream_entries": manifest.stream.rows,
         "has_keys": manifest.keys is not None,
         "duration_s": round(time.monotonic() - began_s, 1),

@@ -11,7 +11,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,7 @@ from uuid import UUID
 from nbpulse.crypto import EncryptedField
 from nbpulse.live import name_session, name_summary
 from nbpulse.records import accounting, erasing, tombstones
-from nbpulse.records.moves import hold_still
+from nbpulse.records.moves import hold_all_still
 from nbpulse.records.owner import OwnerPool, open_owners
 from nbpulse.records.tombstones import Leftover
 from nbpulse.resources import OuterStores, open_outer_stores
@@ -202,7 +202,7 @@ async def open_eraser(
     """
     async with (
         open_owners(database_url) as pools,
-        hold_still(pools[MAIN]) if len(pools) > 1 else nullcontext(),
+        hold_all_still(pools),
         open_outer_stores(settings, pools[MAIN], redis_url) as stores,
     ):
         pool, *others = pools.values()

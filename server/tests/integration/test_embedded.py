@@ -6,7 +6,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,9 +140,7 @@ async def test_a_second_start_keeps_the_data(data_dir: Path, name: str) -> None:
     data_dir = data_dir / name
     data_dir.mkdir(mode=0o711)
     postgres, valkey = EmbeddedPostgres(data_dir), EmbeddedValkey(data_dir)
-    began = time.monotonic()
     launch_side_by_side(valkey, postgres)
-    cold_start_s = time.monotonic() - began
     connection = await asyncpg.connect(postgres.url)
     await connection.execute("CREATE TABLE kept (word text); INSERT INTO kept VALUES ('here')")
     await connection.close()
@@ -153,19 +150,14 @@ async def test_a_second_start_keeps_the_data(data_dir: Path, name: str) -> None:
     valkey.stop()
     assert (postgres.poll(), valkey.poll()) == (0, 0), "both stopped in order"
 
-    began = time.monotonic()
     postgres, valkey = EmbeddedPostgres(data_dir), EmbeddedValkey(data_dir)
     launch_side_by_side(valkey, postgres)
-    warm_start_s = time.monotonic() - began
     try:
         connection = await asyncpg.connect(postgres.url)
         assert await connection.fetchval("SELECT word FROM kept") == "here"
         await connection.close()
         async with Redis.from_url(valkey.url) as client:
             assert await client.xlen("kept") == 1
-        # 1.4 s and 0.12 s on an idle machine; these bounds only catch a start that waits for something.
-        assert cold_start_s < 10
-        assert warm_start_s < 2
     finally:
         postgres.stop()
         valkey.stop()

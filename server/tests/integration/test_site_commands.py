@@ -1,4 +1,4 @@
-"""Commands over several real databases: each does its whole work in every one of them, or is refused by name."""
+"""Commands over several real databases: each does its whole work in every one of them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from nbpulse.events import ReceivedEvent
 from nbpulse.identity import asking_as
 from nbpulse.preparation import DEMO_SHORT_NAME
 from nbpulse.records import erasing
+from nbpulse.records.audit import note_audit
 from nbpulse.records.courses import clear_removed, remove_demo_course
 from nbpulse.records.databases import OtherSchema
 from nbpulse.resources import Resources
@@ -377,11 +378,51 @@ async def test_a_rehearsal_ends_at_once_and_a_worker_clears_the_other_databases(
         assert sum((await primaries.count("events", f"course_id = '{other_id}'")).values()) == len(kept)
 
 
-async def test_what_is_left_is_refused_by_name(primaries: Primaries, embedded_valkey: str) -> None:
-    for command in ("backup x.zip", "merge-users x y"):
-        with pytest.raises(StartupError) as refused:
-            await asyncio.to_thread(lambda: primaries.invoke(*command.split(), redis_url=embedded_valkey))  # noqa: B023
-        assert refused.value.code == "NB-3121"
+async def find_files(url: str) -> dict[str, int]:
+    """The file of every table and partition with something in it."""
+    async with connect(url) as connection:
+        rows = await connection.fetch(
+            "SELECT c.oid::regclass::text, pg_relation_filenode(c.oid) FROM pg_class c"
+            " JOIN pg_namespace n ON n.oid = relnamespace"
+            " WHERE nspname IN ('public', 'timeseries') AND relkind = 'r' AND pg_relation_size(c.oid) > 0"
+        )
+    return {row[0]: row[1] for row in rows}
+
+
+async def test_every_database_is_compacted(primaries: Primaries, embedded_valkey: str) -> None:
+    course_id, students = await make_class(primaries.urls["main"], draw_students(8))
+    async with primaries.open_worker(embedded_valkey) as worker:
+        events = make_work(students, course_id)
+        await store(worker, events)
+        before = {name: await find_files(url) for name, url in primaries.urls.items()}
+        await asyncio.to_thread(lambda: primaries.invoke("compact", redis_url=embedded_valkey))
+        for name, url in primaries.urls.items():
+            assert "event_ids" in before[name]
+            after = await find_files(url)
+            assert not {table for table, file in before[name].items() if after.get(table) == file}
+        await store(worker, [make_event(one, course_id) for one in students])  # and they take events as before
+    found = await primaries.count("events", f"course_id = '{course_id}'")
+    assert sum(found.values()) == len(events) + len(students)
+
+
+async def test_the_audit_log_of_every_database_is_verified(primaries: Primaries) -> None:
+    async with connect(primaries.urls["b"]) as there:
+        await note_audit(there, "retention_applied", facts={"rows": 1})
+        said = await asyncio.to_thread(primaries.invoke, "audit", "verify")
+        assert "b: as it was written, up to " in said
+        last = await there.fetchval("SELECT max(id) FROM audit_log")
+        await there.execute("ALTER TABLE audit_log DISABLE TRIGGER refuse_change")
+        change = "UPDATE audit_log SET facts = $2::jsonb WHERE id = $1"
+        await there.execute(change, last, '{"rows": 2}')
+        try:
+            with pytest.raises(StartupError) as refused:
+                await asyncio.to_thread(primaries.invoke, "audit", "verify")
+            assert refused.value.code == "NB-3139"
+            assert f"row {last} " in refused.value.title("en")
+        finally:
+            await there.execute(change, last, '{"rows": 1}')
+            await there.execute("ALTER TABLE audit_log ENABLE TRIGGER refuse_change")
+    await asyncio.to_thread(primaries.invoke, "audit", "verify")
 
 
 async def test_a_database_of_another_schema_is_refused_by_name_and_one_that_is_away_is_not(

@@ -42,11 +42,20 @@ class EmbeddedServer(ABC):
     def __init__(self, data_dir: Path, *, port: int = 0) -> None:
         self.data_dir = data_dir.absolute()
         self.directory = self.data_dir / self.name
-        self.port = port or _find_free_port()
+        self._port = port
         self.password = ""
         self._account: Account | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: int | None = None
+
+    @property
+    def port(self) -> int:
+        """
+        The given one, else one that is drawn when it is first asked for: as late as can be, since until the server
+        listens another program may draw the same.
+        """
+        self._port = self._port or _find_free_port()
+        return self._port
 
     @property
     @abstractmethod

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,7 +22,7 @@ from nbpulse.errors import StartupError, Unavailable
 from nbpulse.records.failures import UNAVAILABLE
 
 LEFT_OUT: Final = {
-    **{f"public.shard_{one}": "an archive is of one database" for one in ("databases", "map", "owners", "moves")},
+    **{f"public.shard_{one}": "what is restored is one database" for one in ("databases", "map", "owners", "moves")},
     **dict.fromkeys(("public.rollup_debts", "public.recent_runs"), "empty where there is one database"),
     "public.alembic_version": "the archive names its schema itself, and a restore migrates to it",
     "public.series_standings": "worked out anew from the ledger",
@@ -75,6 +75,8 @@ class Snapshot:
     tables: dict[str, list[str]]
     partitions: list[Partition]
     canaries: dict[str, str]
+    places: list[tuple[int, str]]
+    """Each shard's database, where this is the directory."""
 
     async def count_rows(self) -> int:
         """Of all tables."""
@@ -91,14 +93,16 @@ class Snapshot:
 
 
 @asynccontextmanager
-async def open_snapshot(pool: asyncpg.Pool) -> AsyncIterator[Snapshot]:
+async def open_snapshot(pool: asyncpg.Pool, only: Collection[str] | None = None) -> AsyncIterator[Snapshot]:
     """
-    What was committed before now; needs a member of `app_maintenance`, which sees every row.
+    What was committed before now, of all tables or of these; needs a member of `app_maintenance`, which sees every row.
 
     Raises Unavailable (NB-2003) whenever the database goes away.
     """
     with _translate():
         async with _begin_snapshot(pool) as snapshot:
+            if only is not None:
+                snapshot.tables = {name: columns for name, columns in snapshot.tables.items() if name in only}
             yield snapshot
 
 
@@ -118,7 +122,9 @@ async def _begin_snapshot(pool: asyncpg.Pool) -> AsyncIterator[Snapshot]:
         rows = await connection.fetch(_LIST_PARTITIONS)
         partitions = [Partition(row["parent"], row["name"], row["bounds"]) for row in rows]
         canaries = dict(await connection.fetch("SELECT key_id, canary FROM sealing_keys"))
-        yield Snapshot(connection, revision, tables, partitions, canaries)
+        has_map = await connection.fetchval("SELECT to_regclass('public.shard_map') IS NOT NULL")
+        places = await connection.fetch("SELECT shard, database FROM shard_map ORDER BY 1") if has_map else []
+        yield Snapshot(connection, revision, tables, partitions, canaries, [tuple(row) for row in places])
 
 
 @asynccontextmanager
@@ -142,37 +148,42 @@ class Load:
     """The loading of an empty database, until its transaction ends."""
 
     def __init__(self, connection: asyncpg.Connection, tables: dict[str, list[str]]) -> None:
-        self._connection, self._tables = connection, tables
+        self.connection, self._tables = connection, tables
 
     async def make_partitions(self, partitions: Iterable[Partition]) -> None:
         """Those that are not there, protected like the ones the worker makes."""
         for one in partitions:
             if not (_NAME.fullmatch(one.name) and one.parent in self._tables and _BOUNDS.fullmatch(one.bounds)):
                 raise StartupError("NB-3072", path="partitions", detail=one.name)
-            if await self._connection.fetchval("SELECT to_regclass($1) IS NOT NULL", one.name):
+            if await self.connection.fetchval("SELECT to_regclass($1) IS NOT NULL", one.name):
                 continue
             for statement in (
                 f"CREATE TABLE {one.name} PARTITION OF {one.parent} {one.bounds}",
                 f"ALTER TABLE {one.name} ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
                 f"REVOKE ALL ON {one.name} FROM app_reader, app_writer, app_user, nbpulse_operator",
             ):
-                await self._connection.execute(statement)
+                await self.connection.execute(statement)
 
     def order(self, tables: Iterable[Table]) -> list[Table]:
         """Each after those it refers to here: where the archive was made (on Citus) there may be fewer references."""
         places = {name: place for place, name in enumerate(self._tables)}
         return sorted(tables, key=lambda table: places[table.name])
 
-    async def load_table(self, table: Table, chunks: Iterator[bytes]) -> None:
-        """Raises StartupError (NB-3072) when its rows do not fit; the whole load is then undone."""
+    async def load_table(self, table: Table, chunks: Iterator[bytes], *, into: str | None = None) -> None:
+        """
+        Its rows; `into` a temporary table like it. Raises StartupError (NB-3072) when they do not fit; the whole load
+        is then undone.
+        """
         if not set(table.columns) <= set(self._tables.get(table.name, ())):
             raise StartupError("NB-3072", path=table.name, detail=", ".join(table.columns))
         schema, _, name = table.name.partition(".")
+        if into is not None:
+            schema, name = "pg_temp", into
         try:
-            copying = self._connection.copy_to_table(
+            copying = self.connection.copy_to_table(
                 name, schema_name=schema, columns=table.columns, source=_follow(chunks)
             )
-            await _await_or_lose(self._connection, copying)
+            await _await_or_lose(self.connection, copying)
         except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
             raise StartupError("NB-3072", path=table.name, detail=type(error).__name__) from error
 
@@ -182,9 +193,9 @@ class Load:
 
         A letter sent on its way again while the stream was being read may be in neither: it is due again.
         """
-        await self._connection.execute("UPDATE dead_letters SET replayed_at = NULL WHERE replayed_at >= $1", began_at)
-        await self._connection.execute(f"ANALYZE {', '.join(self._tables)}")
-        first, last = await self._connection.fetchrow("SELECT min(occurred_at), max(occurred_at) FROM events")
+        await self.connection.execute("UPDATE dead_letters SET replayed_at = NULL WHERE replayed_at >= $1", began_at)
+        await self.connection.execute(f"ANALYZE {', '.join(self._tables)}")
+        first, last = await self.connection.fetchrow("SELECT min(occurred_at), max(occurred_at) FROM events")
         return None if first is None else (first, last)
 
 

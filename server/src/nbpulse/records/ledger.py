@@ -163,12 +163,19 @@ class PostgresLedger:
 
         Raises Unavailable (NB-2003) when PostgreSQL is away or rolled back for a passing reason: nothing is stored
         then; NB-2035 when a person or a notebook has not come from the directory yet. Raises NotHere when it does not
-        hold a shard. Any other database error leaves as it is: one event cannot be stored, and the caller bisects.
+        hold a shard, UsersMerged when somebody has become part of one who is in another database. Any other database
+        error leaves as it is: one event cannot be stored, and the caller bisects.
         """
         try:
             with name_query("record_events"):
                 return await self._record_unmerged(events, debt_id)
         except learners.UsersMerged as merged:
+            places = self._get_places()
+            if any(
+                places[get_shard_number(e)].database != places[get_shard_number(k)].database
+                for e, k in merged.into.items()
+            ):
+                raise  # theirs is another database
             # The transaction is rolled back: once more, as the users they have become.
             return await self.record_events(
                 [msgspec.structs.replace(e, user_id=merged.into.get(e.user_id, e.user_id)) for e in events],

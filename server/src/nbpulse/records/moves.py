@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -108,6 +108,11 @@ async def hold_still(directory: asyncpg.Pool) -> AsyncIterator[None]:
         if moves := await list_moves(directory):
             raise StartupError("NB-3137", shards=", ".join(f"shard_{one.shard}" for one in moves))
         yield
+
+
+def hold_all_still(pools: Mapping[str, asyncpg.Pool]) -> AbstractAsyncContextManager[None]:
+    """`hold_still` of a site; nothing where it has one database."""
+    return hold_still(pools[MAIN]) if len(pools) > 1 else nullcontext()
 
 
 async def list_moves(directory: asyncpg.Pool) -> list[Move]:

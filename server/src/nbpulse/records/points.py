@@ -21,6 +21,12 @@ _READ = f"""
 SELECT e.user_id, e.occurred_at, e.ordinal, e.course_id, n.path, e.cell_index, e.data, e.error_message FROM events e
 LEFT JOIN notebooks n ON n.id = e.notebook_id WHERE {_WINDOW} ORDER BY e.occurred_at, e.user_id, e.ordinal
 """  # noqa: S608 - constants
+_READ_CHOSEN_BATCH: Final = 500
+_READ_CHOSEN = """
+SELECT e.user_id, e.occurred_at, e.ordinal, e.course_id, n.path, e.cell_index, e.data, e.error_message
+FROM {chosen} c JOIN events e USING (event_id) LEFT JOIN notebooks n ON n.id = e.notebook_id
+WHERE e.user_id = $1 AND e.event_type = 'cell_execution' ORDER BY e.ordinal
+"""
 _SET_ASIDE = """
 INSERT INTO series_rejects (user_id, shard, time_ns, reason, measurement) VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (user_id, shard, time_ns, measurement) DO UPDATE SET reason = excluded.reason, at = now()
@@ -83,6 +89,15 @@ async def read_points(
         cursor = await connection.cursor(_READ, start, end)
         while rows := await cursor.fetch(_READ_BATCH):
             yield [_read_point(row, seal, full_text) for row in rows]
+
+
+async def read_chosen(
+    connection: asyncpg.Connection, seal: EncryptedField, user_id: UUID, chosen: str, *, full_text: bool
+) -> AsyncIterator[list[CellExecutionPoint]]:
+    """The same of one user's events that the table `chosen` names, inside the caller's transaction."""
+    cursor = await connection.cursor(_READ_CHOSEN.format(chosen=chosen), user_id)
+    while rows := await cursor.fetch(_READ_CHOSEN_BATCH):
+        yield [_read_point(row, seal, full_text) for row in rows]
 
 
 def _read_point(row: asyncpg.Record, seal: EncryptedField, full_text: bool) -> CellExecutionPoint:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final
 from uuid import UUID, uuid4
 
@@ -22,6 +22,7 @@ from nbpulse.pipeline import Recorded, RejectedPoint
 from nbpulse.records import rollups
 from nbpulse.records.databases import Databases, NotHere
 from nbpulse.records.failures import UNAVAILABLE
+from nbpulse.records.learners import UsersMerged
 from nbpulse.records.ledger import PostgresLedger
 from nbpulse.records.notebooks import NotebookDirectory
 from nbpulse.shards import MAIN, get_shard_number
@@ -56,6 +57,7 @@ class RoutedLedger:
 
         Raises Unavailable (NB-2003) when the directory is away; what leaves `PostgresLedger.record_events` else.
         """
+        debt_id = uuid4()
         parts: dict[str, list[ReceivedEvent]] = {}
         waiting = []
         for event in events:
@@ -64,7 +66,6 @@ class RoutedLedger:
             else:
                 place = self._databases.places[get_shard_number(event.user_id)]
                 parts.setdefault(place.database, []).append(event)
-        debt_id = uuid4()
         if len(parts) == 1 and not waiting:
             ((name, part),) = parts.items()
             return await self._record_part(name, part, debt_id)
@@ -89,6 +90,8 @@ class RoutedLedger:
             left = [event for event in part if get_shard_number(event.user_id) in moved.shards]
             stored = await self._record_part(name, kept, debt_id) if kept else _NOTHING
             return _add_up([stored, _postpone(left)])
+        except UsersMerged as merged:
+            return await self._record_merged(part, merged.into)
         except Unavailable as error:
             if name == MAIN:
                 raise
@@ -101,6 +104,19 @@ class RoutedLedger:
                 rest_s = _DATABASE_REST_S
             self._rest([name], rest_s)
             return _postpone(part)
+
+    async def _record_merged(self, part: list[ReceivedEvent], into: Mapping[UUID, UUID]) -> Recorded:
+        """
+        As the users they have become, wherever these are; what is to wait is named as it came.
+
+        A batch of its own, with a debt of its own: in one of these databases the first batch may have left its own.
+        """
+        renamed = [msgspec.structs.replace(one, user_id=into.get(one.user_id, one.user_id)) for one in part]
+        recorded = await self.record_events(renamed)
+        waiting = [
+            one for one, new in zip(part, renamed, strict=True) if (new.user_id, new.event_id) in recorded.postponed
+        ]
+        return msgspec.structs.replace(recorded, postponed=_postpone(waiting).postponed)
 
     def _rest(self, keys: Iterable[int | str], rest_s: float) -> None:
         now = time.monotonic()
