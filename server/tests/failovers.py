@@ -46,6 +46,14 @@ class _Writers:
         self.given: list[list[ReceivedEvent]] = []
         self.acknowledged: list[UUID] = []
 
+    async def await_acknowledged(self, count: int) -> None:
+        """Until more than so many are; a busy machine takes its time."""
+
+        async def are_enough() -> bool:
+            return len(self.acknowledged) > count
+
+        await until(are_enough)
+
     async def write(self, ledger: PostgresLedger) -> None:
         while True:
             batch = spread(self._students, self._course_id, BATCH_EVENTS)
@@ -73,8 +81,8 @@ async def is_followed(pair: Pair, *, is_synchronous: bool) -> bool:
 
 async def fail_over(pair: Pair, database: str, *, is_synchronous: bool, load_s: float, cut_s: float) -> Failover:
     """
-    Load for `load_s`, for its last `cut_s` with the replica's receiver standing still; kill -9 of both; the replica
-    starts again and is promoted; then everything is delivered again, as a stream does with what it has no
+    Load for at least `load_s`, for its last `cut_s` with the replica's receiver standing still; kill -9 of both; the
+    replica starts again and is promoted; then everything is delivered again, as a stream does with what it has no
     acknowledgement of.
     """
     course_id, students = await make_class(database, STUDENTS)
@@ -90,8 +98,12 @@ async def fail_over(pair: Pair, database: str, *, is_synchronous: bool, load_s: 
         ledger = PostgresLedger(pool, seal, NotebookDirectory())
         writing = [asyncio.create_task(writers.write(ledger)) for _ in range(WRITERS)]
         await asyncio.sleep(load_s - cut_s)
+        await writers.await_acknowledged(WRITERS * BATCH_EVENTS)
         find_receiver(pair).suspend()
+        at_cut = len(writers.acknowledged)
         await asyncio.sleep(cut_s)
+        if not is_synchronous:  # nothing holds them up: some are the dead primary's alone
+            await writers.await_acknowledged(at_cut)
         pair.kill(pair.primary)
         await asyncio.gather(*writing)
     # What the kernel holds for the receiver would still be read: as on another machine that goes at the same time.

@@ -36,6 +36,7 @@ SCHEMES: Final = {"redis+cluster": False, "rediss+cluster": True}
 _BEATS: Final = (b"nbpulse:workers", b"nbpulse:workers:one", b"nbpulse:workers:two")
 _ANSWER_LIMIT_S: Final = 1.0
 _EXAMINE_LIMIT_S: Final = 0.4
+_DESCRIBERS_MAX: Final = 3
 _PORT: Final = 6379
 
 _Item = TypeVar("_Item")
@@ -73,6 +74,22 @@ class Cluster(RedisCluster):
             reinitialize_steps=0,  # a moved slot is noted by itself; the whole map is read when a server fails
         )
         self._made: WeakSet[AbstractConnection] = WeakSet()
+
+    async def initialize(
+        self,
+        additional_startup_nodes_info: list[tuple[str, int]] | None = None,
+        last_failed_node_name: str | None = None,
+    ) -> Cluster:
+        """Read the map, and from its first primary what commands there are; where that one is away, from the next."""
+        for tries_left in reversed(range(_DESCRIBERS_MAX)):
+            try:
+                await super().initialize(additional_startup_nodes_info, last_failed_node_name)
+                break
+            except (LostConnection, LateAnswer):
+                if not tries_left or not self.get_primaries():
+                    raise
+                self.nodes_manager.move_node_to_end_of_cached_nodes(self.get_primaries()[0].name)
+        return self
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         with redis_query_durations.get(str(args[0]).lower(), redis_query_durations["other"]).time(), _as_lost():

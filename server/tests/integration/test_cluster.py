@@ -33,7 +33,7 @@ from nbpulse.stream.copying import StreamCopy
 from nbpulse.stream.erasing import StreamErasure
 from nbpulse.stream.leases import BEAT_S, LEASE_S, Leases, name_lease
 from stage import Stage, make_run, open_stage
-from stores import WORKER_PASSWORD, connect, count_rows, make_class, make_event, make_settings
+from stores import WORKER_PASSWORD, connect, count_rows, create_database, make_class, make_event, make_settings
 from working import work
 
 
@@ -345,26 +345,27 @@ async def test_a_server_that_is_away_stops_no_worker_at_the_others(cluster: Valk
 
 
 async def test_api_and_worker_start_while_a_server_and_its_replica_are_away(
-    stage_database: str, cluster: ValkeyCluster
+    embedded_postgres: str, cluster: ValkeyCluster
 ) -> None:
+    database = await create_database(embedded_postgres)
     async with open_redis(cluster.url) as redis:
         await redis.flushall()
         stream = EventStream(redis)
         await stream.ensure_groups()
         await stream.close()
-    primary = await cluster.find_owner(STREAM_KEYS["events"][0])
+    primary = await cluster.find_owner(b"06S")  # of slot 0: the first that a client asks
     replica = await cluster.find_replica(primary)
     served = {shard for shard, key in enumerate(STREAM_KEYS["events"]) if await cluster.find_owner(key) is not primary}
-    course_id, students = await make_class(stage_database, 24)
+    course_id, students = await make_class(database, 24)
     own, beside = ([one for one in students if (get_shard_number(one) in served) == is_there] for is_there in (0, 1))
     settings = msgspec.structs.replace(
-        make_settings(stage_database, cluster.url),
+        make_settings(database, cluster.url),
         promise="failover",
-        api_database_url=with_login(stage_database, "nbpulse_api", WORKER_PASSWORD),
+        api_database_url=with_login(database, "nbpulse_api", WORKER_PASSWORD),
     )
 
     async def are_stored(users: list[UUID]) -> bool:
-        async with connect(stage_database) as owner:
+        async with connect(database) as owner:
             query = "SELECT count(DISTINCT user_id) FROM events WHERE course_id = $1 AND user_id = ANY($2)"
             return bool(await owner.fetchval(query, course_id, users) == len(users))
 
