@@ -98,10 +98,10 @@ async def restart_all(
         await await_debts_paid(facts["database_url"])
         deadline_s = time.monotonic() + 60
         while differences := await find_differences(system, viewers):
+            for viewer in viewers:
+                viewer.assert_running()
             assert time.monotonic() < deadline_s, "\n".join(differences)
             await asyncio.sleep(0.2)
-        for viewer in viewers:
-            viewer.assert_running()
     history = read_journals([journal.path])
     return Restarts(
         await check(facts["database_url"], facts["redis_url"], history),

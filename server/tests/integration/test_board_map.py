@@ -70,9 +70,11 @@ async def test_without_a_map_seats_stand_in_their_rows_and_a_click_says_who(stag
         assert one["x"] == below["x"] < last["x"]
         await first.focus()
         await page.keyboard.press("Enter")
+        await expect(page.locator("[data-who]")).to_be_visible()  # what it says is there before it opens
         await expect(page.locator("[data-who]")).not_to_contain_text("学生 1")
         await expect(page.locator("[data-who] li")).to_contain_text("help")
         await page.keyboard.press("Escape")
+        await expect(page.locator("[data-who]")).to_be_hidden()
         await page.keyboard.press("a")
         await first.click()
         await expect(page.locator("[data-who] li a")).to_have_text("学生 1")

@@ -84,7 +84,9 @@ class Viewer:
             proxy=None,
             ssl=TRUSTING if url.startswith("wss") else None,
         ) as socket:
-            await socket.send(json.dumps({"t": "hello", "token": self._token}))
+            # Of no epoch that any API knows, as a browser's when it comes to another: no frame before "resume". The
+            # snapshot may be another API's, whose numbers are others.
+            await socket.send(json.dumps({"t": "hello", "token": self._token, "epoch": ""}))
             async for text in socket:
                 message = json.loads(text)
                 if message["t"] in {"hello", "resync"}:
