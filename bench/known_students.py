@@ -74,7 +74,9 @@ class School:
         owner = await asyncpg.connect(self.system.owner_url)
         try:
             await owner.execute(_STATES, course_id, timeout=600)
-            await owner.execute("VACUUM ANALYZE learner_states")
+            # As after a night: what autovacuum and the checkpointer do of so many new rows is no answer's price.
+            await owner.execute("VACUUM ANALYZE", timeout=600)
+            await owner.execute("CHECKPOINT", timeout=600)
             self.filled["known_students"] = await owner.fetchval(
                 "SELECT count(DISTINCT user_id) FROM enrolments WHERE role = 'student'"
             )
