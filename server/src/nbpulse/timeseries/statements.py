@@ -156,14 +156,21 @@ _MINE = "{0}.course_id = $4 AND {0}.user_id = ANY($5)"
 _SCOPE: Final = re.compile(r"(\w)\.course_id = \$4(?: AND \1\.user_id = ANY\(\$5\))?")
 # Before and after the window's whole minutes or slots, $6 to $7: each range for itself, its bounds in sight. Joined to
 # a table of ranges, or as one condition with OR, all that the class ever ran would be read.
-_EDGES = ("e.time_ns >= $1 AND e.time_ns < $6", "e.time_ns >= $7 AND e.time_ns < $2")
+_EDGES = (("$1", "$6"), ("$7", "$2"))
+# Asked once for each edge: a window mostly begins when nobody of the class works, and to find that out person by person
+# takes as many searches. What is written there marks its minute, and what is rolled up has a slot.
+_IS_TOUCHED = f"""(EXISTS (SELECT FROM timeseries.cell_executions_10m t
+            WHERE t.slot_ns >= {{0}} / {SLOT_NS} * {SLOT_NS} AND t.slot_ns < {{1}} AND t.course_id = $4)
+        OR EXISTS (SELECT FROM timeseries.stale_minutes t
+            WHERE t.minute_ns >= {{0}} / 60000000000 * 60000000000 AND t.minute_ns < {{1}} AND t.course_id = $4))"""  # noqa: S608
 
 
 def _read_edges(select: str, where: str = "true") -> str:
     """Raw points of both edges."""
     return " UNION ALL ".join(
-        f"{select} FROM timeseries.cell_executions e WHERE {edge} AND {where} AND {_MINE.format('e')}"
-        for edge in _EDGES
+        f"{select} FROM timeseries.cell_executions e WHERE e.time_ns >= {start} AND e.time_ns < {end} AND {where}"
+        f" AND {_MINE.format('e')} AND {_IS_TOUCHED.format(start, end)}"
+        for start, end in _EDGES
     )
 
 
