@@ -17,10 +17,12 @@ from typer.testing import CliRunner
 from nbpulse import cli
 from nbpulse.api.app import ApiOptions, create_app
 from nbpulse.embedded import EmbeddedPostgres
+from nbpulse.events import ReceivedEvent
 from nbpulse.preparation import make_passwords
 from nbpulse.records.owner import open_owner, set_passwords
 from nbpulse.resources import Resources, open_resources
 from nbpulse.settings import Settings
+from nbpulse.shards import SHARD_COUNT
 from servers import ROOT, make_data_dir
 from stage import serve_app
 from stores import KEY, connect, create_database
@@ -165,6 +167,30 @@ def run_primaries(names: Sequence[str]) -> Iterator[Primaries]:
             )
         )
         yield primaries
+
+
+@contextmanager
+def run_site(names: Sequence[str]) -> Iterator[Primaries]:
+    """As `run_primaries`, all added; the shards lie by turns at `main` and at these."""
+    with run_primaries(names) as started:
+        for name in names:
+            started.run("add", name, "--url", started.urls[name])
+        homes = {number: ("main", *names)[number % (len(names) + 1)] for number in range(SHARD_COUNT)}
+        asyncio.run(started.assign({number: name for number, name in homes.items() if name != "main"}))
+        yield started
+
+
+async def store(worker: Resources, events: Sequence[ReceivedEvent]) -> None:
+    """Until all of it is in the ledger, and every point that is owed in the time series."""
+    left = list(events)
+    async with asyncio.timeout(60):
+        while left:
+            recorded = await worker.ledger.record_events(left)
+            left = [one for one in left if (one.user_id, one.event_id) in recorded.postponed]
+            await asyncio.sleep(0.02 if left else 0)
+    for debt in await worker.ledger.find_debts(older_than_s=0, limit=1_000):
+        await worker.series.write_points(debt.points)
+        await worker.ledger.settle_debt(debt.debt_id)  # type: ignore[arg-type]
 
 
 async def set_logins(primaries: Primaries) -> None:

@@ -41,7 +41,7 @@ from nbpulse.records.views import ClassReader
 from nbpulse.records.work import WorkReader
 from nbpulse.resources import Resources
 from nbpulse.shards import SHARD_COUNT, get_shard_number
-from primaries import Primaries, run_primaries
+from primaries import Primaries, run_site
 from stores import KEY, connect, make_event
 from working import is_drained, until, work
 
@@ -53,12 +53,7 @@ pytestmark = pytest.mark.timeout(900 if IS_FULL else 180)
 
 @pytest.fixture(scope="module")
 def primaries() -> Iterator[Primaries]:
-    with run_primaries(NAMES[1:]) as started:
-        for name in NAMES[1:]:
-            started.run("add", name, "--url", started.urls[name])
-        asyncio.run(
-            started.assign({number: choose(number) for number in range(SHARD_COUNT) if choose(number) != "main"})
-        )
+    with run_site(NAMES[1:]) as started:
         yield started
 
 

@@ -21,8 +21,8 @@ from nbpulse.records.copying import LEFT_OUT, Snapshot
 from nbpulse.records.moves import MADE_ANEW
 from nbpulse.records.primaries import PUBLISHED
 from nbpulse.records.reuniting import PART_TABLES
-from nbpulse.shards import SHARD_COUNT, get_shard_number
-from primaries import Primaries, run_primaries
+from nbpulse.shards import get_shard_number
+from primaries import Primaries, run_site
 from stores import connect, make_class, make_error, make_event
 from working import is_drained, until, work
 
@@ -31,9 +31,7 @@ pytestmark = pytest.mark.timeout(240)
 
 @pytest.fixture(scope="module")
 def primaries() -> Iterator[Primaries]:
-    with run_primaries(("b",)) as started:
-        started.run("add", "b", "--url", started.urls["b"])
-        asyncio.run(started.assign({number: "b" for number in range(SHARD_COUNT) if number % 2}))
+    with run_site(("b",)) as started:
         yield started
 
 

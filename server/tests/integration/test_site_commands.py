@@ -28,8 +28,8 @@ from nbpulse.records.audit import note_audit
 from nbpulse.records.courses import clear_removed, remove_demo_course
 from nbpulse.records.databases import OtherSchema
 from nbpulse.resources import Resources
-from nbpulse.shards import SHARD_COUNT, get_shard_number
-from primaries import SHARD_TABLES, Primaries, run_primaries
+from nbpulse.shards import get_shard_number
+from primaries import SHARD_TABLES, Primaries, run_site, store
 from stores import KEY, connect, list_holders, make_class, make_error, make_event
 
 pytestmark = pytest.mark.timeout(180)
@@ -37,9 +37,7 @@ pytestmark = pytest.mark.timeout(180)
 
 @pytest.fixture(scope="module")
 def primaries() -> Iterator[Primaries]:
-    with run_primaries(("b",)) as started:
-        started.run("add", "b", "--url", started.urls["b"])
-        asyncio.run(started.assign({number: "b" for number in range(SHARD_COUNT) if number % 2}))
+    with run_site(("b",)) as started:
         yield started
 
 
@@ -60,19 +58,6 @@ def draw_students(count: int) -> list[UUID]:
         one = uuid4()
         drawn[choose(one)].append(one)
     return [one for some in drawn.values() for one in some[: count // 2]]
-
-
-async def store(worker: Resources, events: list[ReceivedEvent]) -> None:
-    """Until all of it is in the ledger, and its points in the time series."""
-    left = events
-    async with asyncio.timeout(60):
-        while left:
-            recorded = await worker.ledger.record_events(left)
-            left = [one for one in left if (one.user_id, one.event_id) in recorded.postponed]
-            await asyncio.sleep(0.02 if left else 0)
-    for debt in await worker.ledger.find_debts(older_than_s=0, limit=1_000):
-        await worker.series.write_points(debt.points)
-        await worker.ledger.settle_debt(debt.debt_id)  # type: ignore[arg-type]
 
 
 async def count_all(primaries: Primaries, user_id: UUID) -> dict[str, dict[str, int]]:

@@ -15,9 +15,8 @@ from nbpulse.crypto import EncryptedField
 from nbpulse.errors import StartupError
 from nbpulse.events import ReceivedEvent
 from nbpulse.records import carrying
-from nbpulse.resources import Resources
-from nbpulse.shards import SHARD_COUNT, get_shard_number
-from primaries import Primaries, run_primaries
+from nbpulse.shards import get_shard_number
+from primaries import Primaries, run_site, store
 from stores import KEY, connect, list_holders, make_class, make_error, make_event
 from working import until
 
@@ -37,11 +36,7 @@ pytestmark = pytest.mark.timeout(180)
 
 @pytest.fixture(scope="module")
 def primaries() -> Iterator[Primaries]:
-    with run_primaries(NAMES[1:]) as started:
-        for name in NAMES[1:]:
-            started.run("add", name, "--url", started.urls[name])
-        homes = {number: NAMES[number % 3] for number in range(SHARD_COUNT)}
-        asyncio.run(started.assign({number: name for number, name in homes.items() if name != "main"}))
+    with run_site(NAMES[1:]) as started:
         yield started
 
 
@@ -52,19 +47,6 @@ def passwords(primaries: Primaries, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def draw_at(name: str) -> UUID:
     return next(one for one in iter(uuid4, None) if NAMES[get_shard_number(one) % 3] == name)
-
-
-async def store(worker: Resources, events: Sequence[ReceivedEvent]) -> None:
-    """Until all of it is in the ledger, and every point that is owed in the time series."""
-    left = list(events)
-    async with asyncio.timeout(60):
-        while left:
-            recorded = await worker.ledger.record_events(left)
-            left = [one for one in left if (one.user_id, one.event_id) in recorded.postponed]
-            await asyncio.sleep(0.02 if left else 0)
-    for debt in await worker.ledger.find_debts(older_than_s=0, limit=1_000):
-        await worker.series.write_points(debt.points)
-        await worker.ledger.settle_debt(debt.debt_id)  # type: ignore[arg-type]
 
 
 class Killed(Exception):
