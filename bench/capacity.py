@@ -111,6 +111,20 @@ class Site(Nbpulse):
         """The owner's address of each database; `main` is the directory."""
         return self._primaries.urls if self._primaries else {"main": self.owner_url}
 
+    async def connect(self) -> None:
+        await super().connect()
+        # The directory shows what is stored half a second later: those that keep the rows are asked.
+        keepers = [url for name, url in self.urls.items() if self._primaries is None or name in NAMES]
+        self._keepers = [await asyncpg.create_pool(url, min_size=1, max_size=1) for url in keepers]
+
+    async def disconnect(self) -> None:
+        for pool in (self.pool, *self._keepers):
+            await pool.close()
+
+    async def count_quickly(self) -> int:
+        counts = await asyncio.gather(*(pool.fetchval(self.STORED, self._course_id) for pool in self._keepers))
+        return int(sum(counts))
+
     async def count_between(self, start: datetime | None, end: datetime | None) -> int:
         counts = [
             await ask(
@@ -285,14 +299,14 @@ async def _measure_alone(site: Site, parts: list[str], seconds: float) -> Figure
         found["boards"] = await measure_boards(site, seconds)
     if "backlog" in parts:
         found["backlog"] = await measure_backlog(site)
-    await site.pool.close()
+    await site.disconnect()
     return found
 
 
 async def _measure_shape(site: Site, seconds: float) -> Figures:
     await site.connect()
     found = await measure_grid_point(site, seconds)
-    await site.pool.close()
+    await site.disconnect()
     return found
 
 

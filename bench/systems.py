@@ -112,6 +112,7 @@ class Nbpulse(System):
     """
 
     name = "nbpulse"
+    STORED = "SELECT coalesce(sum(last_ordinal), 0) FROM learner_states WHERE course_id = $1"
 
     def __init__(self, **settings: str) -> None:
         super().__init__()
@@ -162,11 +163,7 @@ class Nbpulse(System):
             self.students.append(Student(joined["user_id"], joined["token"], str(uuid.uuid4())))
 
     async def count_quickly(self) -> int:
-        return int(
-            await self.pool.fetchval(
-                "SELECT coalesce(sum(last_ordinal), 0) FROM learner_states WHERE course_id = $1", self._course_id
-            )
-        )
+        return int(await self.pool.fetchval(self.STORED, self._course_id))
 
     async def count_between(self, start: datetime | None, end: datetime | None) -> int:
         return int(

@@ -74,6 +74,10 @@ class Cluster(RedisCluster):
             reinitialize_steps=0,  # a moved slot is noted by itself; the whole map is read when a server fails
         )
         self._made: WeakSet[AbstractConnection] = WeakSet()
+        told = tell_of_loss(self.connection_kwargs["connection_class"])
+        self.connection_kwargs["connection_class"] = told
+        for server in self.startup_nodes:
+            server.connection_class = told
 
     async def initialize(
         self,
@@ -227,6 +231,25 @@ async def _examine(server: ClusterNode) -> Member:
         async with asyncio.timeout(_EXAMINE_LIMIT_S):
             replicas = int((await server.execute_command("INFO", "replication")).get("connected_slaves", 0))
     return Member(server.name, server.server_type == PRIMARY, replicas)
+
+
+def tell_of_loss(connection_class: type[AbstractConnection]) -> type[AbstractConnection]:
+    """
+    Connections of that class whose writes raise LostConnection where the server has just reset them.
+
+    On the standard loop the next read says so; uvloop's write raises a RuntimeError, which no client takes for a loss.
+    """
+
+    class ToldConnection(connection_class):  # type: ignore[valid-type, misc]
+        async def send_packed_command(self, *args: Any, **options: Any) -> None:
+            try:
+                await super().send_packed_command(*args, **options)
+            except RuntimeError as error:
+                if "handler is closed" not in str(error):
+                    raise
+                raise LostConnection(str(error)) from error
+
+    return ToldConnection
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ReadOnlyError
 
-from nbpulse.cluster import Cluster, is_cluster
+from nbpulse.cluster import Cluster, is_cluster, tell_of_loss
 from nbpulse.errors import StartupError
 from nbpulse.metrics import (
     Database,
@@ -175,6 +175,7 @@ class _CountedPool(ConnectionPool):
     def __init__(self, *args: Any, **options: Any) -> None:
         self._made: WeakSet[AbstractConnection] = WeakSet()
         super().__init__(*args, **options)
+        self.connection_class = tell_of_loss(self.connection_class)
 
     def make_connection(self) -> AbstractConnection:
         connection: AbstractConnection = super().make_connection()  # type: ignore[no-untyped-call]

@@ -16,6 +16,8 @@ from uuid import UUID, uuid4
 import httpx2
 import msgspec
 import pytest
+import uvloop
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from websockets.asyncio.client import ClientConnection
 
@@ -274,6 +276,29 @@ async def test_a_wrong_address_says_what_is_wrong(cluster: ValkeyCluster) -> Non
         with pytest.raises(StartupError, match="NB-3101"):
             await stream.read_promise()
         await stream.close()
+
+
+@pytest.mark.parametrize("is_one_server", [False, True])
+def test_a_write_to_what_was_just_reset_is_a_loss_on_the_faster_loop_too(
+    cluster: ValkeyCluster, embedded_valkey: str, is_one_server: bool
+) -> None:
+    """uvloop has an error of its own for it, which had ended an API process."""
+
+    async def write_into_the_void() -> None:
+        async with open_redis(embedded_valkey if is_one_server else cluster.url) as redis:
+            await redis.ping()
+            if isinstance(redis, Cluster):
+                connection: Any = redis.make_connection(redis.get_primaries()[0])
+            else:
+                connection = redis.connection_pool.make_connection()
+            await connection.connect()
+            connection._writer.transport.abort()
+            with pytest.raises(RedisConnectionError):
+                await connection.send_command("PING")
+            assert not connection.is_connected
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(write_into_the_void())
 
 
 async def test_the_promise_is_that_of_the_weakest_server(cluster: ValkeyCluster) -> None:
