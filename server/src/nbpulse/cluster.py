@@ -40,6 +40,7 @@ _DESCRIBERS_MAX: Final = 3
 _PORT: Final = 6379
 
 _Item = TypeVar("_Item")
+_Class = TypeVar("_Class", bound=AbstractConnection)
 
 
 class Member(NamedTuple):
@@ -233,7 +234,7 @@ async def _examine(server: ClusterNode) -> Member:
     return Member(server.name, server.server_type == PRIMARY, replicas)
 
 
-def tell_of_loss(connection_class: type[AbstractConnection]) -> type[AbstractConnection]:
+def tell_of_loss(connection_class: type[_Class]) -> type[_Class]:
     """
     Connections of that class whose writes raise LostConnection where the server has just reset them.
 
