@@ -199,6 +199,26 @@ async def test_a_server_killed_at_a_step_comes_back_and_the_move_goes_on(
     await check(primaries, load, course_id)
 
 
+async def test_a_target_that_dies_behind_the_fence_costs_the_shard_no_pause(
+    primaries: Primaries, embedded_valkey: str
+) -> None:
+    async with working(primaries, embedded_valkey) as (load, course_id, students):
+        shard, victim = get_shard_number(students[0]), primaries.servers["b"]
+        try:
+            code, said = await run_mover(primaries, victim.pid, "_wait_applied", f"shard_{shard}", "--to", "b")
+            assert (code, "NB-3130" in said) == (1, True), said
+            query = "SELECT count(*) FROM events WHERE shard = $1"
+            async with connect(primaries.urls["main"]) as source, asyncio.timeout(20):
+                before = await source.fetchval(query, shard)
+                while await source.fetchval(query, shard) == before:  # noqa: ASYNC110 - a database changes
+                    await asyncio.sleep(0.1)
+        finally:
+            victim.revive()
+        for arguments in ((), (f"shard_{shard}", "--to", "main")):
+            await asyncio.to_thread(primaries.run, "move", *arguments)
+    await check(primaries, load, course_id)
+
+
 async def test_a_move_is_taken_back_until_the_map_has_changed(primaries: Primaries, embedded_valkey: str) -> None:
     async with working(primaries, embedded_valkey) as (load, course_id, students):
         shard = get_shard_number(students[0])

@@ -12,6 +12,7 @@ rows are deleted only when the target has as many.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -23,6 +24,7 @@ import asyncpg
 from nbpulse.errors import StartupError
 from nbpulse.records import primaries, rollups
 from nbpulse.records.databases import HOLD_LOCK, find_shard_url
+from nbpulse.records.failures import UNAVAILABLE
 from nbpulse.records.marks import UPSERT
 from nbpulse.shards import MAIN, get_shard_number
 
@@ -32,7 +34,7 @@ MOVED: Final = ("event_ids", "events", "event_contents", "learning_sessions", *R
 MADE_ANEW: Final = ("series_marks", "series_standings")
 _MOVER_LOCK: Final = 6_622_036
 _LOOK_S: Final = 0.005
-_APPLY_S: Final = 60.0
+_APPLY_S: Final = 10.0
 _LAG_BYTES: Final = 1 << 20
 _LOCK_MS: Final = 10_000
 Report = Callable[[float], None]
@@ -61,6 +63,7 @@ NOT EXISTS (
     WHERE d.created_at > now() - interval '1 minute' AND (k.user_id, k.course_id) = (s.user_id, s.course_id)
 )
 """
+_UNFENCE: Final = "UPDATE shard_owners SET is_here = TRUE WHERE shard = $1"
 _STREAMS: Final = "SELECT json_agg(s) FROM spent_entries s WHERE stream LIKE '%{shard_' || $1::text || '}'"
 
 
@@ -164,7 +167,7 @@ async def abort(site: Site, move: Move) -> None:
         raise StartupError("NB-3131", shard=f"shard_{move.shard}", target=move.target)
     source, target = site.pools[move.source], site.pools[move.target]
     await target.execute("UPDATE shard_owners SET is_here = FALSE WHERE shard = $1", move.shard)
-    await source.execute("UPDATE shard_owners SET is_here = TRUE WHERE shard = $1", move.shard)
+    await source.execute(_UNFENCE, move.shard)
     await _part(site, move)
     await _delete_rows(target, move.target, move.shard)
     await _note_end(site.directory, move.shard)
@@ -212,17 +215,27 @@ async def _copy(site: Site, move: Move, report: Report) -> None:
 
 
 async def _hand_over(site: Site, move: Move) -> float:
-    """From the fence to the map: what is between is the pause of the shard's writes."""
+    """
+    From the fence to the map: what is between is the pause of the shard's writes.
+
+    What fails before the target holds the shard takes the fence back, where the source answers: a target that died
+    costs the shard no pause.
+    """
     source, target = site.pools[move.source], site.pools[move.target]
-    async with source.acquire() as connection:
-        async with connection.transaction():
-            await connection.execute(f"SET LOCAL lock_timeout = {_LOCK_MS}")
-            began_s = time.monotonic()  # who comes now waits behind us
-            await connection.execute("SELECT pg_advisory_xact_lock($1, $2)", HOLD_LOCK, move.shard)
-            await connection.execute("UPDATE shard_owners SET is_here = FALSE WHERE shard = $1", move.shard)
-        fenced_at = await connection.fetchval("SELECT pg_current_wal_insert_lsn()::text")
-        await _wait_applied(connection, site.make_slot(move), fenced_at)
-    await _carry(site, move)
+    try:
+        async with source.acquire() as connection:
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL lock_timeout = {_LOCK_MS}")
+                began_s = time.monotonic()  # who comes now waits behind us
+                await connection.execute("SELECT pg_advisory_xact_lock($1, $2)", HOLD_LOCK, move.shard)
+                await connection.execute("UPDATE shard_owners SET is_here = FALSE WHERE shard = $1", move.shard)
+            fenced_at = await connection.fetchval("SELECT pg_current_wal_insert_lsn()::text")
+            await _wait_applied(connection, target, site.make_slot(move), fenced_at)
+        await _carry(site, move)
+    except BaseException:
+        with contextlib.suppress(*UNAVAILABLE):
+            await source.execute(_UNFENCE, move.shard)
+        raise
     epoch = 1 + await site.directory.fetchval("SELECT epoch FROM shard_map WHERE shard = $1", move.shard)
     await target.execute("UPDATE shard_owners SET is_here = TRUE, epoch = $2 WHERE shard = $1", move.shard, epoch)
     await site.directory.execute(
@@ -232,8 +245,8 @@ async def _hand_over(site: Site, move: Move) -> float:
     return time.monotonic() - began_s
 
 
-async def _wait_applied(source: asyncpg.Connection, slot: str, lsn: str) -> None:
-    """Until the subscriber has flushed all up to `lsn`. Raises StartupError (NB-3130) after a minute."""
+async def _wait_applied(source: asyncpg.Connection, target: asyncpg.Pool, slot: str, lsn: str) -> None:
+    """Until the subscriber has flushed all up to `lsn`. Raises StartupError (NB-3130) after ten seconds."""
     deadline_s = time.monotonic() + _APPLY_S
     query = "SELECT confirmed_flush_lsn >= $2::text::pg_lsn FROM pg_replication_slots WHERE slot_name = $1"
     while not await source.fetchval(query, slot, lsn):
@@ -241,6 +254,7 @@ async def _wait_applied(source: asyncpg.Connection, slot: str, lsn: str) -> None
             raise StartupError("NB-3130", detail=f"{slot} has not reached {lsn}")
         # Something to send: with nothing new the subscriber would be asked for its position only now and then.
         await source.execute("SELECT pg_logical_emit_message(false, 'nbpulse', '')")
+        await target.execute("SELECT 1")  # a dead one is no slow one
         await asyncio.sleep(_LOOK_S)
 
 
