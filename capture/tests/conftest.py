@@ -197,7 +197,7 @@ def reply(request: BaseHTTPRequestHandler, status: int, content: object, **heade
     request.wfile.write(raw)
 
 
-def wait_until(is_true: Callable[[], bool], timeout_s: float = 10.0) -> None:
+def wait_until(is_true: Callable[[], bool], timeout_s: float = 30.0) -> None:
     end = time.monotonic() + timeout_s
     while not is_true():
         assert time.monotonic() < end, "it did not become true in time"

@@ -8,6 +8,7 @@ from playwright.async_api import expect
 from clusters import valkey_cluster  # noqa: F401
 from servers import (  # noqa: F401
     browser,
+    chromium,
     chromium_path,
     data_dir,
     embedded_postgres,

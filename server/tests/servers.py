@@ -266,13 +266,21 @@ def chromium_path() -> str:
     return found
 
 
-@pytest.fixture
-async def browser(chromium_path: str) -> AsyncIterator[Browser]:
-    """A new one for each test."""
+@pytest.fixture(scope="session")
+async def chromium(chromium_path: str) -> AsyncIterator[Browser]:
+    """One for all tests of a worker: it and its driver cost more to start than a page does."""
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium_path, args=CHROMIUM_FLAGS)
-        yield browser
-        await browser.close()
+        chromium = await playwright.chromium.launch(executable_path=chromium_path, args=CHROMIUM_FLAGS)
+        yield chromium
+        await chromium.close()
+
+
+@pytest.fixture
+async def browser(chromium: Browser) -> AsyncIterator[Browser]:
+    """As good as a new one for each test: what it opens shares nothing and is closed."""
+    yield chromium
+    for context in chromium.contexts:
+        await context.close()
 
 
 @contextmanager
