@@ -1,5 +1,6 @@
 """What of the API needs no server: statuses, languages, bodies, origins."""
 
+import asyncio
 import gzip
 from typing import Any
 from uuid import uuid4
@@ -9,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbpulse.api.access import check_staff
+from nbpulse.allowances import Limits
+from nbpulse.api.access import Gate, check_staff
 from nbpulse.api.bodies import decode_body, read_body
+from nbpulse.api.limits import RequestLimits
 from nbpulse.api.problems import choose_language, find_status, make_problem
 from nbpulse.errors import AccessDenied, InvalidInput, NotFound, Unavailable
 from nbpulse.records.people import Person
@@ -107,3 +110,34 @@ def test_a_code_is_read_out_loud_without_doubt_and_typed_in_any_way() -> None:
     assert not set("".join(codes)) & set("0O1ILU")
     for code in codes:
         assert clean_code(f" {code[:3].lower()}-{code[3:]} ") == code
+
+
+class SlowPeople:
+    """Knows one person, and answers when it is let."""
+
+    def __init__(self, person: Person) -> None:
+        self.person, self.may_answer = person, asyncio.Event()
+
+    async def find_person(self, token: str) -> Person:
+        read = self.person  # as a statement's snapshot: what is changed from here on it does not see
+        await self.may_answer.wait()
+        return read
+
+
+@pytest.mark.parametrize("of_course", [True, False])
+async def test_who_was_looked_up_before_a_change_is_not_remembered_after_it(of_course: bool) -> None:
+    course = uuid4()
+    before = Person(uuid4(), "student", uuid4(), course, frozenset({"events:write"}), {course: "student"})
+    people: Any = SlowPeople(before)
+    gate = Gate(people, RequestLimits(Limits()), None)
+    asked = asyncio.create_task(gate.find_person("nbp_token", "10.0.0.1"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    people.person = after = msgspec.structs.replace(before, roles={})
+    if of_course:
+        gate.forget_students(course, before.user_id)
+    else:
+        gate.forget_person(before.user_id)
+    people.may_answer.set()
+    assert await asked == before, "it was asked before"
+    assert await gate.find_person("nbp_token", "10.0.0.1") == after

@@ -201,7 +201,9 @@ class Gate:
         self._hub = hub
         self._public_origin = _find_origin(public_url) if public_url else None
         self._known: OrderedDict[str, tuple[Person, float]] = OrderedDict()
-        self._lookups: dict[str, asyncio.Task[Person | None]] = {}
+        # By token and by how often somebody was forgotten: what was asked before may have been read before the change.
+        self._lookups: dict[tuple[str, int], asyncio.Task[Person | None]] = {}
+        self._changes = 0
 
     async def admit(self, request: Request, route: str) -> Person | None:
         """
@@ -260,10 +262,11 @@ class Gate:
             return person
         if person is None:  # looking up costs the database something, and whoever guesses asks for it
             self._limits.check_refusals(address)
-        lookup = self._lookups.get(token)
+        asked = token, self._changes
+        lookup = self._lookups.get(asked)
         if lookup is None:
-            lookup = self._lookups[token] = asyncio.create_task(self._look_up(token))
-            lookup.add_done_callback(lambda done: self._forget_lookup(token, done))
+            lookup = self._lookups[asked] = asyncio.create_task(self._look_up(*asked))
+            lookup.add_done_callback(lambda done: self._forget_lookup(asked, done))
         if person is not None and age_s < YES_LIFE_S:
             return person
         try:
@@ -284,11 +287,13 @@ class Gate:
 
     def forget_person(self, user_id: UUID) -> None:
         """What they may do is another now: look all their tokens up anew."""
+        self._changes += 1
         for token in [token for token, (known, _) in self._known.items() if known.user_id == user_id]:
             del self._known[token]
 
     def forget_students(self, course_id: UUID, user_id: UUID | None = None) -> None:
         """What holds of the course's people (or of this one) is another now: look them up anew."""
+        self._changes += 1
         for token, (known, _) in list(self._known.items()):
             is_meant = known.course_id == course_id or course_id in known.roles
             if is_meant and user_id in (None, known.user_id):
@@ -326,7 +331,7 @@ class Gate:
     def _is_hubs(self, token: str) -> bool:
         return self._hub is not None and not token.startswith("nbp_")
 
-    async def _look_up(self, token: str) -> Person | None:
+    async def _look_up(self, token: str, changes: int) -> Person | None:
         try:
             ask = self._hub.find_person if self._hub and self._is_hubs(token) else self._people.find_person
             person = await ask(token)
@@ -335,15 +340,15 @@ class Gate:
             raise
         if person is None:
             self._known.pop(token, None)
-        else:
+        elif changes == self._changes:
             self._known[token] = (person, time.monotonic())
             self._known.move_to_end(token)
             if len(self._known) > _PEOPLE_KEPT:
                 self._known.popitem(last=False)
         return person
 
-    def _forget_lookup(self, token: str, done: asyncio.Task[Person | None]) -> None:
-        self._lookups.pop(token, None)
+    def _forget_lookup(self, asked: tuple[str, int], done: asyncio.Task[Person | None]) -> None:
+        self._lookups.pop(asked, None)
         if not done.cancelled():
             done.exception()  # whoever waits has it; a refresh in the background simply comes again
 
