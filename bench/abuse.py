@@ -19,7 +19,7 @@ import uvloop
 from documents import write_documents
 from load import Load, make_visible_posts
 from measures import VIEWERS, Figures, find_percentile
-from report import RESULTS, ROOT, describe_machine, write_results, write_section
+from report import RESULTS, ROOT, describe_machine, write_results
 from systems import Nbpulse, Neighbours
 from viewers import Audience
 
@@ -114,7 +114,6 @@ def main() -> None:
     print(json.dumps(found, indent=1))
     if arguments.only is None:
         write_results({"abuse": found}, describe_machine(), RESULTS, "bench/abuse.py")
-        write_section("abuse")
         write_documents()
 
 

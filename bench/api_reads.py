@@ -30,9 +30,10 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import uvloop
+from documents import write_documents
 from load import Connection, Post, Student
 from measures import Figures, find_percentile
-from report import RESULTS, ROOT, describe_machine, write_results, write_section
+from report import RESULTS, ROOT, describe_machine, write_results
 from school import STUDENTS, fill_school, plan_term
 from systems import Nbpulse, Neighbours
 
@@ -318,7 +319,7 @@ def main() -> None:
     found |= {"load_average": os.getloadavg(), "students": STUDENTS}
     write_results({"api_reads": found}, describe_machine(), directory, command)
     if directory == RESULTS:
-        write_section("api_reads")
+        write_documents()
     for name, kinds in found["routes"].items():
         print(name, {kind: figures["p95_ms"] for kind, figures in kinds.items()}, "first", kinds["cold"]["first_ms"])
     if wrong := find_full_scans(found["plans"]):

@@ -27,7 +27,7 @@ from documents import write_documents
 from load import Load, make_visible_posts
 from measures import find_percentile
 from playwright.async_api import CDPSession, Page, async_playwright, expect
-from report import RESULTS, describe_machine, write_results, write_section
+from report import RESULTS, describe_machine, write_results
 from systems import Nbpulse, ask
 
 RATE_PER_S = 100
@@ -165,7 +165,6 @@ def main() -> None:
         print(name, json.dumps(found[name]), file=sys.stderr, flush=True)
     if arguments.only is None:
         write_results({"board_speed": {"classes": found}}, describe_machine(), RESULTS, "bench/board_speed.py")
-        write_section("board_speed")
         write_documents()
 
 

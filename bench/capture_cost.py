@@ -29,7 +29,7 @@ from clocks import compare_ms, load_all_cores, measure_busy_cores, summarise_ms
 from documents import write_documents
 from jupyter_client import BlockingKernelClient, KernelManager
 from jupyter_servers import measure_servers, write_profile
-from report import describe_machine, write_section
+from report import describe_machine
 from tables import compose_capture_cost
 
 RESULTS = Path(__file__).parent / "results" / "capture_cost.json"
@@ -266,7 +266,6 @@ def main() -> int:
     ]
     if not arguments.quick:
         RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        write_section("capture_cost")
         write_documents()
     print(compose_capture_cost(result))
     return 0

@@ -1,4 +1,4 @@
-"""Writes what was measured into the documents that report.py does not write: the Japanese ones, and the comparison.
+"""Writes what was measured into the documents.
 
     python bench/documents.py
 
@@ -9,13 +9,12 @@ What was not measured is said to be so.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from capacity_tables import compose_model, compose_points
-from report import RESULTS, ROOT, compose_table, read_results
+from report import RESULTS, ROOT, SECTIONS, compose_table, read_results
 
 Language = Literal["en", "ja"]
 DOCS = ROOT / "docs"
@@ -111,14 +110,18 @@ def fill(text: str, marker: tuple[str, str], content: str) -> str:
     return f"{before}{begin}\n{content}\n{end}{after}"
 
 
-def copy_sections(english: str, japanese: str) -> str:
-    """`japanese` with every block `NAME, generated` as it stands in `english`: tables that are made in English only."""
-    for name in re.findall(r"<!-- begin: (\w+), generated -->", japanese):
-        _, _, rest = english.partition(f"<!-- begin: {name}, generated -->\n")
-        content, found, _ = rest.partition(f"\n<!-- end: {name} -->")
-        if found:
-            japanese = fill(japanese, (f"{name}, generated", name), content)
-    return japanese
+def fill_sections(text: str, results: Path, *, is_whole: bool) -> str:
+    """
+    `text` with every block `NAME, generated` of SECTIONS as its result says it; tables that are made in English only.
+
+    Raises ValueError when a result has no place in a document that `is_whole`.
+    """
+    for name, compose in SECTIONS.items():
+        path = results / f"{name}.json"
+        if path.exists() and (is_whole or f"<!-- begin: {name}, generated -->" in text):
+            content = compose(json.loads(path.read_text(encoding="utf-8")))
+            text = fill(text, (f"{name}, generated", name), content)
+    return text
 
 
 def write_documents(results: Path = RESULTS) -> list[str]:
@@ -127,8 +130,8 @@ def write_documents(results: Path = RESULTS) -> list[str]:
     texts = dict(before)
     for name, marker, compose in BLOCKS:
         texts[DOCS / name] = fill(texts[DOCS / name], marker, compose(results))
-    twin = DOCS / "PERFORMANCE.ja.md"
-    texts[twin] = copy_sections(texts[DOCS / "PERFORMANCE.md"], texts[twin])
+    for name, is_whole in (("PERFORMANCE.md", True), ("PERFORMANCE.ja.md", False)):
+        texts[DOCS / name] = fill_sections(texts[DOCS / name], results, is_whole=is_whole)
     changed = [path for path, text in texts.items() if text != before[path]]
     for path in changed:
         path.write_text(texts[path], encoding="utf-8")

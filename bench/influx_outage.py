@@ -25,9 +25,10 @@ from typing import Any
 from uuid import UUID
 
 import uvloop
+from documents import write_documents
 from load import Load, make_visible_posts
 from measures import VIEWERS, Figures, find_percentile
-from report import RESULTS, ROOT, describe_machine, write_results, write_section
+from report import RESULTS, ROOT, describe_machine, write_results
 from systems import Nbpulse, Neighbours
 from viewers import Audience
 
@@ -171,7 +172,7 @@ def main() -> None:
     directory = RESULTS if arguments.seconds >= 60 else ROOT / ".cache" / "bench"
     write_results({name: found}, describe_machine(), directory, " ".join(["bench/influx_outage.py", *sys.argv[1:]]))
     if directory == RESULTS and arguments.how == "kill":
-        write_section("influx_outage")
+        write_documents()
     print(json.dumps(found, indent=1))
     if found["p99_ratio"] > RATIO_MAX:
         raise SystemExit(f"event to frame, p99: {found['p99_ratio']} times as long while InfluxDB was away")

@@ -30,7 +30,7 @@ from api_reads import Readers, list_questions, vary
 from documents import write_documents
 from load import Load, make_visible_posts
 from measures import Figures, find_percentile
-from report import RESULTS, ROOT, describe_machine, write_results, write_section
+from report import RESULTS, ROOT, describe_machine, write_results
 from school import BYTES_BY_PART, STUDENTS, fill_school
 from systems import Nbpulse, ask, go_first, measure_cpu_s, measure_pss
 
@@ -221,7 +221,6 @@ def main() -> None:
     for name, one in found["figures"].items():
         print(f"{name:24} {one['alone_ms']:8.1f} ms {one['beside_ms']:8.1f} ms  x {one['ratio']:.2f}")
     if is_whole:
-        write_section("known_students")
         write_documents()
 
 

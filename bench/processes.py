@@ -17,8 +17,9 @@ import statistics
 import sys
 from typing import Any, get_args
 
+from documents import write_documents
 from redis.asyncio import Redis
-from report import RESULTS, ROOT, describe_machine, write_results, write_section
+from report import RESULTS, ROOT, describe_machine, write_results
 from systems import Neighbours
 
 from changing_workers import change_workers, make_students
@@ -102,7 +103,7 @@ def main() -> None:
     directory = ROOT / ".cache" / "bench" if arguments.quick else RESULTS
     write_results({"processes": found}, describe_machine(), directory, " ".join(["bench/processes.py", *sys.argv[1:]]))
     if not arguments.quick:
-        write_section("processes")
+        write_documents()
     print(found)
 
 

@@ -16,7 +16,8 @@ import statistics
 import sys
 from typing import Any
 
-from report import RESULTS, describe_machine, write_results, write_section
+from documents import write_documents
+from report import RESULTS, describe_machine, write_results
 
 from failovers import run_failover
 from servers import make_data_dir
@@ -49,7 +50,7 @@ def main() -> None:
     }
     command = " ".join(["bench/replica_promotion.py", *sys.argv[1:]])
     write_results({"replica_promotion": found}, describe_machine(), RESULTS, command)
-    write_section("replica_promotion")
+    write_documents()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ from report import (
     describe_machine,
     measure_sync_ms,
     read_results,
-    write_document,
     write_results,
 )
 from systems import Nbpulse, Neighbours, SpecificationFlow, System, measure_busy_cores
@@ -117,7 +116,6 @@ def main() -> None:
     write_results(results, machine, directory, command)
     table = compose_table(read_results(directory))
     if not arguments.quick:
-        write_document(table)
         write_documents()
     print(table)
 

@@ -26,8 +26,9 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
+from documents import write_documents
 from measures import Figures
-from report import RESULTS, ROOT, describe_machine, write_results, write_section
+from report import RESULTS, ROOT, describe_machine, write_results
 from school import make_months
 
 from nbpulse.connections import open_pool
@@ -279,7 +280,7 @@ def main() -> None:
         {"timeseries": found}, describe_machine(), directory, " ".join(["bench/timeseries.py", *sys.argv[1:]])
     )
     if directory == RESULTS:
-        write_section("timeseries")
+        write_documents()
 
 
 if __name__ == "__main__":

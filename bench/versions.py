@@ -20,7 +20,7 @@ from typing import Any
 import uvloop
 from documents import write_documents
 from measures import BATCH_EVENTS, measure_throughput
-from report import RESULTS, describe_machine, write_results, write_section
+from report import RESULTS, describe_machine, write_results
 from systems import Nbpulse, Neighbours, go_first
 
 KINDS = {"single": 1, "batch": BATCH_EVENTS}
@@ -101,7 +101,6 @@ def main() -> None:
     command = f"bench/versions.py --other CHECKOUT --rounds {arguments.rounds} --seconds {arguments.seconds:g}"
     command += " --first" if arguments.first else ""
     write_results({"versions": result}, describe_machine(), RESULTS, command)
-    write_section("versions")
     write_documents()
     for kind, found in weighed.items():
         for name, one in found.items():

@@ -117,15 +117,19 @@ def test_generated_parts_are_what_the_results_say(monkeypatch: pytest.MonkeyPatc
     assert documents.write_documents() == [], "run: python bench/documents.py"
 
 
-def test_a_table_made_in_english_only_stands_in_both_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_made_in_english_only_stands_where_there_is_a_place_for_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
     import documents
 
-    english = "# A\n<!-- begin: reads, generated -->\nsaid\n<!-- end: reads -->\n"
-    japanese = (
-        english.replace("# A", "# あ").replace("said", "old") + "<!-- begin: own, generated -->\n<!-- end: own -->"
-    )
-    assert documents.copy_sections(english, japanese) == japanese.replace("old", "said")
+    monkeypatch.setattr(documents, "SECTIONS", {"reads": lambda result: result["said"], "unmeasured": str})
+    (tmp_path / "reads.json").write_text('{"said": "new"}')
+    text = "# あ\n<!-- begin: reads, generated -->\nold\n<!-- end: reads -->\n<!-- begin: own, generated -->"
+    assert documents.fill_sections(text, tmp_path, is_whole=True) == text.replace("old", "new")
+    assert documents.fill_sections("# あ\n", tmp_path, is_whole=False) == "# あ\n"
+    with pytest.raises(ValueError, match="begin: reads, generated"):
+        documents.fill_sections("# A\n", tmp_path, is_whole=True)
 
 
 def test_figures_of_both_stores_stand_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
