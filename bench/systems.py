@@ -305,14 +305,19 @@ def measure_pss(pids: dict[str, int]) -> dict[str, float]:
 
 
 def measure_cpu_s(pids: dict[str, int]) -> dict[str, float]:
-    """Processor seconds of each part with its children so far."""
-    found = {}
-    for name, pid in pids.items():
-        family = [psutil.Process(pid)]
-        family += [] if name == "supervisor" else family[0].children(recursive=True)
-        # Children that ended are in their parent's account; the supervisor's are other parts.
-        found[name] = sum(sum(one.cpu_times()[: 2 if name == "supervisor" else 4]) for one in family)
-    return found
+    """Processor seconds of each part with its children so far. Raises psutil.NoSuchProcess when a part is gone."""
+    return {name: _read_cpu_s(psutil.Process(pid), is_alone=name == "supervisor") for name, pid in pids.items()}
+
+
+def _read_cpu_s(parent: psutil.Process, *, is_alone: bool) -> float:
+    # Children that ended are in their parent's account; the supervisor's are other parts.
+    if is_alone:
+        return float(sum(parent.cpu_times()[:2]))
+    while True:
+        # A child that ends before its turn (autovacuum's come and go) is in an account that was read before: once more.
+        own_s = sum(parent.cpu_times()[:4])
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return float(own_s + sum(sum(one.cpu_times()[:4]) for one in parent.children(recursive=True)))
 
 
 def go_first() -> None:
