@@ -333,18 +333,3 @@ async def test_a_slot_is_made_by_index_however_many_minutes_its_course_has(embed
             assert "Index Cond: ((course_id = k.course_id) AND (minute_ns >= k.slot_ns)" in plan, plan
             assert "Seq Scan on cell_executions_1m" not in plan, plan
         assert await owner.fetchval("SELECT count(*) FROM timeseries.cell_executions_10m") == 199 * 10
-
-
-async def test_where_nobody_worked_at_a_windows_edge_no_person_is_looked_for(embedded_postgres: str) -> None:
-    course_id, people = uuid4(), [uuid4() for _ in range(50)]
-    async with connect(await create_database(embedded_postgres)) as owner:
-        end_ns = round(datetime.now(UTC).timestamp()) * 1_000_000_000 // statements.SLOT_NS * statements.SLOT_NS + 1
-        first_ns, last_ns = end_ns - 1 - 3 * statements.SLOT_NS, end_ns - 1
-        values = (first_ns - 5, end_ns, statements.SLOT_NS, course_id, people, first_ns, last_ns)
-        for statement in (statements.SLOT_ACTIVITY, statements.SLOT_PERCENTILES):
-            rows = await owner.fetch(f"EXPLAIN (ANALYZE, TIMING OFF) {statement}", *values)
-            plan = [row[0] for row in rows]
-            places = [place for place, line in enumerate(plan) if "One-Time Filter" in line]
-            assert len(places) == 2, plan
-            for place in places:
-                assert "never executed" in next(line for line in plan[place:] if "cell_executions_2" in line), plan

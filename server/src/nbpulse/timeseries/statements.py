@@ -157,42 +157,59 @@ _SCOPE: Final = re.compile(r"(\w)\.course_id = \$4(?: AND \1\.user_id = ANY\(\$5
 # Before and after the window's whole minutes or slots, $6 to $7: each range for itself, its bounds in sight. Joined to
 # a table of ranges, or as one condition with OR, all that the class ever ran would be read.
 _EDGES = (("$1", "$6"), ("$7", "$2"))
-# Asked once for each edge: a window mostly begins when nobody of the class works, and to find that out person by person
-# takes as many searches. What is written there marks its minute, and what is rolled up has a slot.
-_IS_TOUCHED = f"""(EXISTS (SELECT FROM timeseries.cell_executions_10m t
-            WHERE t.slot_ns >= {{0}} / {SLOT_NS} * {SLOT_NS} AND t.slot_ns < {{1}} AND t.course_id = $4)
-        OR EXISTS (SELECT FROM timeseries.stale_minutes t
-            WHERE t.minute_ns >= {{0}} / 60000000000 * 60000000000 AND t.minute_ns < {{1}} AND t.course_id = $4))"""  # noqa: S608
+# What of the edges is read raw: stale minutes, and the two that the window cuts. Found as rows that lie together; to
+# ask for each of a class's people takes as many searches, in an index of everybody's runs. Where a range ends is
+# computed here: below a policy no sum is compared by index, since it may fail and tell of a row that is not to be seen.
+_TOUCHED = f"""touched AS MATERIALIZED (
+    SELECT s.minute_ns, s.minute_ns + 60000000000 AS end_ns, s.user_id, s.course_id FROM timeseries.stale_minutes s
+    WHERE s.minute_ns > $1 - 60000000000 AND s.minute_ns < $2 AND NOT (s.minute_ns >= $6 AND s.minute_ns < $7)
+        AND {_MINE.format("s")}
+    UNION SELECT r.minute_ns, r.minute_ns + 60000000000, r.user_id, r.course_id FROM timeseries.cell_executions_1m r
+    WHERE r.minute_ns > $1 - 60000000000 AND r.minute_ns < $1 AND {_MINE.format("r")}
+    UNION SELECT r.minute_ns, r.minute_ns + 60000000000, r.user_id, r.course_id FROM timeseries.cell_executions_1m r
+    WHERE r.minute_ns > $2 - 60000000000 AND r.minute_ns < $2 AND {_MINE.format("r")}
+)"""  # noqa: S608
 
 
-def _read_edges(select: str, where: str = "true") -> str:
-    """Raw points of both edges."""
-    return " UNION ALL ".join(
-        f"{select} FROM timeseries.cell_executions e WHERE e.time_ns >= {start} AND e.time_ns < {end} AND {where}"
-        f" AND {_MINE.format('e')} AND {_IS_TOUCHED.format(start, end)}"
+def _read_edges(minutes: str, raw: str, where: str = "true") -> str:
+    """Both edges: clean whole minutes as rolled up (`minutes`: SELECT and FROM, of r), what is touched raw."""
+    clean = " UNION ALL ".join(
+        f"{minutes} WHERE r.minute_ns >= {start} AND r.minute_ns <= {end} - 60000000000 AND {_MINE.format('r')}"
+        " AND NOT EXISTS (SELECT FROM touched t"
+        " WHERE t.minute_ns = r.minute_ns AND t.user_id = r.user_id AND t.course_id = r.course_id)"
         for start, end in _EDGES
     )
+    return f"""{clean} UNION ALL
+    {raw} FROM touched t JOIN timeseries.cell_executions e ON e.user_id = t.user_id AND e.course_id = t.course_id
+        AND e.time_ns >= t.minute_ns AND e.time_ns < t.end_ns
+    WHERE e.time_ns >= $1 AND e.time_ns < $2 AND NOT (e.time_ns >= $6 AND e.time_ns < $7) AND {where}"""
+
+
+def _read_rollup(at: str, more: str) -> str:
+    return f"""SELECT r.{at} AS time_ns, r.user_id, r.notebook_path, r.execution_count, r.timed_count,
+        r.duration_sum_ms, r.error_count{more}"""
 
 
 def _compose_parts(rollup: str, unit_ns: int, *, more: str = "", raw_more: str = "") -> str:
-    """What a window's figures are added up from: clean units of a rollup, stale ones and the edges raw; no overlap."""
+    """What a window's figures are added up from: clean units of a rollup, stale ones raw, the edges; no overlap."""
     at = "minute_ns" if unit_ns < SLOT_NS else "slot_ns"
+    minutes = f"{_read_rollup('minute_ns', more)} FROM timeseries.cell_executions_1m r"
     return f"""
 WITH stale AS MATERIALIZED (
-    SELECT DISTINCT minute_ns / {unit_ns} * {unit_ns} AS at_ns, user_id, course_id FROM timeseries.stale_minutes s
+    SELECT DISTINCT minute_ns / {unit_ns} * {unit_ns} AS at_ns, minute_ns / {unit_ns} * {unit_ns} + {unit_ns} AS end_ns,
+        user_id, course_id FROM timeseries.stale_minutes s
     WHERE minute_ns >= $6 AND minute_ns < $7 AND {_MINE.format("s")}
-), part AS (
-    SELECT r.{at} AS time_ns, r.user_id, r.notebook_path, r.execution_count, r.timed_count, r.duration_sum_ms,
-        r.error_count{more}
+), {_TOUCHED}, part AS (
+    {_read_rollup(at, more)}
     FROM {rollup} r WHERE r.{at} >= $6 AND r.{at} < $7 AND {_MINE.format("r")}
         AND NOT EXISTS (SELECT FROM stale s
                         WHERE s.at_ns = r.{at} AND s.user_id = r.user_id AND s.course_id = r.course_id)
     UNION ALL
     {_RAW}{raw_more}
     FROM stale s JOIN timeseries.cell_executions e ON e.user_id = s.user_id AND e.course_id = s.course_id
-        AND e.time_ns >= s.at_ns AND e.time_ns < s.at_ns + {unit_ns}
+        AND e.time_ns >= s.at_ns AND e.time_ns < s.end_ns
     UNION ALL
-    {_read_edges(_RAW + raw_more)}
+    {_read_edges(minutes, _RAW + raw_more)}
 )"""  # noqa: S608
 
 
@@ -239,30 +256,33 @@ MINUTE_PERCENTILES = f"""
 ), {_RANK_BINS}
 """  # noqa: S608
 _TIMED = f"""SELECT e.time_ns, {_BIN} AS bin"""
+_BINS_OF_MINUTES = """SELECT r.minute_ns AS time_ns, bin, 1 FROM timeseries.cell_executions_1m r
+        CROSS JOIN LATERAL unnest(r.duration_bins) AS bin"""
 # $6 to $7 the window's whole slots. Bins can be taken away as they are added: the class's, without those of the people
 # in them who were not asked for (they are few: its instructors), and raw what lies in no slot that is up to date.
 SLOT_PERCENTILES = f"""
 WITH stale AS MATERIALIZED (
-    SELECT DISTINCT minute_ns / {SLOT_NS} * {SLOT_NS} AS slot_ns, course_id FROM timeseries.stale_minutes s
+    SELECT DISTINCT minute_ns / {SLOT_NS} * {SLOT_NS} AS slot_ns,
+        minute_ns / {SLOT_NS} * {SLOT_NS} + {SLOT_NS} AS end_ns, course_id FROM timeseries.stale_minutes s
     WHERE minute_ns >= $6 AND minute_ns < $7 AND s.course_id = $4
-), slot AS MATERIALIZED (
-    SELECT d.* FROM timeseries.durations_10m d
+), {_TOUCHED}, slot AS MATERIALIZED (
+    SELECT d.*, d.slot_ns + {SLOT_NS} AS end_ns FROM timeseries.durations_10m d
     WHERE d.slot_ns >= $6 AND d.slot_ns < $7 AND d.course_id = $4
         AND NOT EXISTS (SELECT FROM stale s WHERE s.slot_ns = d.slot_ns AND s.course_id = d.course_id)
 ), other AS MATERIALIZED (
-    SELECT s.slot_ns, s.course_id, one AS user_id FROM slot s, unnest(s.user_ids) AS one
+    SELECT s.slot_ns, s.end_ns, s.course_id, one AS user_id FROM slot s, unnest(s.user_ids) AS one
     WHERE $5::uuid[] IS NOT NULL AND NOT EXISTS (SELECT FROM unnest($5::uuid[]) AS asked WHERE asked = one)
 ), part AS (
     SELECT slot_ns AS time_ns, k.bin, k.runs FROM slot, unnest(bins, counts) AS k(bin, runs)
     UNION ALL
     {_TIMED}, -1 FROM other o JOIN timeseries.cell_executions e ON e.user_id = o.user_id AND e.course_id = o.course_id
-        AND e.time_ns >= o.slot_ns AND e.time_ns < o.slot_ns + {SLOT_NS} WHERE e.execution_duration_ms IS NOT NULL
+        AND e.time_ns >= o.slot_ns AND e.time_ns < o.end_ns WHERE e.execution_duration_ms IS NOT NULL
     UNION ALL
     {_TIMED}, 1 FROM stale s JOIN timeseries.cell_executions e ON e.course_id = s.course_id
-        AND e.time_ns >= s.slot_ns AND e.time_ns < s.slot_ns + {SLOT_NS}
+        AND e.time_ns >= s.slot_ns AND e.time_ns < s.end_ns
     WHERE e.execution_duration_ms IS NOT NULL AND {_MINE.format("e")}
     UNION ALL
-    {_read_edges(f"{_TIMED}, 1", "e.execution_duration_ms IS NOT NULL")}
+    {_read_edges(_BINS_OF_MINUTES, f"{_TIMED}, 1", "e.execution_duration_ms IS NOT NULL")}
 ), filled AS (
     SELECT time_ns / $3 * $3 AS at_ns, bin, sum(runs) AS runs FROM part GROUP BY at_ns, bin HAVING sum(runs) > 0
 ), {_RANK_BINS}
