@@ -226,6 +226,13 @@ FROM part GROUP BY at_ns, notebook_path ORDER BY at_ns, notebook_path
 # For buckets of whole slots, and for finer ones.
 SLOT_ACTIVITY, MINUTE_ACTIVITY = _SLOT_PARTS + _ACTIVITY, _MINUTE_PARTS + _ACTIVITY
 SLOT_ERROR_RATE, MINUTE_ERROR_RATE = _SLOT_PARTS + _ERROR_RATE, _MINUTE_PARTS + _ERROR_RATE
+PERCENTILES = f"""
+SELECT time_ns / $3 * $3 AS at_ns, percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY execution_duration_ms) AS p,
+    count(*) AS execution_count
+FROM timeseries.cell_executions e
+WHERE time_ns >= $1 AND time_ns < $2 AND execution_duration_ms IS NOT NULL AND {_MINE.format("e")}
+GROUP BY at_ns ORDER BY at_ns
+"""  # noqa: S608
 # From `filled(at_ns, bin, runs)`. The bin of rank q(n-1), as in the paper: the first up to which there are
 # more than that.
 _RANK_BINS = """
