@@ -171,7 +171,7 @@ async def read_raw(school: tuple[str, UUID, UUID], name: str, start: datetime, e
     """The nodes that read raw points when a teacher asks for that window of a class of 100."""
     url, course_id, teacher = school
     window = Window(start, end, timedelta(minutes=10))
-    whole = postgres._find_whole(window, statements.SLOT_NS if name.startswith("SLOT") else statements.SLOT_NS // 10)
+    whole = postgres._find_whole(window, statements.SLOT_NS if name.startswith("SLOT") else statements.MINUTE_NS)
     async with connect(with_login(url, "nbpulse_api", WORKER_PASSWORD)) as api, api.transaction():
         with asking_as(teacher):
             await api.execute(introduce(is_staff=False))

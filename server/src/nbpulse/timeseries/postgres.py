@@ -32,8 +32,8 @@ from nbpulse.timeseries import (
     Window,
     statements,
 )
+from nbpulse.timeseries.statements import MINUTE_NS
 
-_MINUTE_NS: Final = 60_000_000_000
 _REFRESH_LIMIT: Final = 5_000
 EXACT_MAX: Final = timedelta(hours=1)
 _WRITES: Final = {LearningProgressPoint: statements.WRITE_PROGRESS, PerformancePoint: statements.WRITE_PERFORMANCE}
@@ -85,7 +85,7 @@ class PostgresTimeSeries:
                 # A statement of its own: its snapshot is taken after the locks and sees all that was marked.
                 keys = [[row[name] for row in stale] for name in ("minute_ns", "user_id", "course_id")]
                 await connection.execute(statements.CLEAR_ROLLUP, *keys)
-                await connection.execute(statements.FILL_ROLLUP, *keys, min(keys[0]), max(keys[0]) + _MINUTE_NS)
+                await connection.execute(statements.FILL_ROLLUP, *keys, min(keys[0]), max(keys[0]) + MINUTE_NS)
                 await connection.execute(statements.CLEAR_STALE, *keys)
                 await _refresh_slots(connection, stale)
                 return len(stale)
@@ -224,7 +224,7 @@ def _get_key(point: SeriesPoint) -> tuple[int | str, ...]:
 def _list_minutes(points: Sequence[SeriesPoint]) -> tuple[list[int], list[UUID], list[UUID]]:
     """The minutes, students and courses of the points, each once, in the key's order."""
     marks = {
-        (point.time_ns // _MINUTE_NS * _MINUTE_NS, point.user_id.int, point.course_id.int): point for point in points
+        (point.time_ns // MINUTE_NS * MINUTE_NS, point.user_id.int, point.course_id.int): point for point in points
     }
     keys = sorted(marks)
     return [key[0] for key in keys], [marks[key].user_id for key in keys], [marks[key].course_id for key in keys]
@@ -236,7 +236,7 @@ def _bind(window: Window, scope: ClassScope | None) -> tuple[object, ...]:
     return (*bounds, scope.course_id, list(scope.user_ids)) if scope else (*bounds, None, None)
 
 
-def _find_whole(window: Window, unit_ns: int = _MINUTE_NS) -> tuple[int, int]:
+def _find_whole(window: Window, unit_ns: int = MINUTE_NS) -> tuple[int, int]:
     """From and to which ns the window consists of whole minutes (or `unit_ns`); (end, end) where it holds none."""
     start_ns, end_ns = _to_ns(window.start - _EPOCH), _to_ns(window.end - _EPOCH)
     first_ns, last_ns = -(-start_ns // unit_ns) * unit_ns, end_ns // unit_ns * unit_ns

@@ -17,7 +17,8 @@ _BIN = f"""(CASE WHEN e.execution_duration_ms > 0
     THEN greatest({ZERO_BIN + 1}, least(32767, ceil(ln(e.execution_duration_ms) / {math.log(GAMMA)!r})))
     WHEN e.execution_duration_ms = 0 THEN {ZERO_BIN} END)::smallint"""
 
-SLOT_NS: Final = 600_000_000_000
+MINUTE_NS: Final = 60_000_000_000
+SLOT_NS: Final = 10 * MINUTE_NS
 
 # As JSON: for a thousand points half the price of nine arrays, on this side.
 WRITE_EXECUTIONS = """
@@ -60,11 +61,11 @@ INSERT INTO timeseries.stale_minutes (minute_ns, user_id, course_id)
 SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::uuid[])
 ON CONFLICT (minute_ns, user_id, course_id) DO UPDATE SET minute_ns = excluded.minute_ns WHERE FALSE
 """
-LOCK_STALE = """
+LOCK_STALE = f"""
 SELECT minute_ns, user_id, course_id FROM timeseries.stale_minutes
-WHERE minute_ns < extract(epoch FROM now() - $1 * interval '1 second')::bigint * 1000000000 - 60000000000
+WHERE minute_ns < extract(epoch FROM now() - $1 * interval '1 second')::bigint * 1000000000 - {MINUTE_NS}
 ORDER BY minute_ns, user_id, course_id LIMIT $2 FOR UPDATE SKIP LOCKED
-"""
+"""  # noqa: S608
 _KEYS = "unnest($1::bigint[], $2::uuid[], $3::uuid[]) AS k(minute_ns, user_id, course_id)"
 CLEAR_ROLLUP = f"""
 DELETE FROM timeseries.cell_executions_1m r USING {_KEYS}
@@ -77,7 +78,7 @@ SELECT k.minute_ns, k.user_id, k.course_id, e.notebook_path, count(*), count(e.e
     coalesce(sum(e.execution_duration_ms), 0), count(*) FILTER (WHERE e.has_error),
     coalesce(array_agg({_BIN}) FILTER (WHERE e.execution_duration_ms IS NOT NULL), '{{}}')
 FROM {_KEYS} JOIN timeseries.cell_executions e ON e.user_id = k.user_id AND e.course_id = k.course_id
-    AND e.time_ns >= k.minute_ns AND e.time_ns < k.minute_ns + 60000000000
+    AND e.time_ns >= k.minute_ns AND e.time_ns < k.minute_ns + {MINUTE_NS}
 WHERE e.time_ns >= $4 AND e.time_ns < $5
 GROUP BY k.minute_ns, k.user_id, k.course_id, e.notebook_path
 """  # noqa: S608
@@ -160,21 +161,23 @@ _EDGES = (("$1", "$6"), ("$7", "$2"))
 # What of the edges is read raw: stale minutes, and the two that the window cuts. Found as rows that lie together; to
 # ask for each of a class's people takes as many searches, in an index of everybody's runs. Where a range ends is
 # computed here: below a policy no sum is compared by index, since it may fail and tell of a row that is not to be seen.
+_CUT = " UNION ".join(
+    f"SELECT r.minute_ns, r.minute_ns + {MINUTE_NS}, r.user_id, r.course_id FROM timeseries.cell_executions_1m r"  # noqa: S608
+    f" WHERE r.minute_ns > {bound} - {MINUTE_NS} AND r.minute_ns < {bound} AND {_MINE.format('r')}"
+    for bound in ("$1", "$2")
+)
 _TOUCHED = f"""touched AS MATERIALIZED (
-    SELECT s.minute_ns, s.minute_ns + 60000000000 AS end_ns, s.user_id, s.course_id FROM timeseries.stale_minutes s
-    WHERE s.minute_ns > $1 - 60000000000 AND s.minute_ns < $2 AND NOT (s.minute_ns >= $6 AND s.minute_ns < $7)
+    SELECT s.minute_ns, s.minute_ns + {MINUTE_NS} AS end_ns, s.user_id, s.course_id FROM timeseries.stale_minutes s
+    WHERE s.minute_ns > $1 - {MINUTE_NS} AND s.minute_ns < $2 AND NOT (s.minute_ns >= $6 AND s.minute_ns < $7)
         AND {_MINE.format("s")}
-    UNION SELECT r.minute_ns, r.minute_ns + 60000000000, r.user_id, r.course_id FROM timeseries.cell_executions_1m r
-    WHERE r.minute_ns > $1 - 60000000000 AND r.minute_ns < $1 AND {_MINE.format("r")}
-    UNION SELECT r.minute_ns, r.minute_ns + 60000000000, r.user_id, r.course_id FROM timeseries.cell_executions_1m r
-    WHERE r.minute_ns > $2 - 60000000000 AND r.minute_ns < $2 AND {_MINE.format("r")}
+    UNION {_CUT}
 )"""  # noqa: S608
 
 
 def _read_edges(minutes: str, raw: str, where: str = "true") -> str:
     """Both edges: clean whole minutes as rolled up (`minutes`: SELECT and FROM, of r), what is touched raw."""
     clean = " UNION ALL ".join(
-        f"{minutes} WHERE r.minute_ns >= {start} AND r.minute_ns <= {end} - 60000000000 AND {_MINE.format('r')}"
+        f"{minutes} WHERE r.minute_ns >= {start} AND r.minute_ns <= {end} - {MINUTE_NS} AND {_MINE.format('r')}"
         " AND NOT EXISTS (SELECT FROM touched t"
         " WHERE t.minute_ns = r.minute_ns AND t.user_id = r.user_id AND t.course_id = r.course_id)"
         for start, end in _EDGES
@@ -213,7 +216,7 @@ WITH stale AS MATERIALIZED (
 )"""  # noqa: S608
 
 
-_MINUTE_PARTS = _compose_parts("timeseries.cell_executions_1m", 60_000_000_000)
+_MINUTE_PARTS = _compose_parts("timeseries.cell_executions_1m", MINUTE_NS)
 _SLOT_PARTS = _compose_parts("timeseries.cell_executions_10m", SLOT_NS)
 _ACTIVITY = """ SELECT time_ns / $3 * $3 AS at_ns, user_id, sum(duration_sum_ms) / sum(timed_count) AS avg_duration_ms,
     sum(timed_count)::bigint AS execution_count
@@ -246,7 +249,7 @@ FROM ranked GROUP BY at_ns ORDER BY at_ns
 """
 _BINNED_PARTS = _compose_parts(
     "timeseries.cell_executions_1m",
-    60_000_000_000,
+    MINUTE_NS,
     more=", r.duration_bins",
     raw_more=f", CASE WHEN e.execution_duration_ms IS NULL THEN '{{}}' ELSE ARRAY[{_BIN}] END",
 )
