@@ -102,8 +102,8 @@ class Fold:
             groups[self.at(point), point.notebook_path].append(point.has_error)
         return [ErrorRate(*key, sum(values), len(values)) for key, values in sorted(groups.items())]
 
-    def check_percentiles(self, found: Sequence[Percentiles], *, is_exact: bool, error: float = 0) -> None:
-        """Interpolated to the letter; by nearest rank not more than one duration away, to within `error` of it."""
+    def check_percentiles(self, found: Sequence[Percentiles], error: float) -> None:
+        """By nearest rank not more than one duration away, to within `error` of it."""
         groups = defaultdict(list)
         for point in self.points:
             if point.execution_duration_ms is not None:
@@ -112,18 +112,9 @@ class Fold:
         for one in found:
             values = sorted(groups[one.at])
             for percentile, ratio in ((one.p50_ms, 0.5), (one.p95_ms, 0.95)):
-                if is_exact:
-                    assert percentile == pytest.approx(interpolate(values, ratio))
-                    continue
                 near = [value for value in values if abs(percentile - value) <= error * value * (1 + 1e-9)]
                 places = range(bisect_left(values, near[0]), bisect_right(values, near[-1]))
                 assert any(abs(place - ratio * (len(values) - 1)) <= 1 for place in places), (percentile, ratio)
-
-
-def interpolate(values: list[float], ratio: float) -> float:
-    place = ratio * (len(values) - 1)
-    low = int(place)
-    return values[low] + (values[min(low + 1, len(values) - 1)] - values[low]) * (place - low)
 
 
 async def check(series: TimeSeriesStore, points: list[CellExecutionPoint], end: datetime) -> None:
@@ -136,15 +127,12 @@ async def check(series: TimeSeriesStore, points: list[CellExecutionPoint], end: 
         ):
             assert wanted
             assert [round_floats(one) for one in found] == [round_floats(one) for one in wanted]
-        fold.check_percentiles(await series.query_percentiles(window), **get_precision(series, window))
+        fold.check_percentiles(await series.query_percentiles(window), get_error(series))
 
 
-def get_precision(series: TimeSeriesStore, window: Window) -> dict[str, Any]:
-    """How near to a percentile a store must come."""
-    if isinstance(series, InfluxTimeSeries):
-        return {"is_exact": False}
-    is_exact = window.end - window.start <= timedelta(hours=1)
-    return {"is_exact": is_exact, "error": 0 if is_exact else BIN_ERROR}
+def get_error(series: TimeSeriesStore) -> float:
+    """How far from a percentile a store may be."""
+    return 0 if isinstance(series, InfluxTimeSeries) else BIN_ERROR
 
 
 def round_floats(row: msgspec.Struct) -> list[object]:
@@ -197,7 +185,7 @@ async def test_a_query_is_narrowed_to_the_people_and_notebooks_of_a_class(series
         assert await series.query_error_rate(window, mine) == fold.fold_errors()
         found = await series.query_activity(window, mine)
         assert [round_floats(one) for one in found] == [round_floats(one) for one in fold.fold_activity()]
-        fold.check_percentiles(await series.query_percentiles(window, mine), **get_precision(series, window))
+        fold.check_percentiles(await series.query_percentiles(window, mine), get_error(series))
         assert await series.query_activity(window, ClassScope(COURSE, [uuid4()], PATHS)) == []
         assert await series.query_activity(window, ClassScope(COURSE, [], PATHS)) == []
         theirs = ClassScope(other[0].course_id, [other[0].user_id], ["o'ther.ipynb"])

@@ -35,7 +35,6 @@ from nbpulse.timeseries import (
 from nbpulse.timeseries.statements import MINUTE_NS
 
 _REFRESH_LIMIT: Final = 5_000
-EXACT_MAX: Final = timedelta(hours=1)
 _WRITES: Final = {LearningProgressPoint: statements.WRITE_PROGRESS, PerformancePoint: statements.WRITE_PERFORMANCE}
 
 _encode = msgspec.json.Encoder().encode
@@ -137,11 +136,7 @@ class PostgresTimeSeries:
         ]
 
     async def query_percentiles(self, window: Window, scope: ClassScope | None = None) -> list[Percentiles]:
-        """p50 and p95 of the duration per bucket: exact up to an hour, else to 1 %. Raises Unavailable (NB-2005)."""
-        values = _bind(window, scope)
-        if window.end - window.start <= EXACT_MAX:
-            rows = await self._fetch("query_percentiles", statements.PERCENTILES, *values)
-            return [Percentiles(_to_time(at_ns), p50, p95, count) for at_ns, (p50, p95), count in rows]
+        """p50 and p95 of the duration per bucket, to 1 % of the nearest rank's. Raises Unavailable (NB-2005)."""
         by_minute = statements.MINUTE_PERCENTILES
         by_slot = statements.SLOT_PERCENTILES if scope is None or scope.is_whole else None
         rows = await self._add_up("query_percentiles", by_slot, by_minute, window, scope)

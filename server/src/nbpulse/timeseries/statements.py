@@ -155,12 +155,9 @@ _RAW = """SELECT e.time_ns, e.user_id, e.notebook_path, 1 AS execution_count,
         coalesce(e.execution_duration_ms, 0) AS duration_sum_ms, e.has_error::int AS error_count"""
 _MINE = "{0}.course_id = $4 AND {0}.user_id = ANY($5)"
 _SCOPE: Final = re.compile(r"(\w)\.course_id = \$4(?: AND \1\.user_id = ANY\(\$5\))?")
-# Before and after the window's whole minutes or slots, $6 to $7: each range for itself, its bounds in sight. Joined to
-# a table of ranges, or as one condition with OR, all that the class ever ran would be read.
-_EDGES = (("$1", "$6"), ("$7", "$2"))
-# What of the edges is read raw: stale minutes, and the two that the window cuts. Found as rows that lie together; to
-# ask for each of a class's people takes as many searches, in an index of everybody's runs. Where a range ends is
-# computed here: below a policy no sum is compared by index, since it may fail and tell of a row that is not to be seen.
+# Minutes that are read raw: the stale ones, and the two that the window cuts. Found as rows that lie together; to ask
+# for each of a class's people takes as many searches, in an index of everybody's runs. Where they end is computed here:
+# below a policy no sum is compared by index, since it may fail and tell of a row that is not to be seen.
 _CUT = " UNION ".join(
     f"SELECT r.minute_ns, r.minute_ns + {MINUTE_NS}, r.user_id, r.course_id FROM timeseries.cell_executions_1m r"  # noqa: S608
     f" WHERE r.minute_ns > {bound} - {MINUTE_NS} AND r.minute_ns < {bound} AND {_MINE.format('r')}"
@@ -168,56 +165,59 @@ _CUT = " UNION ".join(
 )
 _TOUCHED = f"""touched AS MATERIALIZED (
     SELECT s.minute_ns, s.minute_ns + {MINUTE_NS} AS end_ns, s.user_id, s.course_id FROM timeseries.stale_minutes s
-    WHERE s.minute_ns > $1 - {MINUTE_NS} AND s.minute_ns < $2 AND NOT (s.minute_ns >= $6 AND s.minute_ns < $7)
-        AND {_MINE.format("s")}
+    WHERE s.minute_ns > $1 - {MINUTE_NS} AND s.minute_ns < $2 AND {_MINE.format("s")}
     UNION {_CUT}
 )"""  # noqa: S608
+_FROM_TOUCHED = """FROM touched t JOIN timeseries.cell_executions e
+        ON e.user_id = t.user_id AND e.course_id = t.course_id AND e.time_ns >= t.minute_ns AND e.time_ns < t.end_ns
+    WHERE e.time_ns >= $1 AND e.time_ns < $2"""
+_IS_UNTOUCHED = """NOT EXISTS (SELECT FROM touched t
+        WHERE t.minute_ns = r.minute_ns AND t.user_id = r.user_id AND t.course_id = r.course_id)"""
+# $6 to $7 are the window's whole minutes or slots. A slot is read as rolled up unless one of its minutes is stale,
+# whosever it is: those slots, and what lies before and after the whole ones, are `loose`, and read by their minutes.
+_LOOSE = f"""stale AS MATERIALIZED (
+    SELECT DISTINCT s.minute_ns / {SLOT_NS} * {SLOT_NS} AS slot_ns FROM timeseries.stale_minutes s
+    WHERE s.minute_ns >= $6 AND s.minute_ns < $7 AND s.course_id = $4
+), loose AS MATERIALIZED (
+    SELECT slot_ns AS start_ns, slot_ns + {SLOT_NS} AS end_ns FROM stale
+    UNION ALL VALUES ($1::bigint, $6::bigint), ($7::bigint, $2::bigint)
+)"""  # noqa: S608
+_IS_FRESH = "NOT EXISTS (SELECT FROM stale WHERE stale.slot_ns = r.slot_ns)"
+# OFFSET 0: piece by piece, by index.
+_LOOSE_MINUTES = f"""loose l CROSS JOIN LATERAL (
+        SELECT * FROM timeseries.cell_executions_1m r
+        WHERE r.minute_ns >= l.start_ns AND r.minute_ns < l.end_ns AND {_MINE.format("r")} OFFSET 0
+    ) r"""  # noqa: S608
 
 
-def _read_edges(minutes: str, raw: str, where: str = "true") -> str:
-    """Both edges: clean whole minutes as rolled up (`minutes`: SELECT and FROM, of r), what is touched raw."""
-    clean = " UNION ALL ".join(
-        f"{minutes} WHERE r.minute_ns >= {start} AND r.minute_ns <= {end} - {MINUTE_NS} AND {_MINE.format('r')}"
-        " AND NOT EXISTS (SELECT FROM touched t"
-        " WHERE t.minute_ns = r.minute_ns AND t.user_id = r.user_id AND t.course_id = r.course_id)"
-        for start, end in _EDGES
-    )
-    return f"""{clean} UNION ALL
-    {raw} FROM touched t JOIN timeseries.cell_executions e ON e.user_id = t.user_id AND e.course_id = t.course_id
-        AND e.time_ns >= t.minute_ns AND e.time_ns < t.end_ns
-    WHERE e.time_ns >= $1 AND e.time_ns < $2 AND NOT (e.time_ns >= $6 AND e.time_ns < $7) AND {where}"""
-
-
-def _read_rollup(at: str, more: str) -> str:
+def _read_rollup(at: str, more: str = "") -> str:
     return f"""SELECT r.{at} AS time_ns, r.user_id, r.notebook_path, r.execution_count, r.timed_count,
         r.duration_sum_ms, r.error_count{more}"""
 
 
-def _compose_parts(rollup: str, unit_ns: int, *, more: str = "", raw_more: str = "") -> str:
-    """What a window's figures are added up from: clean units of a rollup, stale ones raw, the edges; no overlap."""
-    at = "minute_ns" if unit_ns < SLOT_NS else "slot_ns"
-    minutes = f"{_read_rollup('minute_ns', more)} FROM timeseries.cell_executions_1m r"
+def _compose_minutes(*, more: str = "", raw_more: str = "") -> str:
+    """What a window's figures are added up from: minutes as rolled up, touched ones raw."""
     return f"""
-WITH stale AS MATERIALIZED (
-    SELECT DISTINCT minute_ns / {unit_ns} * {unit_ns} AS at_ns, minute_ns / {unit_ns} * {unit_ns} + {unit_ns} AS end_ns,
-        user_id, course_id FROM timeseries.stale_minutes s
-    WHERE minute_ns >= $6 AND minute_ns < $7 AND {_MINE.format("s")}
-), {_TOUCHED}, part AS (
-    {_read_rollup(at, more)}
-    FROM {rollup} r WHERE r.{at} >= $6 AND r.{at} < $7 AND {_MINE.format("r")}
-        AND NOT EXISTS (SELECT FROM stale s
-                        WHERE s.at_ns = r.{at} AND s.user_id = r.user_id AND s.course_id = r.course_id)
+WITH {_TOUCHED}, part AS (
+    {_read_rollup("minute_ns", more)}
+    FROM timeseries.cell_executions_1m r
+    WHERE r.minute_ns >= $6 AND r.minute_ns < $7 AND {_MINE.format("r")} AND {_IS_UNTOUCHED}
     UNION ALL
-    {_RAW}{raw_more}
-    FROM stale s JOIN timeseries.cell_executions e ON e.user_id = s.user_id AND e.course_id = s.course_id
-        AND e.time_ns >= s.at_ns AND e.time_ns < s.end_ns
-    UNION ALL
-    {_read_edges(minutes, _RAW + raw_more)}
-)"""  # noqa: S608
+    {_RAW}{raw_more} {_FROM_TOUCHED}
+)"""
 
 
-_MINUTE_PARTS = _compose_parts("timeseries.cell_executions_1m", MINUTE_NS)
-_SLOT_PARTS = _compose_parts("timeseries.cell_executions_10m", SLOT_NS)
+_MINUTE_PARTS = _compose_minutes()
+_SLOT_PARTS = f"""
+WITH {_TOUCHED}, {_LOOSE}, part AS (
+    {_read_rollup("slot_ns")}
+    FROM timeseries.cell_executions_10m r
+    WHERE r.slot_ns >= $6 AND r.slot_ns < $7 AND {_MINE.format("r")} AND {_IS_FRESH}
+    UNION ALL
+    {_read_rollup("minute_ns")} FROM {_LOOSE_MINUTES} WHERE {_IS_UNTOUCHED}
+    UNION ALL
+    {_RAW} {_FROM_TOUCHED}
+)"""
 _ACTIVITY = """ SELECT time_ns / $3 * $3 AS at_ns, user_id, sum(duration_sum_ms) / sum(timed_count) AS avg_duration_ms,
     sum(timed_count)::bigint AS execution_count
 FROM part GROUP BY at_ns, user_id HAVING sum(timed_count) > 0 ORDER BY at_ns, user_id
@@ -229,13 +229,6 @@ FROM part GROUP BY at_ns, notebook_path ORDER BY at_ns, notebook_path
 # For buckets of whole slots, and for finer ones.
 SLOT_ACTIVITY, MINUTE_ACTIVITY = _SLOT_PARTS + _ACTIVITY, _MINUTE_PARTS + _ACTIVITY
 SLOT_ERROR_RATE, MINUTE_ERROR_RATE = _SLOT_PARTS + _ERROR_RATE, _MINUTE_PARTS + _ERROR_RATE
-PERCENTILES = f"""
-SELECT time_ns / $3 * $3 AS at_ns, percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY execution_duration_ms) AS p,
-    count(*) AS execution_count
-FROM timeseries.cell_executions e
-WHERE time_ns >= $1 AND time_ns < $2 AND execution_duration_ms IS NOT NULL AND {_MINE.format("e")}
-GROUP BY at_ns ORDER BY at_ns
-"""  # noqa: S608
 # From `filled(at_ns, bin, runs)`. The bin of rank q(n-1), as in the paper: the first up to which there are
 # more than that.
 _RANK_BINS = """
@@ -247,9 +240,7 @@ SELECT at_ns, ARRAY[min(bin) FILTER (WHERE up_to > 0.5 * (runs - 1)), min(bin) F
     AS bins, max(runs)::bigint AS execution_count
 FROM ranked GROUP BY at_ns ORDER BY at_ns
 """
-_BINNED_PARTS = _compose_parts(
-    "timeseries.cell_executions_1m",
-    MINUTE_NS,
+_BINNED_PARTS = _compose_minutes(
     more=", r.duration_bins",
     raw_more=f", CASE WHEN e.execution_duration_ms IS NULL THEN '{{}}' ELSE ARRAY[{_BIN}] END",
 )
@@ -259,19 +250,12 @@ MINUTE_PERCENTILES = f"""
 ), {_RANK_BINS}
 """  # noqa: S608
 _TIMED = f"""SELECT e.time_ns, {_BIN} AS bin"""
-_BINS_OF_MINUTES = """SELECT r.minute_ns AS time_ns, bin, 1 FROM timeseries.cell_executions_1m r
-        CROSS JOIN LATERAL unnest(r.duration_bins) AS bin"""
-# $6 to $7 the window's whole slots. Bins can be taken away as they are added: the class's, without those of the people
-# in them who were not asked for (they are few: its instructors), and raw what lies in no slot that is up to date.
+# Bins can be taken away as they are added: the class's, without those of the people in them who were not asked for
+# (they are few: its instructors).
 SLOT_PERCENTILES = f"""
-WITH stale AS MATERIALIZED (
-    SELECT DISTINCT minute_ns / {SLOT_NS} * {SLOT_NS} AS slot_ns,
-        minute_ns / {SLOT_NS} * {SLOT_NS} + {SLOT_NS} AS end_ns, course_id FROM timeseries.stale_minutes s
-    WHERE minute_ns >= $6 AND minute_ns < $7 AND s.course_id = $4
-), {_TOUCHED}, slot AS MATERIALIZED (
-    SELECT d.*, d.slot_ns + {SLOT_NS} AS end_ns FROM timeseries.durations_10m d
-    WHERE d.slot_ns >= $6 AND d.slot_ns < $7 AND d.course_id = $4
-        AND NOT EXISTS (SELECT FROM stale s WHERE s.slot_ns = d.slot_ns AND s.course_id = d.course_id)
+WITH {_TOUCHED}, {_LOOSE}, slot AS MATERIALIZED (
+    SELECT r.*, r.slot_ns + {SLOT_NS} AS end_ns FROM timeseries.durations_10m r
+    WHERE r.slot_ns >= $6 AND r.slot_ns < $7 AND r.course_id = $4 AND {_IS_FRESH}
 ), other AS MATERIALIZED (
     SELECT s.slot_ns, s.end_ns, s.course_id, one AS user_id FROM slot s, unnest(s.user_ids) AS one
     WHERE $5::uuid[] IS NOT NULL AND NOT EXISTS (SELECT FROM unnest($5::uuid[]) AS asked WHERE asked = one)
@@ -281,11 +265,10 @@ WITH stale AS MATERIALIZED (
     {_TIMED}, -1 FROM other o JOIN timeseries.cell_executions e ON e.user_id = o.user_id AND e.course_id = o.course_id
         AND e.time_ns >= o.slot_ns AND e.time_ns < o.end_ns WHERE e.execution_duration_ms IS NOT NULL
     UNION ALL
-    {_TIMED}, 1 FROM stale s JOIN timeseries.cell_executions e ON e.course_id = s.course_id
-        AND e.time_ns >= s.slot_ns AND e.time_ns < s.end_ns
-    WHERE e.execution_duration_ms IS NOT NULL AND {_MINE.format("e")}
+    SELECT r.minute_ns, bin, 1 FROM {_LOOSE_MINUTES} CROSS JOIN LATERAL unnest(r.duration_bins) AS bin
+    WHERE {_IS_UNTOUCHED}
     UNION ALL
-    {_read_edges(_BINS_OF_MINUTES, f"{_TIMED}, 1", "e.execution_duration_ms IS NOT NULL")}
+    {_TIMED}, 1 {_FROM_TOUCHED} AND e.execution_duration_ms IS NOT NULL
 ), filled AS (
     SELECT time_ns / $3 * $3 AS at_ns, bin, sum(runs) AS runs FROM part GROUP BY at_ns, bin HAVING sum(runs) > 0
 ), {_RANK_BINS}
