@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,9 +16,11 @@ from redis.asyncio import Redis
 from changing_workers import CHANGES, change_workers, make_students
 from nbpulse.cache import Cache
 from nbpulse.errors import StartupError
+from nbpulse.metrics import RedisQuery
 from nbpulse.records.failures import UNAVAILABLE
 from nbpulse.shards import SHARD_COUNT
 from nbpulse.stream.leases import BEAT_S, LEASE_S, Leases, name_lease, share
+from nbpulse.stream.link import Command
 from stores import WORKER_PASSWORD, check_conservation, connect, create_database, make_class, open_stores
 from working import until
 
@@ -47,10 +50,14 @@ class Team:
         self._stack = AsyncExitStack()
         self.members: dict[str, Leases] = {}
 
-    async def add(self, name: str) -> Leases:
-        leases = Leases(self._redis, name)
+    def join(self, name: str) -> Leases:
+        """One more, who has not beaten yet."""
+        leases = self.members[name] = Leases(self._redis, name)
         self._stack.push_async_callback(leases.close)
-        self.members[name] = leases
+        return leases
+
+    async def add(self, name: str) -> Leases:
+        leases = self.join(name)
         await leases.renew()
         return leases
 
@@ -100,6 +107,26 @@ async def test_a_successor_with_a_smaller_share_leaves_nothing_under_its_name(te
     again = await team.add("one")
     await until(team.is_even)
     assert len(again.reading) == 32
+
+
+@pytest.mark.parametrize("when", ["beat", "read_leases", "take_leases"])
+async def test_of_two_who_begin_at_once_neither_takes_what_the_other_has(
+    team: Team, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Whoever was not there yet at one's own beat may have taken shards since."""
+    first, second = team.join("first"), team.join("second")
+    ask = first._call
+
+    async def ask_after_the_other(commands: list[Command], query_type: RedisQuery) -> list[Any]:
+        if query_type == when and not second.reading:
+            await second.renew()
+        return await ask(commands, query_type)
+
+    monkeypatch.setattr(first, "_call", ask_after_the_other)
+    await first.renew()
+    assert second.reading
+    assert not first.reading.keys() & second.reading.keys()
+    await until(team.is_even)
 
 
 async def test_who_comes_gets_a_share_and_who_leaves_gives_it_back_at_once(team: Team) -> None:

@@ -49,14 +49,9 @@ for i = 1, #noted, 2 do
 end
 return {before and string.match(before, '"life":"(%w+)"') or '', taking}
 """
-# Free, or left by somebody who is not alive.
+# Only from whom it was seen with (nobody: ''): since then somebody may have come whom our beat did not see.
 _TAKE: Final = b"""
-local owner = redis.call('GET', KEYS[1])
-if owner then
-    for i = 2, #ARGV do
-        if ARGV[i] == owner then return 0 end
-    end
-end
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[2] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1])
 return 1
 """
@@ -109,9 +104,10 @@ class Leases:
 
         Raises Unavailable; StartupError (NB-3105): another worker that was there first has this one's name.
         """
+        # Owners first: whoever has one of these shards and is not seen by the beat after it is not alive any more.
+        answers = await self._call([("GET", name_lease(shard)) for shard in _SHARDS], "read_leases")
         others = await self._beat(is_stuck=is_stuck, lag_ms=lag_ms)
         wanted = 0 if is_stuck and others else share(self._worker, others)
-        answers = await self._call([("GET", name_lease(shard)) for shard in _SHARDS], "read_leases")
         owners = {shard: answer for shard, answer in enumerate(answers) if not isinstance(answer, Exception)}
         me = self._worker.encode()
         for shard in [shard for shard in self._held if owners.get(shard, me) != me]:
@@ -127,7 +123,7 @@ class Leases:
             free = [shard for shard in owners if shard not in self._held and owners[shard] not in alive]
             # Whom we succeed under this name may have had more than we shall: ours first, and the rest is given back.
             free.sort(key=lambda shard: owners[shard] != me)
-            await self._take(free, wanted - len(kept), sorted(alive))
+            await self._take([(shard, owners[shard] or b"") for shard in free], wanted - len(kept))
         left = [shard for shard in owners if owners[shard] == me and shard not in self._held and shard not in given]
         await self._give([shard for shard in left if is_stuck or shard not in in_hand])
         worker_shards.set(len(self._held) - len(self._leaving))
@@ -174,11 +170,14 @@ class Leases:
         self._valid_until = sent_at + LEASE_S
         return {worker.decode() for _, taking in given for worker in taking} - {self._worker}
 
-    async def _take(self, free: list[int], count: int, alive: list[bytes]) -> None:
+    async def _take(self, free: list[tuple[int, bytes]], count: int) -> None:
+        """Of these shards and the owners seen of them, `count` that are still so."""
         while free and count > 0:
             tried, free = free[:count], free[count:]
-            commands: list[Command] = [("EVAL", _TAKE, 1, name_lease(shard), self._worker, *alive) for shard in tried]
-            for shard, is_taken in zip(tried, await self._call(commands, "take_leases"), strict=True):
+            commands: list[Command] = [
+                ("EVAL", _TAKE, 1, name_lease(shard), self._worker, owner) for shard, owner in tried
+            ]
+            for (shard, _), is_taken in zip(tried, await self._call(commands, "take_leases"), strict=True):
                 if is_taken == 1:
                     self._note_taking(shard)
                     count -= 1
