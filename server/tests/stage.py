@@ -288,7 +288,7 @@ async def open_stage(database_url: str, redis_url: str, **options: Any) -> Async
     worker_url = with_login(database_url, "nbpulse_worker", WORKER_PASSWORD)
     async with (
         serve_api(database_url, redis_url, **options) as (url, parts),
-        httpx2.AsyncClient(base_url=url, timeout=10) as http,
+        httpx2.AsyncClient(base_url=url, timeout=10, verify=False) as http,
         asyncpg.create_pool(database_url, min_size=1, max_size=2) as owner,
         asyncpg.create_pool(worker_url, min_size=1, max_size=2) as writer,
         open_redis(redis_url) as redis,

@@ -243,15 +243,17 @@ def repr_type(one: object) -> str:
     return type(one).__name__
 
 
-def are_alike(one: Any, other: Any) -> bool:
-    """Equal, but for the last digits of a mean."""
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=1e-9)
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(are_alike(one[name], other[name]) for name in one)
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(are_alike, one, other))
-    return bool(one == other)
+def find_difference(one: Any, other: Any) -> str:
+    """Where they differ, and how; "" where they are equal but for the last digits of a mean."""
+    if isinstance(one, float) and isinstance(other, float) and math.isclose(one, other, rel_tol=1e-9):
+        return ""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        parts = [(name, one[name], other[name]) for name in one]
+    elif isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
+        parts = [(place, *pair) for place, pair in enumerate(zip(one, other, strict=True))]
+    else:
+        return "" if one == other else f": {one} / {other}"[:2_000]
+    return next((f"[{name}]{found}" for name, *pair in parts if (found := find_difference(*pair))), "")
 
 
 async def await_people(primaries: Primaries, plan: Class) -> None:
@@ -301,11 +303,12 @@ async def test_every_question_is_answered_as_if_it_were_one_database(
             assert coverage.used == set(NAMES)
             assert coverage.missing == {}
             for name in wanted:
-                assert are_alike(told[name], wanted[name]), f"{name}: {told[name]} / {wanted[name]}"[:4_000]
+                assert not (found := find_difference(told[name], wanted[name])), f"{name}{found}"
             if asker == plan.instructor:
                 assert len(wanted["slow cells"]["rows"]) == 16
                 assert wanted["report"]["figures"]["runs"] > EVENTS / 3
-                assert len(wanted["sessions"]["rows"]) > STUDENTS / 2
+                # Sessions that began in the span: the more a student does, the likelier did theirs begin before it.
+                assert len(wanted["sessions"]["rows"]) > 12
                 assert len(wanted["replay"]["frames"]) > 20
 
 

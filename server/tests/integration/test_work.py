@@ -165,6 +165,15 @@ async def test_a_cells_answers_are_grouped_and_compared_with_the_teachers(stage:
     assert (await ask(stage, f"cells/{NOBODY}", cell="cell-1")).json()["code"] == "NB-1271"
 
 
+async def test_of_runs_in_one_moment_the_students_and_the_cells_page_call_the_same_the_newest(stage: Stage) -> None:
+    await collect(stage)
+    student = await join(stage, "鈴木 大翔")
+    await send(stage, student, *(make_told(1, 1, f"x = {number}") for number in range(8)))
+    runs = (await show(stage, f"students/{student['user_id']}/runs"))["runs"]
+    told = await show(stage, f"cells/{await find_notebook(stage)}", cell="cell-1")
+    assert [one["source"] for one in told["groups"]] == [runs[0]["source"]]
+
+
 async def test_an_error_says_who_has_it_now_where_and_how_it_was_worded(stage: Stage) -> None:
     first, second = await stage.join("A", student_number="1"), await stage.join("B", student_number="2")
     await send(stage, first, make_run(2, "error"))

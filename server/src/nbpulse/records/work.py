@@ -67,7 +67,7 @@ WHERE notebook_id = $2 AND cell_id = $3 AND course_id = $1
 """
 _LATEST: Final = """
 SELECT DISTINCT ON (user_id) user_id, occurred_at, source, output FROM event_contents
-WHERE course_id = $1 AND notebook_id = $2 AND cell_id = $3 ORDER BY user_id, occurred_at DESC
+WHERE course_id = $1 AND notebook_id = $2 AND cell_id = $3 ORDER BY user_id, occurred_at DESC, event_id DESC
 """
 # To a cell one comes with the run before it, in whatever cell of the notebook; after a pause, with its own first run.
 _ANSWERS: Final = """
