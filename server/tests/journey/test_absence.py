@@ -29,6 +29,7 @@ from working import until
 IS_FULL = os.environ.get("NBPULSE_TEST_SCALE") == "full"
 # More than the 1,200 a minute that one student may deliver: the rest is asked to wait, and comes at twenty a second.
 SPOOLED = 20_000 if IS_FULL else 1_500
+PER_S = 20
 AWAY_S = 60.0 if IS_FULL else 6.0
 FRAMES_PER_S = 4.0
 
@@ -113,7 +114,7 @@ async def work_along(member: Membership, until_s: asyncio.Event) -> list[float]:
     return took_ms
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(SPOOLED / PER_S + 300)
 async def test_three_days_of_spool_arrive_once_in_the_right_days_and_harm_nobody(data_dir: Path) -> None:
     async with AsyncExitStack() as stack:
         system = await stack.enter_async_context(System(data_dir / "data", worker_count=1))
@@ -137,7 +138,7 @@ async def test_three_days_of_spool_arrive_once_in_the_right_days_and_harm_nobody
             await asyncio.sleep(0.2)
             return int(count) >= SPOOLED
 
-        await until(has_all, 300)
+        await until(has_all, SPOOLED / PER_S + 200)
         took_s = time.monotonic() - began_s
         is_over.set()
         during_ms = await along
