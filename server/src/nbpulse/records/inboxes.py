@@ -32,10 +32,12 @@ _FROM: Final[dict[str, list[str]]] = {
     "never": ["sent", "shown", "later"],
 }
 _NOW: Final = "greatest(inbox_revision + 1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)"
+# IS TRUE: see views.py, _REVISIONS.
 _LOCK_INBOXES: Final = """
-SELECT s.user_id FROM learner_states s JOIN enrolments e USING (user_id, course_id)
-WHERE s.course_id = $1 AND s.user_id = ANY($2::uuid[]) AND e.role = 'student' AND s.merged_into IS NULL
-ORDER BY s.user_id FOR UPDATE OF s
+SELECT user_id FROM learner_states
+WHERE course_id = $1 AND user_id = ANY($2::uuid[]) AND merged_into IS NULL
+    AND (user_id IN (SELECT user_id FROM enrolments WHERE course_id = $1 AND role = 'student')) IS TRUE
+ORDER BY user_id FOR UPDATE
 """
 _ADVANCE: Final = f"""
 UPDATE learner_states SET inbox_revision = {_NOW}

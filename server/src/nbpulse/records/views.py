@@ -82,9 +82,11 @@ SELECT e.user_id, e.student_number, e.seat, e.team, e.maybe_same_as, e.roster_na
 FROM enrolments e JOIN users u ON u.id = e.user_id WHERE e.course_id = $1 AND e.role = 'student'
 ORDER BY coalesce(e.student_number, u.username), e.user_id
 """
+# IS TRUE keeps it from being a join: until a table that has just grown is analyzed, the planner compares each of a
+# roster's students with each.
 _REVISIONS = """
-SELECT s.user_id, s.revision FROM learner_states s JOIN enrolments e USING (user_id, course_id)
-WHERE s.course_id = $1 AND e.role = 'student'
+SELECT user_id, revision FROM learner_states WHERE course_id = $1
+    AND (user_id IN (SELECT user_id FROM enrolments WHERE course_id = $1 AND role = 'student')) IS TRUE
 """
 # Default notebook: the one with most students active in the last 15 minutes, else the newest.
 _NOTEBOOKS = """
