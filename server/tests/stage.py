@@ -288,6 +288,7 @@ async def open_stage(database_url: str, redis_url: str, **options: Any) -> Async
     worker_url = with_login(database_url, "nbpulse_worker", WORKER_PASSWORD)
     async with (
         serve_api(database_url, redis_url, **options) as (url, parts),
+        # Reading the certificates, which http has no use for, is half of what a stage costs.
         httpx2.AsyncClient(base_url=url, timeout=10, verify=False) as http,
         asyncpg.create_pool(database_url, min_size=1, max_size=2) as owner,
         asyncpg.create_pool(worker_url, min_size=1, max_size=2) as writer,

@@ -114,7 +114,7 @@ async def work_along(member: Membership, until_s: asyncio.Event) -> list[float]:
     return took_ms
 
 
-@pytest.mark.timeout(SPOOLED / PER_S + 300)
+@pytest.mark.timeout(SPOOLED / PER_S + 325)
 async def test_three_days_of_spool_arrive_once_in_the_right_days_and_harm_nobody(data_dir: Path) -> None:
     async with AsyncExitStack() as stack:
         system = await stack.enter_async_context(System(data_dir / "data", worker_count=1))
@@ -138,7 +138,7 @@ async def test_three_days_of_spool_arrive_once_in_the_right_days_and_harm_nobody
             await asyncio.sleep(0.2)
             return int(count) >= SPOOLED
 
-        await until(has_all, SPOOLED / PER_S + 200)
+        await until(has_all, SPOOLED / PER_S + 225)
         took_s = time.monotonic() - began_s
         is_over.set()
         during_ms = await along
