@@ -313,7 +313,10 @@ async def test_a_number_that_is_a_username_elsewhere_is_no_obstacle(stage: Stage
     assert people[name]["username"].startswith(f"{stage.course.short_name}/")
 
 
-async def test_a_large_roster_is_taken_in_at_once_and_the_board_answers(stage: Stage) -> None:
+async def test_a_large_roster_is_taken_in_at_once_and_every_page_answers(stage: Stage) -> None:
+    first = await stage.join("first", student_number="0")
+    assert (await stage.post(first["token"], [make_run(0, "error")])).status_code == 202
+    await stage.work()
     async with connect(stage.database_url) as owner:
         await owner.execute("ANALYZE")  # what the planner knows is of before, as on a site's first day
     rows = "".join(f"{stage.course.short_name}{number},name {number}\n" for number in range(2_000))
@@ -323,12 +326,23 @@ async def test_a_large_roster_is_taken_in_at_once_and_the_board_answers(stage: S
     async def are_on_the_board() -> bool:
         answer = await stage.http.get(f"/api/v1/courses/{stage.course.id}/live", headers=stage.staff)
         assert answer.status_code == 200, answer.text
-        return len(answer.json()["students"]) == 2_000
+        return len(answer.json()["students"]) == 2_001
 
     await until(are_on_the_board)
-    message = {"id": str(uuid4()), "to": {"all": True}, "text": "hello"}
-    sent = await call(stage, "POST", "messages", json=message)
-    assert (sent.status_code, sent.json()["recipients"]) == (201, 2_000)
+    ready = await call(stage, "GET", "readiness")
+    assert (ready.status_code, len(ready.json()["students"])) == (200, 2_001), ready.text
+    async with connect(stage.database_url) as owner:  # in the next minute they all make the same mistake
+        fingerprint = await owner.fetchval("SELECT error_fingerprint FROM events WHERE course_id = $1", stage.course.id)
+        await owner.execute(
+            "UPDATE learner_states s SET state = f.state FROM learner_states f"
+            " WHERE s.course_id = $1 AND f.course_id = $1 AND f.user_id = $2 AND s.user_id <> f.user_id",
+            *(stage.course.id, UUID(first["user_id"])),
+        )
+    error = await call(stage, "GET", f"errors/{fingerprint}")
+    assert (error.status_code, len(error.json()["now"])) == (200, 2_001), error.text
+    for to in ({"all": True}, {"error_fingerprint": fingerprint}):
+        sent = await call(stage, "POST", "messages", json={"id": str(uuid4()), "to": to, "text": "hello"})
+        assert (sent.status_code, sent.json()["recipients"]) == (201, 2_001), sent.text
 
 
 async def test_merging_keeps_what_the_roster_says(stage: Stage) -> None:

@@ -18,7 +18,7 @@ import msgspec
 from nbpulse.classroom import Action, HelpRequest
 from nbpulse.crypto import EncryptedField
 from nbpulse.errors import NotFound
-from nbpulse.records.learners import STATE_COLUMNS, read_state
+from nbpulse.records.learners import IS_STUDENT, STATE_COLUMNS, read_state
 from nbpulse.records.people import People, open_name
 from nbpulse.shards import get_shard_number
 
@@ -32,13 +32,11 @@ _FROM: Final[dict[str, list[str]]] = {
     "never": ["sent", "shown", "later"],
 }
 _NOW: Final = "greatest(inbox_revision + 1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)"
-# IS TRUE: see views.py, _REVISIONS.
-_LOCK_INBOXES: Final = """
+_LOCK_INBOXES: Final = f"""
 SELECT user_id FROM learner_states
-WHERE course_id = $1 AND user_id = ANY($2::uuid[]) AND merged_into IS NULL
-    AND (user_id IN (SELECT user_id FROM enrolments WHERE course_id = $1 AND role = 'student')) IS TRUE
+WHERE course_id = $1 AND user_id = ANY($2::uuid[]) AND merged_into IS NULL AND {IS_STUDENT}
 ORDER BY user_id FOR UPDATE
-"""
+"""  # noqa: S608 - constants
 _ADVANCE: Final = f"""
 UPDATE learner_states SET inbox_revision = {_NOW}
 WHERE course_id = $1 AND user_id = ANY($2::uuid[]) RETURNING user_id, inbox_revision

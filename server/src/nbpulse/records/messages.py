@@ -19,7 +19,7 @@ from nbpulse.errors import InvalidInput, NotFound
 from nbpulse.records.errorgroups import read_groups
 from nbpulse.records.inboxes import Text, advance_inboxes, open_text, read_offer, seal_text, to_ms
 from nbpulse.records.interventions import read_staff_names
-from nbpulse.records.learners import STATE_COLUMNS, read_state
+from nbpulse.records.learners import STUDENT_STATES, read_state
 from nbpulse.records.people import People
 from nbpulse.shards import get_shard_number
 
@@ -29,10 +29,6 @@ THREAD_MESSAGES_MAX: Final = 200
 _STUDENTS: Final = """
 SELECT user_id FROM enrolments WHERE course_id = $1 AND role = 'student' AND ($2::uuid[] IS NULL OR user_id = ANY($2))
 """
-_STATES: Final = f"""
-SELECT {STATE_COLUMNS} FROM learner_states s WHERE course_id = $1 AND state IS NOT NULL
-    AND EXISTS (SELECT FROM enrolments e WHERE e.user_id = s.user_id AND e.course_id = $1 AND e.role = 'student')
-"""  # noqa: S608 - constants
 _SEND: Final = """
 INSERT INTO messages (user_id, shard, id, course_id, batch_id, thread_id, sender_id, is_from_staff, kind, body,
     notebook_id, cell_id, source, error_fingerprint, revision, is_for_class)
@@ -216,7 +212,7 @@ class Messages:
         groups = await read_groups(connection, course_id)
         members = groups.list_members(groups.find(dispatch.error_fingerprint))
         found: dict[UUID, Run | None] = {}
-        for row in await connection.fetch(_STATES, course_id):
+        for row in await connection.fetch(STUDENT_STATES, course_id):
             errors = list_errors(read_state(row, self._seal).recent)
             mine = [errors[one] for one in members if one in errors and is_current(errors[one], now_ms)]
             if mine:

@@ -14,15 +14,17 @@ from nbpulse.records.people import People
 State = Literal["connected", "away", "silent", "absent", "waiting", "withdrawn"]
 _STUDENTS = """
 SELECT e.user_id, u.username, u.display_name, e.roster_name, e.student_number, e.maybe_same_as, e.team, e.seat,
-    e.role, e.joined_at, s.last_activity_at, coalesce(w.action = 'withdraw', false) AS has_withdrawn
+    e.role, e.joined_at, coalesce(w.action = 'withdraw', false) AS has_withdrawn
 FROM enrolments e JOIN users u ON u.id = e.user_id
-LEFT JOIN learner_states s ON s.user_id = e.user_id AND s.course_id = e.course_id
 LEFT JOIN LATERAL (
     SELECT action FROM consents c WHERE c.course_id = e.course_id AND c.user_id = e.user_id ORDER BY at DESC LIMIT 1
 ) w ON true
 WHERE e.course_id = $1 AND e.role IN ('student', 'waiting')
 ORDER BY coalesce(e.student_number, u.username), e.user_id
 """
+# By itself and no join: until a table that has just grown is analyzed, the planner compares each of a roster's students
+# with each.
+_LAST_ACTIVITY = "SELECT user_id, last_activity_at FROM learner_states WHERE course_id = $1"
 # Those in which somebody was last, or that were prepared; the newest first.
 _NOTEBOOKS = """
 SELECT n.id, n.path, n.title, n.created_at,
@@ -69,12 +71,13 @@ async def read_readiness(
     """
     async with people.connect("show_readiness") as connection:
         students = await connection.fetch(_STUDENTS, course_id)
+        active = dict(await connection.fetch(_LAST_ACTIVITY, course_id))
         notebooks = await connection.fetch(_NOTEBOOKS, course_id)
     now = datetime.now(UTC)
     found = []
     for row in students:
         heard_ms = presence.get(str(row["user_id"]))
-        times = [row["last_activity_at"], datetime.fromtimestamp(heard_ms / 1000, UTC) if heard_ms else None]
+        times = [active.get(row["user_id"]), datetime.fromtimestamp(heard_ms / 1000, UTC) if heard_ms else None]
         last_at = max((one for one in times if one), default=None)
         found.append(
             Attendant(

@@ -28,7 +28,7 @@ from nbpulse.crypto import EncryptedField
 from nbpulse.errors import NotFound
 from nbpulse.records.errorgroups import read_groups
 from nbpulse.records.interventions import read_actions
-from nbpulse.records.learners import read_cell, read_state
+from nbpulse.records.learners import IS_STUDENT, read_cell, read_state
 from nbpulse.records.lessons import Position, read_positions
 from nbpulse.records.members import open_member_name
 from nbpulse.records.messages import count_unanswered, read_announcements
@@ -82,12 +82,7 @@ SELECT e.user_id, e.student_number, e.seat, e.team, e.maybe_same_as, e.roster_na
 FROM enrolments e JOIN users u ON u.id = e.user_id WHERE e.course_id = $1 AND e.role = 'student'
 ORDER BY coalesce(e.student_number, u.username), e.user_id
 """
-# IS TRUE keeps it from being a join: until a table that has just grown is analyzed, the planner compares each of a
-# roster's students with each.
-_REVISIONS = """
-SELECT user_id, revision FROM learner_states WHERE course_id = $1
-    AND (user_id IN (SELECT user_id FROM enrolments WHERE course_id = $1 AND role = 'student')) IS TRUE
-"""
+_REVISIONS = f"SELECT user_id, revision FROM learner_states WHERE course_id = $1 AND {IS_STUDENT}"  # noqa: S608 - constants
 # Default notebook: the one with most students active in the last 15 minutes, else the newest.
 _NOTEBOOKS = """
 SELECT n.id, n.path, n.title, count(s.user_id) AS active FROM notebooks n

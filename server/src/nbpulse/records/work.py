@@ -20,7 +20,7 @@ from nbpulse.records.analysis import Place, Span
 from nbpulse.records.consents import read_policy
 from nbpulse.records.errorgroups import read_groups
 from nbpulse.records.gathering import connect_home, connect_parts
-from nbpulse.records.learners import STATE_COLUMNS, read_state
+from nbpulse.records.learners import STATE_COLUMNS, STUDENT_STATES, read_state
 from nbpulse.records.people import People
 from nbpulse.shards import get_shard_number
 
@@ -94,10 +94,6 @@ SELECT user_id, occurred_at AS at, notebook_id, cell_id, cell_index, data->>'err
 WHERE course_id = $1 AND occurred_at >= $2 AND occurred_at < $3 AND error_fingerprint = ANY($4::text[])
 ORDER BY occurred_at DESC LIMIT $5
 """
-_STATES: Final = f"""
-SELECT {STATE_COLUMNS} FROM learner_states s WHERE course_id = $1 AND state IS NOT NULL
-    AND EXISTS (SELECT FROM enrolments e WHERE e.user_id = s.user_id AND e.course_id = $1 AND e.role = 'student')
-"""  # noqa: S608 - constants
 
 
 class RunText(msgspec.Struct, frozen=True):
@@ -287,7 +283,7 @@ class WorkReader:
         async with connect_parts(self._people, "read_error") as parts:
             groups = await read_groups(parts.directory, course_id)
             members = groups.list_members(groups.find(fingerprint))
-            states = await parts.directory.fetch(_STATES, course_id)
+            states = await parts.directory.fetch(STUDENT_STATES, course_id)
             rows = await parts.fetch(_ERROR, course_id, *span, members, ERROR_RUNS_MAX)
         if not parts.is_one:
             rows = sorted(rows, key=lambda row: row["at"], reverse=True)[:ERROR_RUNS_MAX]
