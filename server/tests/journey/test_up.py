@@ -215,6 +215,12 @@ def test_a_students_run_reaches_the_board_and_the_operators_stores(up: Up) -> No
     client.close()
 
 
+def test_a_class_meeting_begins_by_itself(up: Up) -> None:
+    for name in ("一郎", "二郎", "三郎"):
+        assert up.send_run(up.join(name)) == 202
+    wait_until(lambda: up.read_live()["meeting"] is not None, "a class meeting")
+
+
 def test_a_second_one_on_the_same_data_says_so(up: Up) -> None:
     second = run_nbpulse("up", "--data", str(up.data_dir), "--port", "0")
     assert second.returncode == 1

@@ -8,6 +8,7 @@ undoing again changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID, uuid5
@@ -45,19 +46,21 @@ RETURNING {_COLUMNS}
 """  # noqa: S608
 _FIND = f"SELECT {_COLUMNS} FROM class_meetings WHERE course_id = $1 AND id = $2"  # noqa: S608
 _LIST = f"SELECT {_COLUMNS} FROM class_meetings WHERE course_id = $1 ORDER BY started_at DESC LIMIT $2"  # noqa: S608
-# Where enough students are active and no meeting is open; `ended_at`: of the meeting before. What the ledger says of
-# such a course is asked course by course: they are few, and Citus takes no statement that looks up each row there.
+# Of those asked about where no meeting is open and enough students are active; `ended_at`: of the meeting before. What
+# the ledger says of such a course is asked course by course: they are few, and Citus takes no statement that looks up
+# each row there.
 _FIND_ACTIVE = """
 WITH active AS (
     SELECT s.course_id FROM learner_states s JOIN enrolments e USING (user_id, course_id)
-    WHERE e.role = 'student' AND s.last_activity_at > now() - $1 * interval '1 minute'
+    WHERE s.course_id = ANY(ARRAY(
+            SELECT unnest($3::uuid[]) EXCEPT SELECT course_id FROM class_meetings WHERE ended_at IS NULL))
+        AND e.role = 'student' AND s.last_activity_at > now() - $1 * interval '1 minute'
     GROUP BY s.course_id HAVING count(*) >= $2
 ), previous AS (
     SELECT DISTINCT ON (m.course_id) m.course_id, m.ended_at FROM class_meetings m JOIN active USING (course_id)
     ORDER BY m.course_id, m.started_at DESC
 )
 SELECT a.course_id, p.ended_at FROM active a LEFT JOIN previous p USING (course_id)
-WHERE p.course_id IS NULL OR p.ended_at IS NOT NULL
 """
 # Of students whose rows are in another database the directory knows the half minutes of their runs (rollups.py).
 # After one that was ended by its button there must be a gap in the course's events: the same lesson does not begin
@@ -83,7 +86,8 @@ _END_BY_ITSELF = """
 WITH quiet AS (
     SELECT m.id, greatest(m.started_at, max(s.last_activity_at)) AS last_at
     FROM class_meetings m LEFT JOIN learner_states s ON s.course_id = m.course_id
-    WHERE m.ended_at IS NULL AND m.started_at < now() - $1 * interval '1 minute' GROUP BY m.id
+    WHERE m.ended_at IS NULL AND m.started_at < now() - $1 * interval '1 minute' AND m.course_id <> ALL($2::uuid[])
+    GROUP BY m.id
 )
 UPDATE class_meetings m SET ended_at = quiet.last_at FROM quiet
 WHERE m.id = quiet.id AND quiet.last_at < now() - $1 * interval '1 minute' RETURNING m.course_id
@@ -93,11 +97,11 @@ WITH used AS (
     SELECT id, array_agg(DISTINCT notebook_id ORDER BY notebook_id) AS notebook_ids FROM (
         SELECT m.id, s.notebook_id FROM class_meetings m JOIN learning_sessions s ON s.course_id = m.course_id
             AND s.last_activity_at >= m.started_at AND s.started_at > m.started_at - interval '1 day'
-        WHERE m.ended_at IS NULL AND s.notebook_id IS NOT NULL
+        WHERE m.ended_at IS NULL AND m.course_id = ANY($1::uuid[]) AND s.notebook_id IS NOT NULL
         UNION
         SELECT m.id, r.notebook_id FROM class_meetings m JOIN recent_runs r ON r.course_id = m.course_id
             AND r.half_minute >= extract(epoch FROM m.started_at)::int / 30
-        WHERE m.ended_at IS NULL
+        WHERE m.ended_at IS NULL AND m.course_id = ANY($1::uuid[])
     ) either GROUP BY id
 )
 UPDATE class_meetings m SET notebook_ids = used.notebook_ids FROM used
@@ -190,22 +194,25 @@ class Meetings:
 
 
 @named_query("keep_meetings")
-async def keep_meetings(pool: asyncpg.Pool) -> Changed:
+async def keep_meetings(pool: asyncpg.Pool, moving: Sequence[str]) -> Changed:
     """
     Begin and end what begins and ends by itself, for the worker's login.
+
+    `moving`: the courses of which something was stored in the last ACTIVE_MINUTES. Only they can begin, and they do not
+    end, so that what else a school has costs nothing here.
 
     The withdrawals are the caller's to append to the stream: the same hand gives the same event, so again does no harm.
     Raises Unavailable (NB-2003).
     """
     try:
         async with pool.acquire(timeout=5) as connection, connection.transaction():
-            ended = await connection.fetch(_END_BY_ITSELF, QUIET_MINUTES)
+            ended = await connection.fetch(_END_BY_ITSELF, QUIET_MINUTES, moving)
             begun = [
                 row
-                for active in await connection.fetch(_FIND_ACTIVE, ACTIVE_MINUTES, BEGIN_STUDENTS)
+                for active in await connection.fetch(_FIND_ACTIVE, ACTIVE_MINUTES, BEGIN_STUDENTS, moving)
                 for row in await connection.fetch(_BEGIN_BY_ITSELF, *active, ACTIVE_MINUTES, QUIET_MINUTES)
             ]
-            await connection.execute(_NOTE_NOTEBOOKS)
+            await connection.execute(_NOTE_NOTEBOOKS, moving)
             hands = await connection.fetch(_LEFT_HANDS, UNDO_S)
     except UNAVAILABLE as error:
         raise Unavailable("NB-2003") from error

@@ -61,6 +61,8 @@ class Worker:
         self._backlog = 0
         self._lanes = [Reader(self, lane, resources, stop, claim_idle_s) for lane in LANES]
         self._anchor_due_at = 0.0
+        self._stored_at: dict[str, float] = {}
+        """When something of a course was stored last, by the monotonic clock."""
 
     async def run(self) -> None:
         """Work until `stop`; then finish the batches in hand, within 10 s, and measure what is stored."""
@@ -151,8 +153,9 @@ class Worker:
         except Unavailable as error:
             _log.info("worker.shards_not_given_back", code=error.code)  # they lapse
 
-    def owe(self, recorded: Recorded) -> None:
-        """Have the batch measured; when too many wait already, its debt row is paid later."""
+    def note_stored(self, recorded: Recorded) -> None:
+        """Have the batch measured; when too many wait already, its debt row is paid later. Its courses are moving."""
+        self._stored_at |= dict.fromkeys((state.course_id for state in recorded.states), time.monotonic())
         if recorded.debt_id is not None and not self._to_measure.full():
             self._to_measure.put_nowait(recorded)
 
@@ -189,7 +192,9 @@ class Worker:
             self._anchor_due_at = time.monotonic() + 86_400
 
     async def _keep_meetings(self) -> None:
-        changed = await meetings.keep_meetings(self._resources.pool)
+        since = time.monotonic() - 60 * meetings.ACTIVE_MINUTES
+        self._stored_at = {course_id: at for course_id, at in self._stored_at.items() if at > since}
+        changed = await meetings.keep_meetings(self._resources.pool, list(self._stored_at))
         for course_id in changed.course_ids:
             await self._resources.cache.announce_roster(course_id)
         answered = await interventions.find_helped_hands(self._resources.pool)

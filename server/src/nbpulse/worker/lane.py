@@ -176,7 +176,7 @@ class Reader:
             self._postpone([one for one, event in batch if (event.user_id, event.event_id) in late])
         done = [one for one, event in batch if not late or (event.user_id, event.event_id) not in late]
         await self._ack(done)
-        self._worker.owe(recorded)
+        self._worker.note_stored(recorded)
         self._worker.breaker.note(len(done), failed=False)
         metrics.worker_events.labels("stored").inc(recorded.stored_count)
         metrics.worker_events.labels("duplicate").inc(recorded.duplicate_count)
