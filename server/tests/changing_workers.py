@@ -22,7 +22,7 @@ from nbpulse.errors import Unavailable
 from nbpulse.events import ReceivedEvent
 from nbpulse.resources import Resources
 from nbpulse.shards import SHARD_COUNT, get_shard_number
-from nbpulse.stream.leases import name_lease
+from nbpulse.stream.leases import name_lease, read_owner
 from stores import connect, make_event
 from working import is_drained, is_paid
 from working import until as until_within
@@ -99,8 +99,9 @@ async def read_owners(redis: Redis) -> Counter[str]:
     pipe = redis.pipeline(transaction=False)
     pipe.hkeys("nbpulse:workers")
     pipe.mget([name_lease(shard) for shard in range(SHARD_COUNT)])
-    alive, owners = await pipe.execute()
-    return Counter(owner.decode() if owner in alive else "" for owner in owners)
+    alive, leases = await pipe.execute()
+    owners = (read_owner(lease) for lease in leases)
+    return Counter(owner if owner.encode() in alive else "" for owner in owners)
 
 
 async def is_shared(redis: Redis, names: Sequence[str]) -> bool:

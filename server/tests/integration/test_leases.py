@@ -19,7 +19,7 @@ from nbpulse.errors import StartupError
 from nbpulse.metrics import RedisQuery
 from nbpulse.records.failures import UNAVAILABLE
 from nbpulse.shards import SHARD_COUNT
-from nbpulse.stream.leases import BEAT_S, LEASE_S, Leases, name_lease, share
+from nbpulse.stream.leases import BEAT_S, LEASE_S, Leases, name_lease, read_owner, share
 from nbpulse.stream.link import Command
 from stores import WORKER_PASSWORD, check_conservation, connect, create_database, make_class, open_stores
 from working import until
@@ -129,6 +129,26 @@ async def test_of_two_who_begin_at_once_neither_takes_what_the_other_has(
     await until(team.is_even)
 
 
+async def test_who_comes_back_while_another_succeeds_him_keeps_what_he_took_first(
+    team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = await team.add("first"), await team.add("second")
+    await until(team.is_even)
+    await asyncio.sleep(LEASE_S)  # both are silent
+    assert not (first.reading or second.reading)
+    ask = first._call
+
+    async def ask_after_the_other(commands: list[Command], query_type: RedisQuery) -> list[Any]:
+        if query_type == "take_leases" and not second.reading:
+            await second.renew()
+        return await ask(commands, query_type)
+
+    monkeypatch.setattr(first, "_call", ask_after_the_other)
+    await first.renew()
+    assert (len(first.reading), len(second.reading)) == (32, 32)
+    assert set(first.reading) | set(second.reading) == ALL
+
+
 async def test_who_comes_gets_a_share_and_who_leaves_gives_it_back_at_once(team: Team) -> None:
     first = await team.add("first")
     second = await team.add("second")
@@ -151,7 +171,7 @@ async def test_what_is_in_hand_is_read_no_more_but_not_given_away_either(redis: 
         await second.renew()
     assert len(first.reading) == 32
     assert not second.reading
-    assert {await redis.get(name_lease(shard)) for shard in ALL} == {b"first"}
+    assert {read_owner(await redis.get(name_lease(shard))) for shard in ALL} == {"first"}
     await first.renew()
     await second.renew()
     assert set(second.reading) == ALL - set(first.reading)

@@ -21,7 +21,7 @@ from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError,
 from nbpulse.cluster import Cluster, part_by_slot
 from nbpulse.errors import Unavailable
 from nbpulse.metrics import RedisQuery
-from nbpulse.stream.link import ANSWER_DEADLINE_S, Asking, Command, Link
+from nbpulse.stream.link import ANSWER_DEADLINE_S, REST_S, Asking, Command, Link
 
 _REFRESH_S: Final = 0.2
 _TRY_AGAIN_S: Final = 0.02
@@ -36,9 +36,9 @@ class ClusterLink(Asking):
     command's place, as a refusal does.
     """
 
-    def __init__(self, cluster: Cluster, *, confirms: bool = False) -> None:
+    def __init__(self, cluster: Cluster, *, confirms: bool = False, rest_s: float = REST_S) -> None:
         self._cluster = cluster
-        self._confirms = confirms
+        self._make_link = partial(Link, confirms=confirms, rest_s=rest_s)
         self._links: dict[str, Link] = {}
         self._refresh_at = 0.0
         self._refreshing: asyncio.Task[None] | None = None
@@ -110,7 +110,7 @@ class ClusterLink(Asking):
     def _open(self, server: ClusterNode) -> Link:
         link = self._links.get(server.name)
         if link is None:
-            link = Link(partial(self._cluster.make_connection, server), confirms=self._confirms)
+            link = self._make_link(partial(self._cluster.make_connection, server))
             self._links[server.name] = link
         return link
 
@@ -178,11 +178,14 @@ class ClusterLink(Asking):
 AnyLink = Link | ClusterLink
 
 
-def open_link(redis: Redis | Cluster, *, confirms: bool = False) -> AnyLink:
-    """A link to what the client speaks to; `confirms`: also to a replica, before anything is called done."""
+def open_link(redis: Redis | Cluster, *, confirms: bool = False, rest_s: float = REST_S) -> AnyLink:
+    """
+    A link to what the client speaks to; `confirms`: also to a replica, before anything is called done; `rest_s`: how
+    long a server that failed is left alone.
+    """
     if isinstance(redis, Cluster):
-        return ClusterLink(redis, confirms=confirms)
-    return Link(redis.connection_pool.make_connection, confirms=confirms)
+        return ClusterLink(redis, confirms=confirms, rest_s=rest_s)
+    return Link(redis.connection_pool.make_connection, confirms=confirms, rest_s=rest_s)
 
 
 def _find_key(command: Command) -> bytes:

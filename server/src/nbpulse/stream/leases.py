@@ -3,7 +3,7 @@
 A worker lives by its beat (one write every 0.5 s, timed by the server's clock); a shard's lease names its reader and
 has no end of its own, so that nothing else is written while nobody comes or goes. Promises: who has not beaten for
 2.5 s has no shard any more, by its own clock no later than by anybody else's; a shard is taken only where nobody alive
-has it; every command names one key. On a cluster the beat goes to three places and counts where two have it, so that
+has it, and whoever was silent has to take his own anew, of two who try one; every command names one key. On a cluster the beat goes to three places and counts where two have it, so that
 one server that is away, or comes back with less, neither silences anybody nor has two read one shard; of shards whose
 server does not answer nothing is concluded. What two readers store is stored once (the ledger): leases keep the order
 of a student's events and share the work, nothing else hangs on them (docs/decisions/0032).
@@ -24,12 +24,13 @@ from nbpulse.errors import StartupError, Unavailable
 from nbpulse.metrics import RedisQuery, worker_shards
 from nbpulse.shards import SHARD_COUNT
 from nbpulse.stream.cluster import open_link
-from nbpulse.stream.link import ANSWER_DEADLINE_S, Command
+from nbpulse.stream.link import ANSWER_DEADLINE_S, REST_S, Command
 
 LEASE_S: Final = 2.5
 BEAT_S: Final = 0.5
-# Where others answer, one that is silent must not cost the next beat.
+# Where others answer, one that is silent must cost neither the next beat nor, asked twice in each, the one after it.
 _CLUSTER_DEADLINE_S: Final = 0.7
+_CLUSTER_REST_S: Final = 1.0
 
 # The server's clock alone decides who is alive. Answers who takes shards, and what was noted under our name before.
 _BEAT: Final = b"""
@@ -49,7 +50,7 @@ for i = 1, #noted, 2 do
 end
 return {before and string.match(before, '"life":"(%w+)"') or '', taking}
 """
-# Only from whom it was seen with (nobody: ''): since then somebody may have come whom our beat did not see.
+# Only as it was seen (nobody's: ''): since then somebody may have come, or come back, whom our beat did not see.
 _TAKE: Final = b"""
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[2] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1])
@@ -61,8 +62,13 @@ _log = structlog.get_logger(__name__)
 
 
 def name_lease(shard: int) -> bytes:
-    """Where the name of a shard's reader stands, beside its streams."""
+    """Where the name of a shard's reader stands, beside its streams; `read_owner` reads it."""
     return f"nbpulse:lease:{{shard_{shard}}}".encode()
+
+
+def read_owner(lease: bytes | None) -> str:
+    """The worker whose name a lease bears, before what sets this holding apart from his earlier ones; "": nobody's."""
+    return (lease or b"").rpartition(b" ")[0].decode()
 
 
 def share(worker: str, workers: Collection[str]) -> int:
@@ -76,9 +82,10 @@ class Leases:
     """One worker's shards. `renew` every 0.5 s keeps them, takes what is free and gives back what is too much."""
 
     def __init__(self, redis: Redis | Cluster, worker: str) -> None:
-        self._link = open_link(redis)
+        is_cluster = isinstance(redis, Cluster)
+        self._link = open_link(redis, rest_s=_CLUSTER_REST_S if is_cluster else REST_S)
         self._beats = name_beats(redis)
-        self._deadline_s = _CLUSTER_DEADLINE_S if isinstance(redis, Cluster) else ANSWER_DEADLINE_S
+        self._deadline_s = _CLUSTER_DEADLINE_S if is_cluster else ANSWER_DEADLINE_S
         self._worker = worker
         # Of two lives under one name the later one ends (NB-3105).
         self._life = f"{time.time_ns():020d}{secrets.token_hex(4)}"
@@ -87,6 +94,7 @@ class Leases:
         self._takings = 0
         self._held: dict[int, int] = {}
         self._leaving: set[int] = set()
+        self._forget()
 
     @property
     def reading(self) -> Mapping[int, int]:
@@ -109,23 +117,26 @@ class Leases:
         others = await self._beat(is_stuck=is_stuck, lag_ms=lag_ms)
         wanted = 0 if is_stuck and others else share(self._worker, others)
         owners = {shard: answer for shard, answer in enumerate(answers) if not isinstance(answer, Exception)}
-        me = self._worker.encode()
-        for shard in [shard for shard in self._held if owners.get(shard, me) != me]:
+        names = {shard: read_owner(lease) for shard, lease in owners.items()}
+        for shard in [shard for shard in self._held if owners.get(shard, self._lease) != self._lease]:
             del self._held[shard]
         kept = sorted(self._held)[:wanted]
         for shard in self._leaving.intersection(kept):
             self._note_taking(shard)  # what was read of it and given up meanwhile is to be read again
         self._leaving = set(self._held) - set(kept)
         given = [shard for shard in self._leaving if is_stuck or shard not in in_hand]
-        await self._give(given)
+        await self._give(dict.fromkeys(given, self._lease))
         if len(kept) < wanted and not is_stuck:
-            alive = {worker.encode() for worker in others}
-            free = [shard for shard in owners if shard not in self._held and owners[shard] not in alive]
+            free = [shard for shard in owners if shard not in self._held and names[shard] not in others]
             # Whom we succeed under this name may have had more than we shall: ours first, and the rest is given back.
-            free.sort(key=lambda shard: owners[shard] != me)
+            free.sort(key=lambda shard: names[shard] != self._worker)
             await self._take([(shard, owners[shard] or b"") for shard in free], wanted - len(kept))
-        left = [shard for shard in owners if owners[shard] == me and shard not in self._held and shard not in given]
-        await self._give([shard for shard in left if is_stuck or shard not in in_hand])
+        left = {
+            shard: lease
+            for shard, lease in owners.items()
+            if names[shard] == self._worker and shard not in self._held and shard not in given
+        }
+        await self._give({shard: lease for shard, lease in left.items() if is_stuck or shard not in in_hand})
         worker_shards.set(len(self._held) - len(self._leaving))
 
     async def leave(self) -> None:
@@ -136,7 +147,7 @@ class Leases:
         """
         self._valid_until = float("-inf")
         self._leaving.clear()
-        await self._give(list(self._held))
+        await self._give(dict.fromkeys(self._held, self._lease))
         worker_shards.set(0)
         for answer in await self._call([("HDEL", key, self._worker) for key in self._beats], "leave"):
             if isinstance(answer, Exception):
@@ -163,19 +174,23 @@ class Leases:
                 raise error
             _log.warning("leases.namesake", code=error.code, title=error.title("en"))
         elif len(lives) <= len(self._beats) // 2 or sent_at >= self._valid_until:
-            # Others may have found us silent.
-            self._held.clear()
-            self._leaving.clear()
+            self._forget()  # others may have found us silent
         self._is_known = True
         self._valid_until = sent_at + LEASE_S
         return {worker.decode() for _, taking in given for worker in taking} - {self._worker}
 
+    def _forget(self) -> None:
+        """Have no shard. Who saw our leases as they are until now finds them changed once we take them again."""
+        self._held.clear()
+        self._leaving.clear()
+        self._lease = f"{self._worker} {secrets.token_hex(8)}".encode()
+
     async def _take(self, free: list[tuple[int, bytes]], count: int) -> None:
-        """Of these shards and the owners seen of them, `count` that are still so."""
+        """Of these shards and the leases seen of them, `count` that are still so."""
         while free and count > 0:
             tried, free = free[:count], free[count:]
             commands: list[Command] = [
-                ("EVAL", _TAKE, 1, name_lease(shard), self._worker, owner) for shard, owner in tried
+                ("EVAL", _TAKE, 1, name_lease(shard), self._lease, lease) for shard, lease in tried
             ]
             for (shard, _), is_taken in zip(tried, await self._call(commands, "take_leases"), strict=True):
                 if is_taken == 1:
@@ -186,11 +201,13 @@ class Leases:
         self._takings += 1
         self._held[shard] = self._takings
 
-    async def _give(self, shards: list[int]) -> None:
-        for shard in shards:
+    async def _give(self, leases: Mapping[int, bytes]) -> None:
+        """These shards, where their leases are still so."""
+        for shard in leases:
             self._held.pop(shard, None)
             self._leaving.discard(shard)
-        await self._call([("EVAL", _GIVE, 1, name_lease(shard), self._worker) for shard in shards], "give_leases")
+        commands: list[Command] = [("EVAL", _GIVE, 1, name_lease(shard), lease) for shard, lease in leases.items()]
+        await self._call(commands, "give_leases")
 
     async def _call(self, commands: list[Command], query_type: RedisQuery) -> list[Any]:
         """The answers; a failure stands in its command's place. Raises Unavailable: no server answered."""

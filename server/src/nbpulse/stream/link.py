@@ -18,6 +18,7 @@ from nbpulse.errors import Unavailable
 from nbpulse.metrics import RedisQuery, redis_query_durations
 
 ANSWER_DEADLINE_S: Final = 2.0
+REST_S: Final = 0.1
 Command = Sequence[bytes | str | int]
 CONFIRMATION_SHARE: Final = 0.8
 """Of the deadline, when a replica's confirmation is given up; so the connection is in step for the next call."""
@@ -51,14 +52,17 @@ class Link(Asking):
     One connection of its own: commands out in one write, answers back in order, nothing ever sent twice.
 
     It opens itself when first used, again after a failure, and where the server has closed it since the last call (it
-    was started anew, or replaced): that costs nobody an answer. A server that just failed is left alone for 100 ms.
+    was started anew, or replaced): that costs nobody an answer. A server that just failed is left alone for `rest_s`.
     One that `confirms` has every call confirmed by a replica too: written, and where the server can say so (WAITAOF)
     on its disk.
     """
 
-    def __init__(self, make_connection: Callable[[], AbstractConnection], *, confirms: bool = False) -> None:
+    def __init__(
+        self, make_connection: Callable[[], AbstractConnection], *, confirms: bool = False, rest_s: float = REST_S
+    ) -> None:
         self._make_connection = make_connection
         self._confirms = confirms
+        self._rest_s = rest_s
         self._knows_waitaof = False
         self._is_demoted = False
         self._connection: AbstractConnection | None = None
@@ -76,7 +80,7 @@ class Link(Asking):
         what was sent may or may not have happened.
         """
         async with self._turn:
-            if time.monotonic() - self._failed_at < 0.1:
+            if time.monotonic() - self._failed_at < self._rest_s:
                 raise Unavailable("NB-2001")
             started, patience_s = time.monotonic(), deadline_s * CONFIRMATION_SHARE
             timing = redis_query_durations[query_type].time() if query_type and commands else nullcontext()
