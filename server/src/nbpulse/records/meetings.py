@@ -82,11 +82,13 @@ WHERE $2::timestamptz IS NULL OR EXISTS (
     ) gaps WHERE gap >= $4 * interval '1 minute')
 ON CONFLICT (course_id) WHERE ended_at IS NULL DO NOTHING RETURNING course_id
 """
+# Of the open meetings' courses alone: the planner takes them for many and would read what the whole school has.
 _END_BY_ITSELF = """
 WITH quiet AS (
     SELECT m.id, greatest(m.started_at, max(s.last_activity_at)) AS last_at
-    FROM class_meetings m LEFT JOIN learner_states s ON s.course_id = m.course_id
-    WHERE m.ended_at IS NULL AND m.started_at < now() - $1 * interval '1 minute' AND m.course_id <> ALL($2::uuid[])
+    FROM class_meetings m LEFT JOIN learner_states s ON s.course_id = m.course_id AND s.course_id = ANY(ARRAY(
+        SELECT course_id FROM class_meetings WHERE ended_at IS NULL AND started_at < now() - $1 * interval '1 minute'))
+    WHERE m.ended_at IS NULL AND m.started_at < now() - $1 * interval '1 minute'
     GROUP BY m.id
 )
 UPDATE class_meetings m SET ended_at = quiet.last_at FROM quiet
@@ -198,15 +200,15 @@ async def keep_meetings(pool: asyncpg.Pool, moving: Sequence[str]) -> Changed:
     """
     Begin and end what begins and ends by itself, for the worker's login.
 
-    `moving`: the courses of which something was stored in the last ACTIVE_MINUTES. Only they can begin, and they do not
-    end, so that what else a school has costs nothing here.
+    `moving`: the courses of which something was stored in the last ACTIVE_MINUTES. Only in them can a meeting begin, so
+    that what else a school has costs nothing here; to end, every open meeting is asked.
 
     The withdrawals are the caller's to append to the stream: the same hand gives the same event, so again does no harm.
     Raises Unavailable (NB-2003).
     """
     try:
         async with pool.acquire(timeout=5) as connection, connection.transaction():
-            ended = await connection.fetch(_END_BY_ITSELF, QUIET_MINUTES, moving)
+            ended = await connection.fetch(_END_BY_ITSELF, QUIET_MINUTES)
             begun = [
                 row
                 for active in await connection.fetch(_FIND_ACTIVE, ACTIVE_MINUTES, BEGIN_STUDENTS, moving)
