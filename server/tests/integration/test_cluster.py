@@ -345,7 +345,8 @@ async def test_a_server_that_is_away_stops_no_worker_at_the_others(cluster: Valk
         primary = await cluster.find_owner(b"nbpulse:workers")
         replica = await cluster.find_replica(primary)
         served = {shard for shard in range(SHARD_COUNT) if await cluster.find_owner(name_lease(shard)) is not primary}
-        assert 0 < len(served) < SHARD_COUNT
+        # However slots have moved in tests before: more than one of two workers' share, so that one who comes gets some.
+        assert SHARD_COUNT // 2 < len(served) < SHARD_COUNT
         for server in (primary, replica):
             os.kill(server.pid, signal.SIGSTOP)
         try:
@@ -354,14 +355,16 @@ async def test_a_server_that_is_away_stops_no_worker_at_the_others(cluster: Valk
                 await renew()
                 await asyncio.sleep(BEAT_S)
             await until(lambda: reads(served, SHARD_COUNT))
-            third = add("third")
-            async with asyncio.timeout(60):
-                while not third.reading:
-                    await renew()
-            assert set(third.reading) <= served
             del team["second"]
             await until(lambda: reads(served, SHARD_COUNT))
-            assert not second.reading.keys() & first.reading.keys()
+            assert not second.reading
+            third = add("third")
+
+            async def has_third_some() -> bool:
+                return await reads(served, SHARD_COUNT) and bool(third.reading)
+
+            await until(has_third_some)
+            assert set(third.reading) <= served
         finally:
             for server in (replica, primary):
                 os.kill(server.pid, signal.SIGCONT)
