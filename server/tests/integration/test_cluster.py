@@ -340,12 +340,12 @@ async def test_a_server_that_is_away_stops_no_worker_at_the_others(cluster: Valk
             counts = [len(some) for some in reading.values()]
             return set().union(*reading.values()) >= wanted and max(counts) - min(counts) <= most
 
-        first, second = add("first"), add("second")
+        _, second = add("first"), add("second")
         await until(lambda: reads(set(range(SHARD_COUNT)), 0))
         primary = await cluster.find_owner(b"nbpulse:workers")
         replica = await cluster.find_replica(primary)
         served = {shard for shard in range(SHARD_COUNT) if await cluster.find_owner(name_lease(shard)) is not primary}
-        # However slots have moved in tests before: more than one of two workers' share, so that one who comes gets some.
+        # However slots have moved in tests before: more than one of two workers' share, so that who comes gets some.
         assert SHARD_COUNT // 2 < len(served) < SHARD_COUNT
         for server in (primary, replica):
             os.kill(server.pid, signal.SIGSTOP)

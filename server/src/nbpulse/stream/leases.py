@@ -3,10 +3,11 @@
 A worker lives by its beat (one write every 0.5 s, timed by the server's clock); a shard's lease names its reader and
 has no end of its own, so that nothing else is written while nobody comes or goes. Promises: who has not beaten for
 2.5 s has no shard any more, by its own clock no later than by anybody else's; a shard is taken only where nobody alive
-has it, and whoever was silent has to take his own anew, of two who try one; every command names one key. On a cluster the beat goes to three places and counts where two have it, so that
-one server that is away, or comes back with less, neither silences anybody nor has two read one shard; of shards whose
-server does not answer nothing is concluded. What two readers store is stored once (the ledger): leases keep the order
-of a student's events and share the work, nothing else hangs on them (docs/decisions/0032).
+has it, and whoever was silent has to take his own anew, of two who try one; every command names one key. On a cluster
+the beat goes to three places and counts where two have it, so that one server that is away, or comes back with less,
+neither silences anybody nor has two read one shard; of shards whose server does not answer nothing is concluded. What
+two readers store is stored once (the ledger): leases keep the order of a student's events and share the work, nothing
+else hangs on them (docs/decisions/0032).
 """
 
 from __future__ import annotations
