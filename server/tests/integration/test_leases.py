@@ -85,6 +85,19 @@ async def team(redis: Redis) -> AsyncIterator[Team]:
     await one.close()
 
 
+async def renew_around(monkeypatch: pytest.MonkeyPatch, outer: Leases, inner: Leases, when: str) -> None:
+    """One beat of `outer`, and all of one of `inner` just before it asks what is named `when`."""
+    ask = outer._call
+
+    async def ask_after_the_other(commands: list[Command], query_type: RedisQuery) -> list[Any]:
+        if query_type == when and not inner.reading:
+            await inner.renew()
+        return await ask(commands, query_type)
+
+    monkeypatch.setattr(outer, "_call", ask_after_the_other)
+    await outer.renew()
+
+
 async def test_one_alone_reads_all_at_once_and_writes_nothing_but_its_beat(redis: Redis, team: Team) -> None:
     alone = await team.add("worker")
     assert set(alone.reading) == ALL
@@ -115,15 +128,7 @@ async def test_of_two_who_begin_at_once_neither_takes_what_the_other_has(
 ) -> None:
     """Whoever was not there yet at one's own beat may have taken shards since."""
     first, second = team.join("first"), team.join("second")
-    ask = first._call
-
-    async def ask_after_the_other(commands: list[Command], query_type: RedisQuery) -> list[Any]:
-        if query_type == when and not second.reading:
-            await second.renew()
-        return await ask(commands, query_type)
-
-    monkeypatch.setattr(first, "_call", ask_after_the_other)
-    await first.renew()
+    await renew_around(monkeypatch, first, second, when)
     assert second.reading
     assert not first.reading.keys() & second.reading.keys()
     await until(team.is_even)
@@ -136,15 +141,7 @@ async def test_who_comes_back_while_another_succeeds_him_keeps_what_he_took_firs
     await until(team.is_even)
     await asyncio.sleep(LEASE_S)  # both are silent
     assert not {**first.reading, **second.reading}
-    ask = first._call
-
-    async def ask_after_the_other(commands: list[Command], query_type: RedisQuery) -> list[Any]:
-        if query_type == "take_leases" and not second.reading:
-            await second.renew()
-        return await ask(commands, query_type)
-
-    monkeypatch.setattr(first, "_call", ask_after_the_other)
-    await first.renew()
+    await renew_around(monkeypatch, first, second, "take_leases")
     assert (len(first.reading), len(second.reading)) == (32, 32)
     assert set(first.reading) | set(second.reading) == ALL
 

@@ -82,14 +82,16 @@ WHERE $2::timestamptz IS NULL OR EXISTS (
     ) gaps WHERE gap >= $4 * interval '1 minute')
 ON CONFLICT (course_id) WHERE ended_at IS NULL DO NOTHING RETURNING course_id
 """
-# Of the open meetings' courses alone: the planner takes them for many and would read what the whole school has.
+# Of these meetings' courses alone: the planner takes them for many and would read what the whole school has.
 _END_BY_ITSELF = """
-WITH quiet AS (
-    SELECT m.id, greatest(m.started_at, max(s.last_activity_at)) AS last_at
-    FROM class_meetings m LEFT JOIN learner_states s ON s.course_id = m.course_id AND s.course_id = ANY(ARRAY(
-        SELECT course_id FROM class_meetings WHERE ended_at IS NULL AND started_at < now() - $1 * interval '1 minute'))
-    WHERE m.ended_at IS NULL AND m.started_at < now() - $1 * interval '1 minute'
-    GROUP BY m.id
+WITH due AS (
+    SELECT id, course_id, started_at FROM class_meetings
+    WHERE ended_at IS NULL AND started_at < now() - $1 * interval '1 minute'
+), quiet AS (
+    SELECT d.id, greatest(max(d.started_at), max(s.last_activity_at)) AS last_at
+    FROM due d LEFT JOIN learner_states s ON s.course_id = d.course_id
+        AND s.course_id = ANY(ARRAY(SELECT course_id FROM due))
+    GROUP BY d.id
 )
 UPDATE class_meetings m SET ended_at = quiet.last_at FROM quiet
 WHERE m.id = quiet.id AND quiet.last_at < now() - $1 * interval '1 minute' RETURNING m.course_id

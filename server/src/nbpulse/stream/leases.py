@@ -125,19 +125,16 @@ class Leases:
         for shard in self._leaving.intersection(kept):
             self._note_taking(shard)  # what was read of it and given up meanwhile is to be read again
         self._leaving = set(self._held) - set(kept)
-        given = [shard for shard in self._leaving if is_stuck or shard not in in_hand]
+        busy = set() if is_stuck else set(in_hand)
+        given = self._leaving - busy
         await self._give(dict.fromkeys(given, self._lease))
         if len(kept) < wanted and not is_stuck:
             free = [shard for shard in owners if shard not in self._held and names[shard] not in others]
             # Whom we succeed under this name may have had more than we shall: ours first, and the rest is given back.
             free.sort(key=lambda shard: names[shard] != self._worker)
             await self._take([(shard, owners[shard] or b"") for shard in free], wanted - len(kept))
-        left = {
-            shard: lease
-            for shard, lease in owners.items()
-            if names[shard] == self._worker and shard not in self._held and shard not in given
-        }
-        await self._give({shard: lease for shard, lease in left.items() if is_stuck or shard not in in_hand})
+        ours = {shard for shard, name in names.items() if name == self._worker}
+        await self._give({shard: owners[shard] for shard in ours - self._held.keys() - given - busy})
         worker_shards.set(len(self._held) - len(self._leaving))
 
     async def leave(self) -> None:
